@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+
+from kernels_pallas import sparse_linear
+
+SIZES = st.sampled_from([1, 2, 7, 16, 33])
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=SIZES, size_in=SIZES, size_out=SIZES, seed=st.integers(0, 10_000))
+def test_product_of_the_kept_channels(rows, size_in, size_out, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, size_in)).astype(np.float32)
+    weight = rng.standard_normal((size_in, size_out)).astype(np.float32)
+    thresholds = rng.uniform(0, 1.5, size_in).astype(np.float32)
+    expected = np.zeros((rows, size_out))
+    for r in range(rows):
+        kept = [i for i in range(size_in) if abs(x[r, i]) >= thresholds[i]]
+        expected[r] = x[r, kept].astype(np.float64) @ weight[kept].astype(np.float64)
+    found = sparse_linear(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(thresholds))
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_all_kept_is_the_dense_product_and_none_kept_is_zero(dtype):
+    x = jax.random.normal(jax.random.key(0), (3, 5, 24), dtype)
+    weight = jax.random.normal(jax.random.key(1), (24, 10), dtype)
+    dense = sparse_linear(x, weight, jnp.zeros(24))
+    assert dense.dtype == dtype
+    np.testing.assert_array_equal(dense, jnp.matmul(x, weight, precision="highest"))
+    assert not np.asarray(sparse_linear(x, weight, jnp.full(24, 1e9)), np.float32).any()
+
+
+def test_infinities_are_kept_and_nans_are_not():
+    weight = jnp.ones((2, 3))
+    assert np.isinf(sparse_linear(jnp.array([jnp.inf, 1.0]), weight, jnp.full(2, 5.0))).all()
+    np.testing.assert_array_equal(sparse_linear(jnp.array([jnp.nan, 1.0]), weight, jnp.full(2, 0.5)), 1.0)
+
+
+def test_an_implementation_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="implementation = 'cuda'"):
+        sparse_linear(jnp.ones(2), jnp.ones((2, 2)), jnp.ones(2), implementation="cuda")
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "cpu"])
+def test_the_fallback_lowers_for_every_platform(platform):
+    shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 4096), (4096, 1024))]
+    lowered = export.export(jax.jit(sparse_linear), platforms=[platform])(
+        *shapes, jax.ShapeDtypeStruct((4096,), jnp.float32)
+    )
+    assert "dot_general" in lowered.mlir_module()
