@@ -1,0 +1,50 @@
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository):
+    """Real text for measurements, which does not ship with the project."""
+    folder = repository.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real texts in {folder.name}/ beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    from wisparse_jax.testing import tiny_config
+
+    return tiny_config()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config):
+    from wisparse_jax.testing import tiny_model
+
+    return tiny_model(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_config):
+    """Four windows of 48 tokens."""
+    return jax.random.randint(jax.random.key(1), (4, 48), 0, tiny_config.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The trained model that ships with the package, in float32."""
+    import wisparse_jax as ws
+
+    return ws.load("demo", dtype="float32")

@@ -1,0 +1,216 @@
+"""Converted checkpoints: nothing is lost, nothing is half written, damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from wisparse_jax.errors import WeightsError, WisparseError
+from wisparse_jax.models import checkpoint
+from wisparse_jax.models.checkpoint import convert
+from wisparse_jax.models.loading import load, model_fingerprint
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)
+
+
+@pytest.fixture
+def converted(folder: Path, tmp_path: Path) -> Path:
+    convert(folder, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_converted_equals_original_bit_for_bit(folder: Path, converted: Path, dtype: str) -> None:
+    a, b = load(folder, dtype=dtype), load(converted, dtype=dtype)
+    np.testing.assert_array_equal(a(TOKENS), b(TOKENS))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), a.params) == jax.tree.map(lambda x: (x.shape, x.dtype), b.params)
+    assert model_fingerprint(a) == model_fingerprint(b)
+    assert a.config == b.config
+
+
+def test_tensors_keep_their_own_dtypes(tied: Path, tmp_path: Path) -> None:
+    """A bf16 file with float32 norms loses nothing on the way to a float32 load."""
+    tensors = load_file(tied / "model.safetensors")
+    rng = np.random.default_rng(0)
+    tensors["model.norm.weight"] = rng.standard_normal(64).astype(np.float32)
+    save_file(tensors, tied / "model.safetensors")
+    convert(str(tied), tmp_path / "out")
+    np.testing.assert_array_equal(load(tied, "float32")(TOKENS), load(tmp_path / "out", "float32")(TOKENS))
+    np.testing.assert_array_equal(load(tmp_path / "out", "float32").params["norm"], tensors["model.norm.weight"])
+
+
+def test_a_checkpoint_can_be_converted_again(converted: Path, tmp_path: Path) -> None:
+    convert(converted, tmp_path / "again")
+    np.testing.assert_array_equal(load(converted)(TOKENS), load(tmp_path / "again")(TOKENS))
+
+
+def test_config_and_tokenizer_files_travel_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    names = {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "merges.txt"}
+    for name in names:
+        (folder / name).write_text("{}")
+    (folder / "modeling.py").write_text("1 / 0")
+    convert(folder, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"config.json", "wisparse.json", "weights"}
+
+
+def test_the_folder_may_move(converted: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    moved = Path(shutil.move(converted, tmp_path / "deep" / "elsewhere"))
+    shutil.rmtree(folder)
+    assert load(moved)(TOKENS).shape == (2, 12, 96)
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link"])
+def test_nothing_is_overwritten(folder: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "dangling link":
+        out.symlink_to(tmp_path / "nowhere")
+    else:
+        out.mkdir()
+    if kind == "folder":
+        (out / "mine").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(WisparseError, match=re.escape(f"{out} exists already; nothing is overwritten")):
+        convert(folder, out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_parent_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WisparseError, match=re.escape(f"the folder {tmp_path / 'no'} does not exist")):
+        convert(folder, tmp_path / "no" / "out")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interruption_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: bool
+) -> None:
+    real = checkpoint._save
+
+    def save(*args: Any) -> None:
+        if after:
+            real(*args)
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_save", save)
+    with pytest.raises(error):
+        convert(folder, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_bad_source_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError):
+        convert(folder, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A real process, stopped while Orbax's files appear."""
+    code = "import sys; from wisparse_jax.models.checkpoint import convert; convert(sys.argv[1], sys.argv[2])"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.partial-*/weights*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(number)
+    code_ = process.wait(timeout=60)
+    left = {p.name for p in tmp_path.iterdir()}
+    if out.exists():  # it was faster than the signal: then it is whole
+        assert left == {"model", "out"}
+        assert load(out)(TOKENS).shape == (2, 12, 96)
+    else:
+        assert code_ != 0
+        assert left == {"model"}
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    for i in range(len(data) // 3, len(data)):
+        data[i] ^= 0x55
+    file.write_bytes(data)
+
+
+def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def apply(out: Path) -> None:
+        raw = json.loads((out / "wisparse.json").read_text())
+        change(raw)
+        (out / "wisparse.json").write_text(json.dumps(raw))
+
+    return apply
+
+
+UNREADABLE = "is not readable by Orbax (damaged or incomplete?): "
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda out: shutil.rmtree(out / "weights"), "weights: no such folder; the checkpoint is incomplete"),
+    "empty weights": (lambda out: (shutil.rmtree(out / "weights"), (out / "weights").mkdir()), UNREADABLE),
+    "metadata damaged": (lambda out: damage(out / "weights" / "_METADATA"), UNREADABLE),
+    "manifest of the data gone": (lambda out: (out / "weights" / "manifest.ocdbt").unlink(), UNREADABLE),
+    "data gone": (lambda out: [p.unlink() for p in (out / "weights").glob("ocdbt.process_*/d/*")], UNREADABLE),
+    "data damaged": (lambda out: [damage(p) for p in (out / "weights").glob("ocdbt.process_*/d/*")], UNREADABLE),
+    "not JSON": (lambda out: (out / "wisparse.json").write_text("{"), "wisparse.json: not readable as JSON"),
+    "another format": (
+        manifest(lambda raw: raw.update(format="x")),
+        "wisparse.json: expected an object with format = 'wisparse-checkpoint'",
+    ),
+    "another version": (manifest(lambda raw: raw.update(version=2)), "wisparse.json: expected version 1, found 2"),
+    "no fingerprint": (
+        manifest(lambda raw: raw.pop("fingerprint")),
+        "wisparse.json: fingerprint: expected a string, found None",
+    ),
+    "another fingerprint": (
+        manifest(lambda raw: raw.update(fingerprint="abc")),
+        "are not those that were converted: expected fingerprint abc, found ",
+    ),
+    "no tensors": (manifest(lambda raw: raw.pop("tensors")), "wisparse.json: tensors: expected the dtype and"),
+    "integers": (
+        manifest(lambda raw: raw["tensors"]["embed"].update(dtype="int8")),
+        "wisparse.json: tensors: expected the dtype and",
+    ),
+    "a tensor less": (manifest(lambda raw: raw["tensors"].pop("embed")), "tensor embed is missing"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_one_error(converted: Path, case: str) -> None:
+    change, message = DAMAGE[case]
+    change(converted)
+    with pytest.raises(WeightsError, match=re.escape(message)) as caught:
+        load(converted)
+    assert str(converted) in str(caught.value)
+
+
+CONFIG_CHANGES = {
+    "more blocks": ({"num_hidden_layers": 3}, r"tensor blocks\.2\..* is missing; config.json describes"),
+    "tied": ({"tie_word_embeddings": True}, "tensor lm_head is unexpected; config.json describes"),
+    "vocabulary": ({"vocab_size": 97}, r"tensor embed: expected shape \(97, 64\), found \(96, 64\)"),
+    "rope": ({"rope_theta": 1e4}, "the weights or the configuration are not those that were converted"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_CHANGES)
+def test_weights_of_another_configuration_are_refused(converted: Path, case: str) -> None:
+    change, message = CONFIG_CHANGES[case]
+    raw = json.loads((converted / "config.json").read_text())
+    (converted / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(WeightsError, match=message):
+        load(converted)

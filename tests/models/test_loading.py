@@ -1,0 +1,194 @@
+"""Every form of MODEL, the tokenizer, and the end-of-sequence ids."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from wisparse_jax.errors import ConfigError, WisparseError
+from wisparse_jax.models import hub
+from wisparse_jax.models.checkpoint import convert
+from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+
+
+def write_tokenizer(folder: Path, bos: bool, eos: bool = False) -> None:
+    """A byte-level BPE tokenizer without merges; by its own rules it may put <s> before and </s> after a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    if bos or eos:
+        single = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("eos", [True, False])
+def test_bos_by_the_tokenizers_own_rules(folder: Path, bos: bool, eos: bool) -> None:
+    write_tokenizer(folder, bos, eos)
+    tokenizer = load_tokenizer(folder)
+    plain = tokenizer.encode("né  a.", bos=False)
+    assert len(plain) == len("né  a.".encode())
+    assert tokenizer.encode("né  a.") == ([1, *plain] if bos else plain)
+    assert tokenizer.encode("", bos=False) == []
+    assert tokenizer.decode([1, *plain, 2]) == "né  a."
+    assert tokenizer.vocab_size == 259
+
+
+def test_the_tokenizer_survives_conversion(folder: Path, tmp_path: Path) -> None:
+    write_tokenizer(folder, bos=True)
+    convert(folder, tmp_path / "out")
+    text = "Two words"
+    assert load_tokenizer(tmp_path / "out").encode(text) == load_tokenizer(folder).encode(text)
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    with pytest.raises(WisparseError, match=f"{folder}: no tokenizer: expected one of tokenizer.json"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", ""])
+def test_a_damaged_tokenizer(folder: Path, text: str) -> None:
+    write_tokenizer(folder, bos=True)
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(WisparseError, match=f"{folder}: the tokenizer is not readable: "):
+        load_tokenizer(folder)
+
+
+def test_paths_and_strings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = jnp.ones((1, 3), jnp.int32)
+    monkeypatch.chdir(folder.parent)
+    for name in (folder, str(folder), "model", "./model", Path("model")):
+        assert load(name)(tokens).shape == (1, 3, 96)
+
+
+def test_a_folder_comes_before_a_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    name = f"{folder.parent.name}/model"
+    assert hub.resolve(name) == Path(name)
+
+
+def test_demo_is_the_model_in_the_package() -> None:
+    assert hub.resolve("demo").parts[-2:] == ("wisparse_jax", "demo_model")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where", "a/b/c", "../a", "", "org/name with space"])
+def test_a_missing_folder_is_named_and_the_network_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_download", lambda name: pytest.fail("asked the hub"))
+    with pytest.raises(WisparseError, match="no such folder: expected a model folder, a hub id") as caught:
+        hub.resolve(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_file_is_not_a_model(folder: Path) -> None:
+    with pytest.raises(WisparseError, match=r"model\.safetensors is a file: expected a model folder"):
+        load(folder / "model.safetensors")
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json: no such file; a model folder holds a config.json"):
+        load(tmp_path)
+
+
+def test_the_hub_is_asked_for_what_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fnmatch
+
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load("some-org/Some-Model_1.5B")(jnp.ones((1, 3), jnp.int32)).shape == (1, 3, 96)
+    ((name, patterns),) = asked.items()
+
+    def wanted(file: str) -> bool:
+        return any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
+
+    assert name == "some-org/Some-Model_1.5B"
+    shards = ["model.safetensors", "model-00001-of-00030.safetensors", "model.safetensors.index.json"]
+    for file in [*shards, "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "merges.txt"]:
+        assert wanted(file), file
+    others = ["original/consolidated.00.pth", "consolidated.safetensors", "pytorch_model.bin", "modeling.py", "x.gguf"]
+    for file in [*others, "original/model.safetensors", "README.md", "onnx/model.onnx"]:
+        assert not wanted(file), file
+
+
+def hub_error(name: str) -> Exception:
+    from huggingface_hub import errors
+
+    kind = getattr(errors, name)
+    error = kind.__new__(kind)
+    Exception.__init__(error, "the hub's own words")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("RepositoryNotFoundError", "there is no such repository, or it is private"),
+        ("GatedRepoError", "it is gated: accept its terms on the hub and log in"),
+        ("LocalEntryNotFoundError", "it is not in the cache and the hub cannot be reached"),
+        ("HfHubHTTPError", "it was not downloaded: .*the hub's own words"),
+    ],
+)
+def test_hub_errors(kind: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        raise hub_error(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(WisparseError, match=f"org/name: no such folder here, and as a hub id {message}"):
+        load("org/name")
+
+
+def test_no_network(tmp_path: Path) -> None:
+    """The real client, told to stay offline, with an empty cache."""
+    code = (
+        "from wisparse_jax.models.hub import resolve\n"
+        "from wisparse_jax.errors import WisparseError\n"
+        "try: resolve('org/name')\n"
+        "except WisparseError as error: print(error)"
+    )
+    path = ":".join(p for p in sys.path if p)
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": path, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert "org/name: no such folder here, and as a hub id it is not in the cache" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [({"eos_token_id": [5, 6]}, (5, 6)), ({"eos_token_id": 7}, (7,)), ({"eos_token_id": None}, (2,)), ({}, (2,))],
+)
+def test_generation_config_names_the_ends(folder: Path, raw: dict[str, Any], expected: tuple[int, ...]) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(raw))
+    assert load(folder).config.eos_token_ids == expected
+
+
+def test_a_damaged_generation_config(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"generation_config\.json: not readable as JSON"):
+        read_model_config(folder)
+    path.write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id: expected .* found '</s>'"):
+        read_model_config(folder)

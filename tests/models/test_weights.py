@@ -1,0 +1,368 @@
+"""Import of Hugging Face weights: what is read, and what is refused with which message."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from wisparse_jax.errors import WeightsError, WisparseError
+from wisparse_jax.models import weights
+from wisparse_jax.models.config import parse_config, read_config
+from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, sample
+from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.loading import load, model_fingerprint
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+EMBED = "model.embed_tokens.weight"
+SHARD = "model-00001-of-00002.safetensors"  # holds Q after the fixture has split the model
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)
+Edit = Callable[[Path, Callable[[dict[str, np.ndarray]], object]], None]
+Shard = Callable[[Path], Path]
+
+
+def same(a: Any, b: Any) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b))
+
+
+def set_last(tensors: dict[str, np.ndarray], name: str, value: float) -> None:
+    """Set the last column of a tensor."""
+    tensors[name] = tensors[name].copy()
+    tensors[name][..., -1] = value
+
+
+def test_orientation_names_and_dtype(folder: Path) -> None:
+    stored = load_file(folder / "model.safetensors")
+    params = load(folder, dtype="float32").params
+    np.testing.assert_array_equal(params["blocks"][1]["q"]["kernel"], stored[Q].T.astype(np.float32))
+    np.testing.assert_array_equal(params["embed"], stored[EMBED].astype(np.float32))
+    np.testing.assert_array_equal(params["lm_head"], stored["lm_head.weight"].T.astype(np.float32))
+    np.testing.assert_array_equal(params["blocks"][0]["attn_norm"], stored[NORM].astype(np.float32))
+    shapes = param_shapes(read_config(folder))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+
+
+def test_every_parameter_of_every_family_has_a_name_of_its_own() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 12, "num_attention_heads": 2}
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        raw = {"model_type": family, "vocab_size": 8, "attention_bias": True, "mlp_bias": True, **sizes}
+        paths = list(flat(param_shapes(parse_config(raw))))
+        names = {weights.hf_name(path) for path in paths}
+        assert len(names) == len(paths)
+        assert "model.layers.11.mlp.down_proj.weight" in names
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes(folder: Path, dtype: str) -> None:
+    model = load(folder, dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
+    assert model(TOKENS).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_stored_dtypes_load_alike(folder: Path, edit: Edit, stored: Any) -> None:
+    reference = load(folder, dtype="float32")
+    if stored == np.float16:  # exact in both
+        edit(folder / "model.safetensors", lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()}))
+        reference = load(folder, dtype="float32")
+    edit(folder / "model.safetensors", lambda t: t.update({k: v.astype(stored) for k, v in t.items()}))
+    assert same(load(folder, dtype="float32").params, reference.params)
+
+
+def test_default_dtype_is_that_of_the_device(folder: Path) -> None:
+    expected = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    assert load(folder).dtype == expected
+    with pytest.raises(WisparseError, match="dtype = 'int8': expected one of float32, bfloat16, float16"):
+        load(folder, dtype="int8")
+
+
+def test_shards_load_as_the_single_file(folder: Path, shard: Shard) -> None:
+    single = load(folder)
+    shard(folder)
+    sharded = load(folder)
+    assert same(single.params, sharded.params)
+    assert model_fingerprint(single) == model_fingerprint(sharded)
+
+
+def test_a_snapshot_of_links_out_of_the_folder_is_read(folder: Path, tmp_path: Path, shard: Shard) -> None:
+    shard(folder)
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
+    assert load(snapshot)(TOKENS).shape == (2, 12, 96)
+
+
+def test_old_rotary_buffers_are_ignored(folder: Path, edit: Edit) -> None:
+    before = load(folder)
+    edit(folder / "model.safetensors", lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": t[NORM]}))
+    assert same(load(folder).params, before.params)
+
+
+def test_a_tied_model_takes_a_head_that_is_its_embedding(tied: Path, edit: Edit, shard: Shard) -> None:
+    before = load(tied)
+    edit(tied / "model.safetensors", lambda t: t.update({"lm_head.weight": t[EMBED]}))
+    assert "lm_head" not in load(tied).params
+    index = shard(tied)
+    assert same(load(tied).params, before.params)
+    file = tied / json.loads(index.read_text())["weight_map"]["lm_head.weight"]
+    edit(file, lambda t: set_last(t, "lm_head.weight", 0.5))
+    with pytest.raises(WeightsError, match=f"{file.name}: tensor lm_head.weight differs from {EMBED}: .* tie_word_emb"):
+        load(tied)
+
+
+def test_only_one_tensor_is_on_its_way_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak host memory is the model and its largest tensor: no stored tensor outlives its own transfer."""
+    import gc
+    import weakref
+
+    alive: list[Any] = []
+    real = weights._read
+
+    def read(*args: Any) -> np.ndarray:
+        gc.collect()
+        assert not [ref for ref in alive if ref() is not None]
+        array = real(*args)
+        alive.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(weights, "_read", read)
+    load(folder, dtype="float16")
+    assert len(alive) == len(flat(param_shapes(read_config(folder))))
+
+
+PEAK = """
+import re, sys, jax
+from pathlib import Path
+from wisparse_jax.models.loading import load
+def status(field): return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+load(sys.argv[1], "float32")  # what imports and compilation take is not the model's
+before = status("VmRSS")
+params = jax.block_until_ready(load(sys.argv[2], "float32").params)
+sizes = [leaf.nbytes / 2**20 for leaf in jax.tree.leaves(params)]
+print(status("VmHWM") - before, sum(sizes), max(sizes))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_peak_memory_is_the_model_and_its_largest_tensor(folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    big = tmp_path / "big"
+    big.mkdir()
+    raw |= {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 4, "vocab_size": 1000}
+    (big / "config.json").write_text(json.dumps(raw))
+    tensors = {}
+    for path, leaf in flat(param_shapes(read_config(big))).items():
+        shape = leaf.shape[::-1] if weights.transposed(path) else leaf.shape
+        tensors[weights.hf_name(path)] = np.full(shape, 0.5, np.float32)
+    save_file(tensors, big / "model.safetensors")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", PEAK, str(folder), str(big)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    (big / "model.safetensors").unlink()
+    peak, model, largest = map(float, done.stdout.split())
+    assert model > 190
+    assert peak < model + largest + 100, done.stdout  # MiB; the rest, 20 to 70, is the runtime's
+
+
+TENSOR_DAMAGE: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], str]] = {
+    "missing": (lambda t: t.pop(Q), f"model: tensor {Q} is missing (1 in all); searched model.safetensors"),
+    "untied without a head": (lambda t: t.pop("lm_head.weight"), "tensor lm_head.weight is missing"),
+    "unexpected": (
+        lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[NORM]}),
+        "model.safetensors: tensor model.layers.2.mlp.up_proj.weight is unexpected",
+    ),
+    "bias where there is none": (
+        lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[NORM]}),
+        "model.safetensors: tensor model.layers.0.self_attn.q_proj.bias is unexpected",
+    ),
+    "mis-shaped": (
+        lambda t: t.update({Q: t[Q][:-1]}),
+        f"model.safetensors: tensor {Q}: expected shape [64, 64], found [63, 64]",
+    ),
+    "transposed": (
+        lambda t: t.update({"model.layers.0.mlp.up_proj.weight": t["model.layers.0.mlp.up_proj.weight"].T.copy()}),
+        "tensor model.layers.0.mlp.up_proj.weight: expected shape [88, 64], found [64, 88]",
+    ),
+    "another rank": (lambda t: t.update({NORM: t[NORM][None]}), f"{NORM}: expected shape [64], found [1, 64]"),
+    "int8": (
+        lambda t: t.update({Q: np.ones((64, 64), np.int8)}),
+        f"model.safetensors: tensor {Q}: expected dtype BF16, F16, F32, found I8",
+    ),
+    "float64": (lambda t: t.update({Q: np.ones((64, 64))}), f"{Q}: expected dtype BF16, F16, F32, found F64"),
+    "NaN": (lambda t: set_last(t, Q, np.nan), f"model.safetensors: tensor {Q} is not finite"),
+    "infinity": (lambda t: set_last(t, EMBED, -np.inf), f"model.safetensors: tensor {EMBED} is not finite"),
+}
+
+
+@pytest.mark.parametrize("case", TENSOR_DAMAGE)
+def test_damaged_tensors_are_refused(folder: Path, edit: Edit, case: str) -> None:
+    change, message = TENSOR_DAMAGE[case]
+    edit(folder / "model.safetensors", change)
+    with pytest.raises(WeightsError, match=re.escape(message)) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_value_beyond_the_range_of_float16_is_refused(folder: Path, edit: Edit) -> None:
+    edit(folder / "model.safetensors", lambda t: set_last(t, Q, 1e6))
+    load(folder, dtype="bfloat16")
+    with pytest.raises(WeightsError, match=rf"tensor {Q} does not fit: found values beyond the range of float16"):
+        load(folder, dtype="float16")
+
+
+FILE_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[:-100],
+    "truncated in the header": lambda data: data[:50],
+    "empty": lambda data: b"",
+    "garbage": lambda data: b"\x80\x02" + os.urandom(1000),
+    "a web page": lambda data: b"<!doctype html><html></html>" * 10,
+}
+
+
+@pytest.mark.parametrize("case", FILE_DAMAGE)
+def test_damaged_files_are_refused(folder: Path, case: str) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(FILE_DAMAGE[case](file.read_bytes()))
+    with pytest.raises(WeightsError, match=re.escape(f"{file}: not readable as safetensors")):
+        load(folder)
+
+
+INDEX_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no weight_map": (lambda raw: raw.pop("weight_map"), "weight_map: expected an object .* found nothing"),
+    "empty weight_map": (lambda raw: raw["weight_map"].clear(), "weight_map: .* found an empty object"),
+    "weight_map a list": (lambda raw: raw.update(weight_map=[1]), "weight_map: .* found list"),
+    "absolute": (
+        lambda raw: raw["weight_map"].update({Q: "/etc/x.safetensors"}),
+        f"{Q}: .* found '/etc/x.safetensors'",
+    ),
+    "parent": (
+        lambda raw: raw["weight_map"].update({Q: "../model.safetensors"}),
+        f"{Q}: expected the name of a .safetensors file in the folder, found '../model.safetensors'",
+    ),
+    "parent inside": (lambda raw: raw["weight_map"].update({Q: "a/../../x.safetensors"}), f"{Q}: .* found 'a/"),
+    "drive": (lambda raw: raw["weight_map"].update({Q: "C:\\x.safetensors"}), f"{Q}: .* found 'C:"),
+    "not a name": (lambda raw: raw["weight_map"].update({Q: 3}), f"{Q}: expected the name .* found 3"),
+    "pickle": (lambda raw: raw["weight_map"].update({Q: "pytorch_model.bin"}), f"{Q}: .* found 'pytorch_model.bin'"),
+    "no such shard": (
+        lambda raw: raw["weight_map"].update({Q: "model-3.safetensors"}),
+        f"model-3.safetensors: no such file; .* says that it holds tensor {Q}",
+    ),
+    "not in its shard": (
+        lambda raw: raw["weight_map"].update({EMBED: SHARD}),
+        f"{SHARD}: tensor {EMBED} is missing; .* says that it is in this file",
+    ),
+    "not in the index": (
+        lambda raw: raw["weight_map"].pop(Q),
+        f"{SHARD}: tensor {Q} is unexpected; .* does not list it here",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INDEX_DAMAGE)
+def test_damaged_indices_are_refused(folder: Path, shard: Shard, case: str) -> None:
+    index = shard(folder)
+    raw = json.loads(index.read_text())
+    assert raw["weight_map"][Q] == SHARD
+    change, message = INDEX_DAMAGE[case]
+    change(raw)
+    index.write_text(json.dumps(raw))
+    with pytest.raises(WeightsError, match=message) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b""])
+def test_an_index_that_is_not_json_is_refused(folder: Path, shard: Shard, text: bytes) -> None:
+    index = shard(folder)
+    index.write_bytes(text)
+    with pytest.raises(WeightsError, match=re.escape(f"{index}: not readable as JSON")):
+        load(folder)
+
+
+def test_a_truncated_shard_is_refused(folder: Path, shard: Shard) -> None:
+    file = shard(folder).with_name(SHARD)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=f"{SHARD}: not readable as safetensors"):
+        load(folder)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (os.abort, ())
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickles_are_never_opened(folder: Path, name: str) -> None:
+    import pickle
+
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(WeightsError, match=rf"found only {name}: pickle files are never opened"):
+        load(folder)
+
+
+def test_a_pickle_under_another_name_is_refused(folder: Path) -> None:
+    import pickle
+
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(WeightsError, match="not readable as safetensors"):
+        load(folder)
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"no weights: expected model\.safetensors or .*index.json, found neither"):
+        load(folder)
+
+
+def test_fingerprint_is_of_the_checkpoint(folder: Path, edit: Edit) -> None:
+    models = [load(folder, dtype=dtype) for dtype in ("float32", "bfloat16", "float16")]
+    names = {model_fingerprint(model) for model in models}
+    assert len(names) == 1
+    assert re.fullmatch("[0-9a-f]{64}", names.pop())
+    for model in models[:2]:  # from the parameters alone
+        assert fingerprint(model.config, model.params) == model_fingerprint(model)
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "eos_token_id": 5}))
+    assert model_fingerprint(load(folder)) == model_fingerprint(models[0])
+    (folder / "config.json").write_text(json.dumps({**raw, "rope_theta": 1e4}))
+    assert model_fingerprint(load(folder)) != model_fingerprint(models[0])
+    (folder / "config.json").write_text(json.dumps(raw))
+    edit(folder / "model.safetensors", lambda t: set_last(t, NORM, 0.5))
+    assert model_fingerprint(load(folder)) != model_fingerprint(models[0])
+
+
+def test_fingerprint_of_a_float32_checkpoint_does_not_depend_on_the_dtype(folder: Path, edit: Edit) -> None:
+    rng = np.random.default_rng(0)
+    edit(
+        folder / "model.safetensors",
+        lambda t: t.update({k: rng.standard_normal(v.shape).astype(np.float32) for k, v in t.items()}),
+    )
+    models = [load(folder, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    assert len({fingerprint(m.config, m.params) for m in models} | {model_fingerprint(m) for m in models}) == 1
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (64,), (100,), (7, 11), (64, 64), (128, 96)])
+def test_samples_run_from_the_first_element_to_the_last(shape: tuple[int, ...]) -> None:
+    size = int(np.prod(shape))
+    values = sample(np.arange(size, dtype=np.float32).reshape(shape) / 256).astype(np.float32)
+    assert len(values) == min(SAMPLES, size)
+    assert values[0] == 0
+    assert abs(values[-1] * 256 - (size - 1)) <= size / 128
+    assert np.all(np.diff(values) >= 0)

@@ -1,0 +1,196 @@
+"""The architecture of a Llama-family model, read from `config.json` alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from wisparse_jax.errors import ConfigError
+from wisparse_jax.models.rope import Rope
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+# Layers of a block in the order they run; each reads one of four inputs.
+LAYERS = ("q", "k", "v", "o", "gate", "up", "down")
+INPUT_GROUPS = {
+    "attn_in": ("q", "k", "v"),
+    "attn_out": ("o",),
+    "mlp_in": ("gate", "up"),
+    "mlp_mid": ("down",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and switches of a decoder; hashable, so that it can be a static argument of `jax.jit`.
+
+    `windows[i]` is block i's sliding window in tokens (a query sees itself and the `window - 1`
+    positions before it), or None for full attention.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_blocks: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: Rope
+    context: int
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()
+    bos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    family: str = "llama"
+
+    @property
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """`[in, out]` of each of a block's seven linear layers."""
+        d, f = self.hidden_size, self.intermediate_size
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d)} | {
+            "gate": (d, f),
+            "up": (d, f),
+            "down": (f, d),
+        }
+
+    @property
+    def layer_weights(self) -> tuple[int, ...]:
+        """Number of weights of each layer, in the order of `LAYERS`: the weights of every mean sparsity."""
+        return tuple(a * b for a, b in (self.layer_shapes[name] for name in LAYERS))
+
+
+def read_config(path: str | Path) -> LlamaConfig:
+    """Read `config.json` (a file, or a folder that holds one).
+
+    Raises:
+        ConfigError: not readable, not JSON, or a model that is not supported; names the field and its value.
+    """
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a model folder holds a config.json") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    try:
+        return parse_config(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_config(raw: dict[str, Any]) -> LlamaConfig:
+    """Translate the contents of a Hugging Face `config.json`, old (`rope_theta`, `rope_scaling`) or new
+    (`rope_parameters`) style.
+
+    Raises:
+        ConfigError: a field is missing, malformed or asks for something that is not built; names field and value.
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(f"model_type = {family!r} is not supported; expected one of {', '.join(FAMILIES)}")
+    for field in ("quantization_config", "pretraining_tp"):
+        if raw.get(field) not in (None, 1):
+            raise ConfigError(f"{field} = {raw[field]!r} is not supported")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"hidden_act = {raw['hidden_act']!r} is not supported; expected 'silu'")
+
+    hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
+    kv_heads = _size(raw, "num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise ConfigError(f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}")
+    # Qwen3's transformers class defaults head_dim to 128 whatever the other sizes are.
+    head_dim = _size(raw, "head_dim", default=128 if family == "qwen3" else hidden // heads)
+    if head_dim % 2:
+        raise ConfigError(f"head_dim = {head_dim} is odd; rotary embeddings need an even size")
+    if raw.get("head_dim") is None and family != "qwen3" and hidden % heads:
+        raise ConfigError(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
+    blocks = _size(raw, "num_hidden_layers")
+    context = _size(raw, "max_position_embeddings", default=2048)
+    attention_bias = _flag(raw, "attention_bias", False) if family in ("llama", "qwen3") else False
+    return LlamaConfig(
+        vocab_size=_size(raw, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_size(raw, "intermediate_size"),
+        num_blocks=blocks,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
+        rope=Rope.parse(raw, context),
+        context=context,
+        tied_embeddings=_flag(raw, "tie_word_embeddings", False),
+        qkv_bias=attention_bias or family == "qwen2",
+        o_bias=attention_bias,
+        mlp_bias=_flag(raw, "mlp_bias", False) if family == "llama" else False,
+        qk_norm=family == "qwen3",
+        windows=_windows(raw, family, blocks),
+        bos_token_ids=_token_ids(raw, "bos_token_id"),
+        eos_token_ids=_token_ids(raw, "eos_token_id"),
+        family=family,
+    )
+
+
+def _windows(raw: dict[str, Any], family: str, blocks: int) -> tuple[int | None, ...]:
+    if family == "llama":
+        return (None,) * blocks
+    if family == "mistral":
+        window = None if raw.get("sliding_window", 4096) is None else _size(raw, "sliding_window", default=4096)
+        return (window,) * blocks
+    if not _flag(raw, "use_sliding_window", False) or raw.get("sliding_window", 4096) is None:
+        return (None,) * blocks
+    window = _size(raw, "sliding_window", default=4096)
+    types = raw.get("layer_types")
+    if types is None:
+        first = raw.get("max_window_layers", 28)
+        if not isinstance(first, int):
+            raise ConfigError(f"max_window_layers = {first!r}: expected a whole number")
+        types = ["sliding_attention" if i >= first else "full_attention" for i in range(blocks)]
+    if not isinstance(types, list) or len(types) != blocks:
+        raise ConfigError(f"layer_types = {types!r}: expected a list of {blocks} names")
+    known: dict[Any, int | None] = {"sliding_attention": window, "full_attention": None}
+    for name in types:
+        if name not in known:
+            raise ConfigError(f"layer_types holds {name!r}; expected {' or '.join(known)}")
+    return tuple(known[name] for name in types)
+
+
+def _size(raw: dict[str, Any], field: str, default: int | None = None) -> int:
+    value = raw.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        found = "nothing" if field not in raw else repr(raw[field])
+        raise ConfigError(f"{field}: expected a positive whole number, found {found}")
+    return value
+
+
+def _positive(raw: dict[str, Any], field: str, default: float) -> float:
+    value = raw.get(field, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{field}: expected a positive number, found {value!r}")
+    return float(value)
+
+
+def _flag(raw: dict[str, Any], field: str, default: bool) -> bool:
+    value = raw.get(field, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{field}: expected true or false, found {value!r}")
+    return value
+
+
+def _token_ids(raw: dict[str, Any], field: str) -> tuple[int, ...]:
+    value = raw.get(field)
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise ConfigError(f"{field}: expected a token id or a list of them, found {value!r}")
+    return ids

@@ -1,0 +1,52 @@
+"""A short name for a model: which architecture and which weights, whatever dtype they are loaded in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from wisparse_jax.models.config import LlamaConfig
+
+SAMPLES = 64  # elements of each tensor that count
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """The leaves of a parameter pytree by their path, such as `blocks.0.q.kernel`, in the order of `jax.tree`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def sample(array: Any) -> np.ndarray:
+    """At most `SAMPLES` elements of an array (NumPy or JAX), evenly spaced from the first to the last, in bfloat16."""
+    count = min(SAMPLES, array.size)
+    # Up to the last element, not in strides of size / count: those would all fall in one column.
+    positions = [i * (array.size - 1) // max(count - 1, 1) for i in range(count)]
+    index = tuple(axis.astype(np.int32) for axis in np.unravel_index(positions, array.shape))
+    return np.asarray(array[index]).astype(np.float32).astype(ml_dtypes.bfloat16)
+
+
+def digest(config: LlamaConfig, samples: dict[str, tuple[tuple[int, ...], np.ndarray]]) -> str:
+    """The fingerprint from the shape and `sample` of every parameter, by path; arrays are `[in, out]`."""
+    # Where a text begins and ends is the tokenizer's business: other ids do not make it another model.
+    architecture = {k: v for k, v in dataclasses.asdict(config).items() if not k.endswith("_token_ids")}
+    state = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for path in sorted(samples):
+        shape, values = samples[path]
+        state.update(f"\n{path} {shape}\n".encode())
+        state.update(values.view(np.uint16).astype("<u2").tobytes())
+    return state.hexdigest()
+
+
+def fingerprint(config: LlamaConfig, params: dict[str, Any]) -> str:
+    """sha256 (64 hexadecimal digits) over the architecture and, for every tensor in a fixed order, its path, its
+    shape and at most 64 evenly spaced elements rounded to bfloat16.
+
+    Loads of one checkpoint in float32 and in bfloat16 agree; a load in float16 may differ, because it rounds first.
+    """
+    return digest(config, {path: (tuple(leaf.shape), sample(leaf)) for path, leaf in flat(params).items()})

@@ -1,0 +1,214 @@
+"""The arithmetic of a decoder on plain pytrees.
+
+One code path serves training, evaluation, search and generation, dense and sparse: a block linear with a threshold
+vector skips the channels below it, one without is dense; a forward with a cache continues a sequence, one without
+starts it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas import sparse_linear
+from kernels_pallas.sparse_linear.reference import dot
+from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.rope import rotate
+
+Params = dict[str, Any]
+# One block's thresholds: layer name -> float32 [in]. A model's: one such dict per block.
+BlockThresholds = dict[str, Float[Array, "_"]]
+Thresholds = list[BlockThresholds]
+
+
+class BlockCache(NamedTuple):
+    """Keys and values of one block; slot s of row b holds position `s - start[b]`."""
+
+    keys: Float[Array, "batch slots kv_heads head_dim"]
+    values: Float[Array, "batch slots kv_heads head_dim"]
+
+
+Cache = list[BlockCache]
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a forward stand; shared by all blocks."""
+
+    offset: Int[Array, ""]  # the cache slot of the first token
+    cos: Float[Array, "batch length half"]
+    sin: Float[Array, "batch length half"]
+    positions: Int[Array, "batch length"]  # slot - start, negative on left padding
+    start: Int[Array, " batch"]
+
+
+def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any) -> Cache:
+    """A cache of zeros with room for `slots` tokens a row."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    return [BlockCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_blocks)]
+
+
+def layout(
+    config: LlamaConfig,
+    batch: int,
+    length: int,
+    offset: Int[Array, ""] | int = 0,
+    start: Int[Array, " batch"] | None = None,
+) -> Layout:
+    """Positions and rotary angles of `length` tokens a row that occupy slots `offset .. offset + length - 1`."""
+    begin = jnp.zeros(batch, jnp.int32) if start is None else start.astype(jnp.int32)
+    offset = jnp.asarray(offset, jnp.int32)
+    positions = offset + jnp.arange(length, dtype=jnp.int32) - begin[:, None]
+    cos, sin = config.rope.angles(positions, config.head_dim)
+    return Layout(offset, cos, sin, positions, begin)
+
+
+def rms_norm(
+    x: Float[Array, "*batch hidden"], weight: Float[Array, " hidden"], eps: float
+) -> Float[Array, "*batch hidden"]:
+    """`x / rms(x) * weight`, the mean square in float32."""
+    f = x.astype(jnp.float32)
+    f = f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + eps)
+    return weight * f.astype(x.dtype)
+
+
+def attend(
+    config: LlamaConfig,
+    window: int | None,
+    where: Layout,
+    query: Float[Array, "batch length heads head_dim"],
+    keys: Float[Array, "batch slots kv_heads head_dim"],
+    values: Float[Array, "batch slots kv_heads head_dim"],
+) -> Float[Array, "batch length features"]:
+    """Causal grouped-query attention over the slots of a row, softmax in float32."""
+    batch, length = query.shape[:2]
+    precision = lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
+    grouped = query.reshape(batch, length, config.num_kv_heads, -1, config.head_dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, keys, precision=precision, preferred_element_type=jnp.float32)
+    visible = _visible(window, where, keys.shape[1])[:, None, None]
+    scores = jnp.where(visible, scores * config.head_dim**-0.5, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    out = jnp.einsum("bkgts,bskd->btkgd", weights, values, precision=precision)
+    return out.reshape(batch, length, -1)
+
+
+def _visible(window: int | None, where: Layout, slots: int) -> Bool[Array, "batch length slots"]:
+    """Which slots a query sees: from its row's start to itself, at most `window` of them."""
+    slot_positions = jnp.arange(slots, dtype=jnp.int32) - where.start[:, None]
+    behind = where.positions[:, :, None] - slot_positions[:, None, :]
+    seen = (behind >= 0) & (slot_positions[:, None, :] >= 0)
+    return seen if window is None else seen & (behind < window)
+
+
+def block(
+    config: LlamaConfig,
+    window: int | None,
+    params: Params,
+    x: Float[Array, "batch length hidden"],
+    where: Layout,
+    cache: BlockCache | None = None,
+    thresholds: BlockThresholds | None = None,
+    record: dict[str, Any] | None = None,
+) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
+    """One decoder block.
+
+    Args:
+        window: the block's sliding window, or None.
+        params: the block's entry of `params["blocks"]`.
+        x: the residual stream.
+        where: positions of the tokens.
+        cache: keys and values of earlier slots, or None when the tokens start at slot 0.
+        thresholds: per-layer channel thresholds; None runs dense.
+        record: if given, receives the input of each linear layer under the layer's name.
+
+    Returns:
+        The new residual stream, and the cache with this forward's keys and values in it.
+    """
+
+    def linear(name: str, inputs: Array) -> Array:
+        if record is not None:
+            record[name] = inputs
+        layer = params[name]
+        if thresholds is None:
+            out = dot(inputs, layer["kernel"])
+        else:
+            out = sparse_linear(inputs, layer["kernel"], thresholds[name])
+        return out + layer["bias"] if "bias" in layer else out
+
+    def heads(name: str, inputs: Array) -> Array:
+        return linear(name, inputs).reshape(*inputs.shape[:2], -1, config.head_dim)
+
+    with jax.named_scope("attention"):
+        normed = rms_norm(x, params["attn_norm"], config.norm_eps)
+        query, key, value = heads("q", normed), heads("k", normed), heads("v", normed)
+        if config.qk_norm:
+            query = rms_norm(query, params["q_norm"], config.norm_eps)
+            key = rms_norm(key, params["k_norm"], config.norm_eps)
+        query, key = rotate(query, where.cos, where.sin), rotate(key, where.cos, where.sin)
+        if cache is not None:
+            at = (0, where.offset, 0, 0)
+            key = lax.dynamic_update_slice(cache.keys, key, at)
+            value = lax.dynamic_update_slice(cache.values, value, at)
+        attended = attend(config, window, where, query, key, value)
+        x = x + linear("o", attended)
+    with jax.named_scope("mlp"):
+        normed = rms_norm(x, params["mlp_norm"], config.norm_eps)
+        x = x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
+    return x, BlockCache(key, value)
+
+
+def hidden_states(
+    config: LlamaConfig,
+    params: Params,
+    tokens: Int[Array, "batch length"],
+    where: Layout,
+    cache: Cache | None = None,
+    thresholds: Thresholds | None = None,
+    records: list[dict[str, Any]] | None = None,
+) -> tuple[Float[Array, "batch length hidden"], Cache]:
+    """The final normed hidden states, and the cache; see `block` for the arguments.
+
+    `records`, if given, receives one `record` of linear inputs per block.
+    """
+    x = params["embed"][tokens]
+    new = []
+    for i, weights in enumerate(params["blocks"]):
+        record = None
+        if records is not None:
+            records.append(record := {})
+        with jax.named_scope(f"block_{i}"):
+            x, kept = block(
+                config,
+                config.windows[i],
+                weights,
+                x,
+                where,
+                None if cache is None else cache[i],
+                None if thresholds is None else thresholds[i],
+                record,
+            )
+        new.append(kept)
+    return rms_norm(x, params["norm"], config.norm_eps), new
+
+
+def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
+    """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
+    weight = params["lm_head"] if "lm_head" in params else params["embed"].T
+    return dot(hidden, weight).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(
+    config: LlamaConfig,
+    params: Params,
+    tokens: Int[Array, "batch length"],
+    start: Int[Array, " batch"] | None = None,
+    thresholds: Thresholds | None = None,
+) -> Float[Array, "batch length vocab"]:
+    """Next-token logits of whole sequences, float32; dense, or sparse at every position when given thresholds."""
+    where = layout(config, tokens.shape[0], tokens.shape[1], start=start)
+    return head(params, hidden_states(config, params, tokens, where, thresholds=thresholds)[0])

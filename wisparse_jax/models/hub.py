@@ -1,0 +1,52 @@
+"""From the MODEL that a user names to a folder on this machine."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from pathlib import Path
+
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.models import tokenizer
+
+DEMO = "demo"
+# Weights by name: some repositories hold a second copy of them in another format (consolidated.safetensors, *.pth).
+PATTERNS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def resolve(name: str | Path) -> Path:
+    """The local folder of a model: a folder, `demo` (the model in this package) or a hub id `org/name`.
+
+    A folder comes before a hub id of the same spelling; the folder `demo` itself is `./demo`. A hub id is downloaded
+    (or found in the cache) with huggingface_hub: configuration, safetensors and tokenizer only.
+
+    Raises:
+        WisparseError: no such folder, no such repository, or no network; says which.
+    """
+    if name == DEMO:
+        return Path(str(importlib.resources.files("wisparse_jax") / "demo_model"))
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    if name and path.exists():
+        raise WisparseError(f"{path} is a file: expected a model folder, a hub id (org/name) or '{DEMO}'")
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+        raise WisparseError(f"{str(name)!r}: no such folder: expected a model folder, a hub id (org/name) or '{DEMO}'")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    lead = f"{name}: no such folder here, and as a hub id"
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*PATTERNS, *tokenizer.FILES]))
+    except errors.GatedRepoError:
+        raise WisparseError(f"{lead} it is gated: accept its terms on the hub and log in (hf auth login)") from None
+    except errors.RepositoryNotFoundError:
+        raise WisparseError(f"{lead} there is no such repository, or it is private") from None
+    except errors.LocalEntryNotFoundError:
+        raise WisparseError(f"{lead} it is not in the cache and the hub cannot be reached (no network?)") from None
+    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+        raise WisparseError(f"{lead} it was not downloaded: {error}") from None

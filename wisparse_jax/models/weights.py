@@ -1,0 +1,224 @@
+"""Weights of a Hugging Face folder: safetensors in, the plain parameter pytree out, one tensor at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from wisparse_jax.errors import WeightsError
+from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.fingerprint import digest, flat, sample
+from wisparse_jax.models.llama import param_shapes
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Parameter path -> Hugging Face tensor name; * is the number of the block.
+HF_NAMES = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "lm_head": "lm_head.weight",
+    "blocks.*.attn_norm": "model.layers.*.input_layernorm.weight",
+    "blocks.*.mlp_norm": "model.layers.*.post_attention_layernorm.weight",
+    "blocks.*.q_norm": "model.layers.*.self_attn.q_norm.weight",
+    "blocks.*.k_norm": "model.layers.*.self_attn.k_norm.weight",
+    "blocks.*.q.kernel": "model.layers.*.self_attn.q_proj.weight",
+    "blocks.*.k.kernel": "model.layers.*.self_attn.k_proj.weight",
+    "blocks.*.v.kernel": "model.layers.*.self_attn.v_proj.weight",
+    "blocks.*.o.kernel": "model.layers.*.self_attn.o_proj.weight",
+    "blocks.*.gate.kernel": "model.layers.*.mlp.gate_proj.weight",
+    "blocks.*.up.kernel": "model.layers.*.mlp.up_proj.weight",
+    "blocks.*.down.kernel": "model.layers.*.mlp.down_proj.weight",
+    "blocks.*.q.bias": "model.layers.*.self_attn.q_proj.bias",
+    "blocks.*.k.bias": "model.layers.*.self_attn.k_proj.bias",
+    "blocks.*.v.bias": "model.layers.*.self_attn.v_proj.bias",
+    "blocks.*.o.bias": "model.layers.*.self_attn.o_proj.bias",
+    "blocks.*.gate.bias": "model.layers.*.mlp.gate_proj.bias",
+    "blocks.*.up.bias": "model.layers.*.mlp.up_proj.bias",
+    "blocks.*.down.bias": "model.layers.*.mlp.down_proj.bias",
+}
+# Constants that old checkpoints carry; the configuration gives them.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+_DTYPES = ("BF16", "F16", "F32")
+_EMBED, _HEAD = HF_NAMES["embed"], HF_NAMES["lm_head"]
+
+
+def hf_name(path: str) -> str:
+    """The Hugging Face name of the parameter at a path such as `blocks.0.q.kernel`."""
+    number = re.search(r"\d+", path)
+    name = HF_NAMES[re.sub(r"\d+", "*", path)]
+    return name.replace("*", number.group()) if number else name
+
+
+def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:
+    """Read the safetensors of a folder onto the default device, tensor by tensor.
+
+    Host memory holds at most the model and its largest tensor.
+
+    Args:
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+        config: the architecture, which says what tensors there must be.
+        dtype: of the parameters; None keeps each tensor's own.
+
+    Returns:
+        The parameters (block weights and lm_head `[in, out]`, embedding `[vocab, hidden]`) and the fingerprint of
+        the values as stored.
+
+    Raises:
+        WeightsError: a file or tensor is missing, unexpected, mis-shaped, of another dtype, non-finite or damaged;
+            names the file and the tensor.
+    """
+    shapes = param_shapes(config)
+    leaves = flat(shapes)
+    wanted = {hf_name(path): path for path in leaves}
+    values: dict[str, Array] = {}
+    samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
+    heads: dict[str, Path] = {}  # a tied model's embedding and the copy of it that some files hold
+    files = find_files(folder)
+    for file, promised in files.items():
+        names = _names(file)
+        if absent := sorted((promised or set()) - names):
+            raise WeightsError(f"{file}: tensor {absent[0]} is missing; {INDEX} says that it is in this file")
+        for name in sorted(names):
+            if IGNORED.fullmatch(name):
+                continue
+            if promised is not None and name not in promised:
+                raise WeightsError(f"{file}: tensor {name} is unexpected; {INDEX} does not list it here")
+            if config.tied_embeddings and name in (_EMBED, _HEAD):
+                heads[name] = file
+            if config.tied_embeddings and name == _HEAD:
+                continue
+            if name not in wanted:
+                raise WeightsError(f"{file}: tensor {name} is unexpected; the model in config.json has none")
+            path = wanted[name]
+            stored = _read(file, name, leaves[path].shape, transposed(path))
+            samples[path] = (leaves[path].shape, sample(stored.T if transposed(path) else stored))
+            values[path] = place(stored, dtype, transposed(path), f"{file}: tensor {name}")
+            del stored
+    if absent := [hf_name(path) for path in leaves if path not in values]:
+        listed = ", ".join(file.name for file in files)
+        raise WeightsError(f"{folder}: tensor {absent[0]} is missing ({len(absent)} in all); searched {listed}")
+    if len(heads) == 2:
+        _check_tied(heads)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [values[path] for path in leaves]), digest(config, samples)
+
+
+def transposed(path: str) -> bool:
+    """Whether a parameter is stored `[out, in]`: every matrix but the embedding."""
+    return path == "lm_head" or path.endswith(".kernel")
+
+
+def find_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The safetensors files of a folder, each with the tensors that the index promises there (None: no index).
+
+    Raises:
+        WeightsError: no safetensors, or an index that is damaged or points outside the folder.
+    """
+    if (folder / SINGLE).exists():
+        return {folder / SINGLE: None}
+    index = folder / INDEX
+    if not index.exists():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f"found only {', '.join(pickles)}: pickle files are never opened" if pickles else "found neither"
+        raise WeightsError(f"{folder}: no weights: expected {SINGLE} or {INDEX}, {found}")
+    try:
+        raw = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{index}: not readable as JSON: {error}") from None
+    entries = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(entries, dict) or not entries:
+        found = "nothing" if entries is None else "an empty object" if entries == {} else type(entries).__name__
+        raise WeightsError(f"{index}: weight_map: expected an object of tensor names and file names, found {found}")
+    promised: dict[str, set[str]] = {}
+    for name, shard in entries.items():
+        if not isinstance(shard, str) or not _inside(shard):
+            raise WeightsError(
+                f"{index}: tensor {name}: expected the name of a .safetensors file in the folder, found {shard!r}"
+            )
+        if not (folder / shard).exists():
+            raise WeightsError(f"{folder / shard}: no such file; {INDEX} says that it holds tensor {name}")
+        promised.setdefault(shard, set()).add(name)
+    return {folder / shard: promised[shard] for shard in sorted(promised)}
+
+
+def place(stored: Any, dtype: str | None, transpose: bool, where: str) -> Array:
+    """A tensor on the default device, transposed and cast there; the host copy can go when this returns.
+
+    Raises:
+        WeightsError: NaN or infinity, stored or from the cast; the message begins with `where`.
+    """
+    out, finite, fits = _finish(stored, dtype=np.dtype(jnp.dtype(dtype or stored.dtype)), transpose=transpose)
+    if not finite:
+        raise WeightsError(f"{where} is not finite: expected numbers, found NaN or infinity")
+    if not fits:
+        raise WeightsError(f"{where} does not fit: found values beyond the range of {dtype}")
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "transpose"))
+def _finish(x: Array, dtype: Any, transpose: bool) -> tuple[Array, Bool[Array, ""], Bool[Array, ""]]:
+    out = (x.T if transpose else x).astype(dtype)
+    return out, jnp.isfinite(x).all(), jnp.isfinite(out).all()
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: not readable as safetensors (damaged or truncated?): {error}") from None
+
+
+def _names(file: Path) -> set[str]:
+    with _opened(file) as opened:
+        return set(opened.keys())
+
+
+def _read(file: Path, name: str, shape: tuple[int, ...], transpose: bool) -> np.ndarray:
+    # Opened for each tensor: pages of an open file stay in memory beside the arrays.
+    with _opened(file) as opened:
+        piece = opened.get_slice(name)
+        if piece.get_dtype() not in _DTYPES:
+            raise WeightsError(f"{file}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {piece.get_dtype()}")
+        expected = list(shape[::-1] if transpose else shape)
+        if list(piece.get_shape()) != expected:
+            raise WeightsError(f"{file}: tensor {name}: expected shape {expected}, found {list(piece.get_shape())}")
+        return opened.get_tensor(name)
+
+
+def _inside(shard: str) -> bool:
+    """Whether a name stays in its folder; by the name alone, because snapshots of the hub are links to elsewhere."""
+    posix, windows = PurePosixPath(shard), PureWindowsPath(shard)
+    outside = posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    return shard.endswith(".safetensors") and not outside
+
+
+def _check_tied(files: dict[str, Path]) -> None:
+    """A head in the file of a tied model is not used, so it must be the embedding; compared in pieces."""
+    where = f"{files[_HEAD]}: tensor {_HEAD}"
+    with _opened(files[_EMBED]) as a, _opened(files[_HEAD]) as b:
+        embed, head = a.get_slice(_EMBED), b.get_slice(_HEAD)
+        rows, alike = (
+            embed.get_shape()[0],
+            (embed.get_shape(), embed.get_dtype()) == (head.get_shape(), head.get_dtype()),
+        )
+        pieces = [slice(i, min(i + 1024, rows)) for i in range(0, rows, 1024)]
+        if not alike or any(not np.array_equal(embed[piece], head[piece]) for piece in pieces):
+            raise WeightsError(
+                f"{where} differs from {_EMBED}: expected the same values, because config.json has "
+                "tie_word_embeddings = true"
+            )
