@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+
+from wisparse_jax.errors import PlanError
+from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.sparsity import SparsityPlan, apply
+
+QUICK = SearchSettings(statistics_tokens=64)
+
+
+@pytest.fixture
+def plan(tiny_model, tiny_tokens):
+    return calibrate(tiny_model, tiny_tokens, sparsity=0.4, method="wina", settings=QUICK)
+
+
+@pytest.fixture
+def damaged(plan, tmp_path):
+    """Save the plan, change its JSON by `edit`, and give its path."""
+
+    def make(edit):
+        path = tmp_path / "plan"
+        plan.save(path)
+        raw = json.loads((path / "plan.json").read_text())
+        edit(raw)
+        (path / "plan.json").write_text(json.dumps(raw))
+        return path
+
+    return make
+
+
+def test_a_saved_plan_loads_equal(plan, tmp_path):
+    plan.save(tmp_path / "plan")
+    again = SparsityPlan.load(tmp_path / "plan")
+    for name in ("exponents", "sparsities", "thresholds"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plan, name))
+    assert again.method == "wina" and again.target == 0.4 and again.fingerprint == plan.fingerprint
+    assert again.settings == plan.settings and again.timings == plan.timings
+
+
+def test_a_loaded_plan_gives_the_same_logits(plan, tiny_model, tiny_tokens, tmp_path):
+    plan.save(tmp_path / "plan")
+    again = apply(tiny_model, SparsityPlan.load(tmp_path / "plan"))
+    np.testing.assert_array_equal(apply(tiny_model, plan)(tiny_tokens), again(tiny_tokens))
+
+
+def test_the_plan_records_what_a_result_must_state(plan):
+    assert plan.calibration["tokens"] == 4 * 48 and plan.calibration["window"] == 48
+    assert "statistics" in plan.timings and plan.version and len(plan.fingerprint) == 64
+
+
+def test_an_existing_folder_is_not_overwritten(plan, tmp_path):
+    (tmp_path / "plan").mkdir()
+    with pytest.raises(PlanError, match="exists already"):
+        plan.save(tmp_path / "plan")
+    assert list((tmp_path / "plan").iterdir()) == []
+
+
+def test_nothing_is_left_behind_when_saving_fails(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_text", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(PlanError, match="disk full"):
+        plan.save(tmp_path / "plan")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_models_plan_is_refused(plan, tiny_model, tiny_config):
+    import jax
+    from flax import nnx
+
+    from wisparse_jax.models.llama import Llama
+
+    other = Llama(tiny_config, nnx.Rngs(jax.random.key(99)))
+    with pytest.raises(PlanError, match="another model"):
+        apply(other, plan)
+
+
+BAD = {
+    "no number": (lambda r: r["blocks"][1]["q"].update(sparsity="half"), r"blocks\[1\].q.sparsity: .*'half'"),
+    "not a number": (lambda r: r["blocks"][0]["up"].update(threshold=float("nan")), r"blocks\[0\].up.threshold"),
+    "infinite": (lambda r: r["blocks"][0]["up"].update(exponent=float("inf")), r"blocks\[0\].up.exponent"),
+    "negative": (lambda r: r["blocks"][0]["k"].update(threshold=-1.0), r"blocks\[0\].k.threshold"),
+    "above one": (lambda r: r["blocks"][0]["k"].update(sparsity=1.5), r"blocks\[0\].k.sparsity"),
+    "missing layer": (lambda r: r["blocks"][0].pop("v"), r"blocks\[0\]: expected the layers q, k, v"),
+    "missing field": (lambda r: r.pop("fingerprint"), "fingerprint: expected str, found nothing"),
+    "another version": (lambda r: r.update(format=99), "format = 99: this version reads format 1"),
+    "off target": (lambda r: r.update(target=0.7), "mean sparsity is 0.400000, but target = 0.7"),
+    "no blocks": (lambda r: r.update(blocks=[]), "blocks: expected at least one"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_damaged_plan_is_refused_with_the_reason(damaged, name):
+    edit, message = BAD[name]
+    path = damaged(edit)
+    with pytest.raises(PlanError, match=message) as caught:
+        SparsityPlan.load(path)
+    assert str(path / "plan.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_plan_is_refused(tmp_path):
+    with pytest.raises(PlanError, match="no such folder"):
+        SparsityPlan.load(tmp_path / "missing")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PlanError, match="expected a plan folder, found a file"):
+        SparsityPlan.load(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PlanError, match=r"no plan\.json in it"):
+        SparsityPlan.load(tmp_path / "empty")
+    (tmp_path / "empty" / "plan.json").write_text("{truncated")
+    with pytest.raises(PlanError, match="not readable as JSON"):
+        SparsityPlan.load(tmp_path / "empty")

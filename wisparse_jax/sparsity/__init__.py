@@ -1,0 +1,6 @@
+"""What WiSparse is: score, thresholds, budgets, plan; arrays in, arrays out."""
+
+from wisparse_jax.sparsity.apply import SparseLlama as SparseLlama
+from wisparse_jax.sparsity.apply import apply as apply
+from wisparse_jax.sparsity.methods import METHODS as METHODS
+from wisparse_jax.sparsity.plan import SparsityPlan as SparsityPlan
