@@ -1,0 +1,134 @@
+"""Text from a model, dense or sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.inference.loop import LoopState, decode, prefill
+from wisparse_jax.inference.sampling import GREEDY, Sample
+from wisparse_jax.models.config import LlamaConfig
+
+# Tokens between two looks at what the loop has written, when somebody streams.
+STREAM_EVERY = 8
+SMALLEST_BUCKET = 32
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model that can write: a `Llama`, or a `SparseLlama`, whose `thresholds` apply to every decoded token."""
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The architecture."""
+        ...
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The weights."""
+        ...
+
+
+def generate(
+    model: Generator,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: Sample = GREEDY,
+    seed: int = 0,
+    on_tokens: Callable[[list[list[int]]], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt; the prompt runs dense, every new token with the model's thresholds, if it has any.
+
+    Prompts, batch and cache are padded to powers of two, so that another prompt of the same bucket compiles nothing,
+    and neither does another sampler, seed or number of tokens.
+
+    Args:
+        model: a dense or sparse model.
+        prompts: token ids; an empty prompt stands for BOS alone.
+        max_new_tokens: at most so many tokens are chosen, 0 or more.
+        sampler: greedy by default.
+        seed: row b draws from the seed and b alone, whatever the other rows are.
+        on_tokens: called with the new tokens of each row every few tokens, as they come.
+
+    Returns:
+        The new tokens of each prompt, without the end-of-sequence token that stopped it.
+
+    Raises:
+        WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
+            token ids outside the vocabulary, or a negative number of tokens.
+    """
+    config = model.config
+    rows = [_checked(config, list(prompt), b, max_new_tokens) for b, prompt in enumerate(prompts)]
+    if not rows or max_new_tokens == 0:
+        return [[] for _ in rows]
+    length = _bucket(max(map(len, rows)), config.context)
+    batch = _bucket(len(rows), None, smallest=1)
+    # Padding on the left shifts slots, not positions, so the cache may be longer than the context.
+    room = _bucket(max_new_tokens, config.context)
+    padded, begin = np.zeros((batch, length), np.int32), np.full(batch, length - 1, np.int32)
+    for b, row in enumerate(rows):
+        padded[b, length - len(row) :], begin[b] = row, length - len(row)
+    start = jnp.asarray(begin)
+    # Only NumPy and transfers between the compiled calls: an eager operation would compile anew for every new shape.
+    stops = jnp.asarray(np.asarray(config.eos_token_ids or (-2,), np.int32))
+    values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
+    params, thresholds = model.params, getattr(model, "thresholds", None)
+
+    key = jax.random.key(seed)
+    state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
+    out: list[list[int]] = [[] for _ in rows]
+    at = 0
+    while True:
+        at = _collect(state, at, set(config.eos_token_ids), out, on_tokens)
+        if at >= max_new_tokens or np.asarray(state.finished).all():
+            return out
+        until = min(max_new_tokens, at + STREAM_EVERY) if on_tokens else max_new_tokens
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds)
+
+
+def _checked(config: LlamaConfig, prompt: list[int], row: int, new: int) -> list[int]:
+    if new < 0:
+        raise WisparseError(f"max-new-tokens = {new}: expected 0 or above")
+    if not prompt:
+        if not config.bos_token_ids:
+            raise WisparseError(
+                f"prompt {row} is empty, and the model has no beginning-of-sequence token to start from"
+            )
+        prompt = [config.bos_token_ids[0]]
+    if len(prompt) + new > config.context:
+        raise WisparseError(
+            f"prompt {row} has {len(prompt)} tokens; with {new} new ones it exceeds the context of {config.context}"
+        )
+    for token in prompt:
+        if not 0 <= token < config.vocab_size:
+            raise WisparseError(f"prompt {row}: token id {token} is outside the vocabulary of {config.vocab_size}")
+    return prompt
+
+
+def _bucket(size: int, largest: int | None, smallest: int = SMALLEST_BUCKET) -> int:
+    """The next power of two, from `smallest` to `largest`."""
+    bucket = max(smallest, 1 << (size - 1).bit_length())
+    return bucket if largest is None else min(bucket, largest)
+
+
+def _collect(
+    state: LoopState,
+    at: int,
+    stops: set[int],
+    out: list[list[int]],
+    on_tokens: Callable[[list[list[int]]], None] | None,
+) -> int:
+    """Add the tokens since `at` to `out`, tell the listener, and return how many steps are done."""
+    done = int(state.step)
+    block = np.asarray(state.tokens)[:, at:done]
+    new = [[int(t) for t in block[b] if t >= 0 and int(t) not in stops] for b in range(len(out))]
+    for row, tokens in zip(out, new, strict=True):
+        row.extend(tokens)
+    if on_tokens is not None:
+        on_tokens(new)
+    return done

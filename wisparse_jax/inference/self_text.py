@@ -1,0 +1,67 @@
+"""Text that the dense model writes itself, for calibration without data."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int, Int32, Key
+
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.inference.generate import Generator
+from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.forward import Params, empty_cache
+
+
+def sample_windows(
+    model: Generator, windows: int, length: int, seed: int, batch: int = 32, progress: bool = False
+) -> Int32[np.ndarray, "windows length"]:
+    """Windows that the dense model samples at temperature 1, from BOS, or from a random token where it has none.
+
+    After an end-of-sequence token the text goes on with BOS, as a new document. Window w depends on the seed and w
+    alone.
+
+    Raises:
+        WisparseError: no windows, or windows beyond the model's context.
+    """
+    config = model.config
+    if windows < 1 or not 2 <= length <= config.context:
+        raise WisparseError(
+            f"expected at least 1 window of 2 to {config.context} tokens, found {windows} of {length} tokens"
+        )
+    batch = min(batch, windows)
+    root, params, parts = jax.random.key(seed), model.params, []
+    from tqdm import tqdm
+
+    for at in tqdm(range(0, windows, batch), desc="sampling text", disable=not progress, leave=False):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(at, at + batch))
+        parts.append(np.asarray(_write(config, length, params, keys)))
+    return np.concatenate(parts)[:windows].astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _write(config: LlamaConfig, length: int, params: Params, keys: Key[Array, " batch"]) -> Int[Array, "batch length"]:
+    batch = len(keys)
+    step_keys = jax.vmap(lambda key: jax.random.split(key, length))(keys)
+    if config.bos_token_ids:
+        first = jnp.full(batch, config.bos_token_ids[0], jnp.int32)
+    else:
+        first = jax.vmap(lambda key: jax.random.randint(key, (), 0, config.vocab_size))(step_keys[:, 0])
+    stops = jnp.asarray(config.eos_token_ids or (-1,), jnp.int32)
+    start = jnp.zeros(batch, jnp.int32)
+
+    def step(slot, carry):
+        tokens, last, cache = carry
+        logits, cache = token_logits(config, params, last, slot, start, cache, None)
+        chosen = jax.vmap(jax.random.categorical)(step_keys[:, slot + 1], logits).astype(jnp.int32)
+        if config.bos_token_ids:
+            chosen = jnp.where(jnp.isin(last, stops), config.bos_token_ids[0], chosen)
+        return lax.dynamic_update_slice(tokens, chosen[:, None], (0, slot + 1)), chosen, cache
+
+    tokens = jnp.zeros((batch, length), jnp.int32).at[:, 0].set(first)
+    cache = empty_cache(config, batch, length, params["embed"].dtype)
+    return lax.fori_loop(0, length - 1, step, (tokens, first, cache))[0]
