@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation import evaluate, split_windows, text_windows
+from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.sparsity import apply
+
+
+@pytest.fixture(scope="module")
+def sparse(tiny_model, tiny_tokens):
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=SearchSettings())
+    return apply(tiny_model, plan)
+
+
+def test_dense_perplexity_is_that_of_the_logits(tiny_model, tiny_tokens):
+    found = evaluate(tiny_model, tiny_tokens, sparse_prefill=1.0)
+    log_probs = jax.nn.log_softmax(tiny_model(tiny_tokens)[:, :-1])
+    nll = -np.take_along_axis(np.asarray(log_probs), np.asarray(tiny_tokens)[:, 1:, None], -1)[..., 0]
+    assert found.dense.perplexity.mean == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+    assert found.dense.perplexity.error == pytest.approx(np.exp(nll.mean()) * nll.mean(1).std(ddof=1) / 2, rel=1e-3)
+    assert found.tokens == nll.size
+
+
+def test_a_fully_sparse_window_is_the_sparse_model(sparse, tiny_tokens):
+    score = evaluate(sparse, tiny_tokens, sparse_prefill=1.0).sparse["plan"]
+    log_probs = jax.nn.log_softmax(sparse(tiny_tokens)[:, :-1])
+    nll = -np.take_along_axis(np.asarray(log_probs), np.asarray(tiny_tokens)[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(score.nll, nll.mean(axis=1), rtol=1e-5)
+
+
+def test_only_the_sparse_share_is_scored_after_a_dense_start(sparse, tiny_tokens):
+    halves = evaluate(sparse, tiny_tokens, sparse_prefill=0.5)
+    assert halves.scored_positions == 48 // 2 - 1
+    # What comes before the sparse positions is dense, so it is the same whatever the plan.
+    full = evaluate(sparse, tiny_tokens, sparse_prefill=1.0)
+    assert halves.sparse["plan"].divergence.mean != full.sparse["plan"].divergence.mean
+
+
+def test_realised_sparsity_on_the_calibration_text_is_the_target(sparse, tiny_tokens):
+    """Block 0's q sees exactly the inputs it was calibrated on; later layers see those of a sparse run."""
+    score = evaluate(sparse, tiny_tokens).sparse["plan"]
+    assert score.layer_sparsity[0, 0] == pytest.approx(0.5, abs=0.02)
+    assert score.token_sparsity.std() > 0 and score.layer_sparsity.shape == (tiny_blocks(sparse), 7)
+
+
+def tiny_blocks(sparse):
+    return sparse.config.num_blocks
+
+
+def test_batching_does_not_change_the_figures(sparse, tiny_tokens, monkeypatch):
+    whole = evaluate(sparse, tiny_tokens)
+    monkeypatch.setattr("wisparse_jax.evaluation.quality.TOKENS_AT_ONCE", 48 * 3)
+    parts = evaluate(sparse, tiny_tokens)  # batches of 3 and 1
+    np.testing.assert_allclose(parts.sparse["plan"].kl, whole.sparse["plan"].kl, rtol=1e-4)
+    assert parts.tokens == whole.tokens
+
+
+def test_json_has_the_agreed_fields(sparse, tiny_tokens):
+    out = evaluate(sparse, tiny_tokens).as_json("plan")
+    assert {"perplexity", "dense_perplexity", "kl", "sparsity", "tokens", "sparse_prefill", "window"} <= set(out)
+    assert "perplexity" not in evaluate(sparse.model, tiny_tokens).as_json()
+    single = evaluate(sparse, tiny_tokens[:1]).as_json("plan")
+    assert single["kl_error"] is None  # one window has no standard error
+
+
+def test_paired_difference_is_over_windows(sparse, tiny_model, tiny_tokens):
+    other = apply(tiny_model, calibrate(tiny_model, tiny_tokens, 0.3, "wina", settings=SearchSettings()))
+    found = evaluate(tiny_model, tiny_tokens, {"a": sparse, "b": other})
+    gap = found.paired("a", "b")
+    differences = found.sparse["a"].kl - found.sparse["b"].kl
+    assert gap.mean == pytest.approx(differences.mean()) and gap.mean > 0
+    assert gap.error == pytest.approx(differences.std(ddof=1) / 2)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.01, float("nan"), 0.001])
+def test_a_share_that_leaves_nothing_is_refused(tiny_model, tiny_tokens, share):
+    with pytest.raises(WisparseError, match="sparse-prefill"):
+        evaluate(tiny_model, tiny_tokens, sparse_prefill=share)
+
+
+class Letters:
+    """A tokenizer of one token a letter, BOS 0."""
+
+    def encode(self, text, bos=True):
+        return [0] * bos + [ord(c) - 96 for c in text]
+
+
+def test_windows_are_consecutive_and_start_with_bos():
+    windows = split_windows(Letters(), "abcdefgh", 4)
+    np.testing.assert_array_equal(windows, [[0, 1, 2, 3], [0, 4, 5, 6]])
+    assert len(split_windows(Letters(), "abcdefgh", 4, tokens=4)) == 1
+    assert len(split_windows(Letters(), "abcdefgh", 4, tokens=5)) == 2
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path):
+    short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
+    short.write_text("ab")
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path, message in ((short, "too few"), (binary, "not UTF-8"), (tmp_path / "none.txt", "no such file")):
+        with pytest.raises(WisparseError, match=message) as caught:
+            text_windows(Letters(), path, 4)
+        assert str(path) in str(caught.value)
+    with pytest.raises(WisparseError, match="window of at least 2"):
+        text_windows(Letters(), short, 1)
+
+
+def test_token_ids_outside_the_vocabulary_are_refused(tiny_model):
+    with pytest.raises(WisparseError, match="outside the vocabulary"):
+        evaluate(tiny_model, jnp.full((1, 8), 10**6))

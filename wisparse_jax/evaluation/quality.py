@@ -1,0 +1,229 @@
+"""Perplexity, divergence and realised sparsity of plans, against one dense run of the same windows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32
+
+from kernels_pallas.sparse_linear.reference import keep_mask
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.config import LAYERS, LlamaConfig
+from wisparse_jax.models.forward import Cache, Params, Thresholds, head, hidden_states, layout
+from wisparse_jax.models.llama import Llama
+from wisparse_jax.search.calibration import check_tokens
+from wisparse_jax.search.objectives import kl_divergence
+from wisparse_jax.sparsity.apply import SparseLlama
+
+TOKENS_AT_ONCE = 2048
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Figure:
+    """A mean over windows and its standard error."""
+
+    mean: float
+    error: float
+
+    @staticmethod
+    def over(windows: Float64[np.ndarray, " windows"]) -> Figure:
+        """The mean of one value per window, with the standard error of that mean (nan for a single window)."""
+        n = len(windows)
+        return Figure(float(windows.mean()), float(windows.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Score:
+    """How a model predicted each window's scored positions: mean negative log-likelihood, nats per token."""
+
+    nll: Float64[np.ndarray, " windows"]
+
+    @property
+    def perplexity(self) -> Figure:
+        """`exp` of the mean negative log-likelihood; its error by the delta method."""
+        nll = Figure.over(self.nll)
+        return Figure(math.exp(nll.mean), math.exp(nll.mean) * nll.error)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SparseScore(Score):
+    """The same for a sparse model, with its KL(dense || sparse) in nats per token and its realised sparsity."""
+
+    kl: Float64[np.ndarray, " windows"]
+    token_sparsity: Float64[np.ndarray, "windows positions"]
+    layer_sparsity: Float64[np.ndarray, "blocks 7"]
+
+    @property
+    def divergence(self) -> Figure:
+        """Mean KL(dense || sparse) per token."""
+        return Figure.over(self.kl)
+
+    @property
+    def sparsity(self) -> Figure:
+        """Realised sparsity, weighted by parameter count: mean over tokens and its standard error over windows."""
+        return Figure.over(self.token_sparsity.mean(axis=1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The scores of the dense model and of each plan on the same windows."""
+
+    dense: Score
+    sparse: dict[str, SparseScore]
+    scored_positions: int  # per window
+    window: int
+    sparse_prefill: float
+
+    @property
+    def tokens(self) -> int:
+        """How many positions were scored."""
+        return len(self.dense.nll) * self.scored_positions
+
+    def paired(self, first: str, second: str) -> Figure:
+        """The mean difference in KL, first minus second, over the same windows, with its standard error."""
+        return Figure.over(self.sparse[first].kl - self.sparse[second].kl)
+
+    def as_json(self, name: str | None = None) -> dict[str, Any]:
+        """The dense figures and, for one plan, the sparse ones; not-a-number errors become null."""
+        dense = self.dense.perplexity
+        out: dict[str, Any] = {"dense_perplexity": dense.mean, "dense_perplexity_error": dense.error}
+        if name is not None:
+            score = self.sparse[name]
+            for key, figure in (
+                ("perplexity", score.perplexity),
+                ("kl", score.divergence),
+                ("sparsity", score.sparsity),
+            ):
+                out |= {key: figure.mean, f"{key}_error": figure.error}
+            out["sparsity_spread"] = float(score.token_sparsity.std())
+            out["layer_sparsity"] = [dict(zip(LAYERS, row, strict=True)) for row in score.layer_sparsity.tolist()]
+        out |= {
+            "tokens": self.tokens,
+            "windows": len(self.dense.nll),
+            "window": self.window,
+            "sparse_prefill": self.sparse_prefill,
+        }
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in out.items()}
+
+
+def evaluate(
+    model: Llama | SparseLlama,
+    windows: Int[np.ndarray, "windows length"] | Int[Array, "windows length"],
+    plans: Mapping[str, SparseLlama] | None = None,
+    sparse_prefill: float = 0.5,
+    progress: bool = False,
+) -> Evaluation:
+    """Score the dense model, and each plan, on windows of text.
+
+    The last `sparse_prefill` of each window's positions runs sparse after a dense start, as in generation; all
+    figures, dense ones too, are over those of them whose next token is in the window.
+
+    Args:
+        model: the dense model; a sparse one stands for itself under the name "plan".
+        windows: token ids.
+        plans: sparse forms of the model, by name.
+        sparse_prefill: share of each window that runs sparse, above 0, at most 1.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        WisparseError: windows the model cannot read, or a share that leaves nothing to score.
+    """
+    if isinstance(model, SparseLlama):
+        return evaluate(model.model, windows, {"plan": model}, sparse_prefill, progress)
+    ids = np.asarray(windows, np.int32)
+    check_tokens(model.config, ids)
+    length = ids.shape[1]
+    if not 0 < sparse_prefill <= 1:
+        raise WisparseError(f"sparse-prefill = {sparse_prefill}: expected a share above 0, at most 1")
+    first = length - round(length * sparse_prefill)
+    if length - first < 2:
+        raise WisparseError(f"sparse-prefill = {sparse_prefill}: leaves nothing to score in windows of {length} tokens")
+
+    params, config = model.params, model.config
+    dense: list[np.ndarray] = []
+    sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans or {}}
+    for batch in _bar(_batches(ids), progress):
+        batch_ids, rows = batch
+        nll, reference, cache = _dense(config, first, params, batch_ids)
+        dense.append(np.asarray(nll)[:rows])
+        for name, plan in (plans or {}).items():
+            out = _sparse(config, first, params, batch_ids, reference, cache, plan.thresholds)
+            sparse[name].append(tuple(np.asarray(value, np.float64)[:rows] for value in out))
+    scores = {}
+    for name, parts in sparse.items():
+        nll, kl, by_token, by_layer = (np.concatenate(column) for column in zip(*parts, strict=True))
+        scores[name] = SparseScore(nll, kl, by_token, by_layer.mean(axis=0))
+    return Evaluation(
+        Score(np.concatenate(dense).astype(np.float64)), scores, length - first - 1, length, float(sparse_prefill)
+    )
+
+
+def _batches(ids: Int32[np.ndarray, "windows length"]) -> list[tuple[Array, int]]:
+    """Windows in batches of one shape, the last filled up with its own last window, and how many rows are real."""
+    size = max(1, min(len(ids), TOKENS_AT_ONCE // ids.shape[1]))
+    starts = range(0, len(ids), size)
+    return [
+        (jnp.asarray(ids[np.minimum(np.arange(at, at + size), len(ids) - 1)]), min(size, len(ids) - at))
+        for at in starts
+    ]
+
+
+def _bar(batches: list, progress: bool) -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(batches, desc="evaluate", disable=not progress, leave=False)
+
+
+def _token_nll(
+    logits: Float[Array, "batch positions vocab"], targets: Int[Array, "batch positions"]
+) -> Float[Array, "batch positions"]:
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _dense(
+    config: LlamaConfig, first: int, params: Params, ids: Int[Array, "batch length"]
+) -> tuple[Float[Array, " batch"], Float[Array, "batch positions vocab"], Cache]:
+    """Mean nll per window, the logits of the scored positions, and the cache of the whole windows."""
+    hidden, cache = hidden_states(config, params, ids, layout(config, ids.shape[0], ids.shape[1]))
+    logits = head(params, hidden[:, first:-1])
+    return jnp.mean(_token_nll(logits, ids[:, first + 1 :]), axis=1), logits, cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sparse(
+    config: LlamaConfig,
+    first: int,
+    params: Params,
+    ids: Int[Array, "batch length"],
+    dense_logits: Float[Array, "batch positions vocab"],
+    cache: Cache,
+    thresholds: Thresholds,
+) -> tuple[Array, Array, Float[Array, "batch positions"], Float[Array, "batch blocks 7"]]:
+    """Per window: mean nll, mean KL, realised sparsity of each token and of each layer."""
+    batch, length = ids.shape
+    # The last position has no next token in the window, so nothing is scored there.
+    where = layout(config, batch, length - 1 - first, first)
+    records: list[dict[str, Array]] = []
+    hidden, _ = hidden_states(config, params, ids[:, first:-1], where, cache, thresholds, records)
+    logits = head(params, hidden)
+    nll = jnp.mean(_token_nll(logits, ids[:, first + 1 :]), axis=1)
+    kl = jnp.mean(kl_divergence(dense_logits, logits), axis=1)
+
+    def skipped(block: int, name: str) -> Float[Array, "batch positions"]:
+        kept: Bool[Array, "batch positions in"] = keep_mask(records[block][name], thresholds[block][name])
+        return 1.0 - jnp.mean(kept.astype(jnp.float32), axis=-1)
+
+    rows = [jnp.stack([skipped(b, name) for name in LAYERS], axis=-1) for b in range(config.num_blocks)]
+    share = jnp.stack(rows, axis=2)  # [batch, positions, blocks, 7]
+    weights = jnp.asarray(config.layer_weights, jnp.float32)
+    by_token = jnp.mean(share @ (weights / weights.sum()), axis=2)
+    return nll, kl, by_token, jnp.mean(share, axis=1)

@@ -1,0 +1,68 @@
+"""Text as windows of token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from wisparse_jax.errors import WisparseError
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        """Token ids, with the model's BOS in front if `bos` and the tokenizer has one."""
+        ...
+
+
+def text_windows(
+    tokenizer: Encoder, path: str | Path, window: int, tokens: int | None = None
+) -> Int32[np.ndarray, "windows window"]:
+    """Consecutive windows of a text file that do not overlap; see `split_windows`.
+
+    Raises:
+        WisparseError: the file cannot be read, is not UTF-8, or is too short for one window.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise WisparseError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise WisparseError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise WisparseError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return split_windows(tokenizer, text, window, tokens)
+    except WisparseError as error:
+        raise WisparseError(f"{path}: {error}") from None
+
+
+def split_windows(
+    tokenizer: Encoder, text: str, window: int, tokens: int | None = None
+) -> Int32[np.ndarray, "windows window"]:
+    """The first `tokens` tokens of the text (all, if None) in windows, rounded up to whole ones.
+
+    Each window starts with BOS where the tokenizer has one, as every prompt does; the rest of a last window is left.
+
+    Raises:
+        WisparseError: too little text for one window, or numbers out of range.
+    """
+    if window < 2 or (tokens is not None and tokens < 1):
+        raise WisparseError(f"expected a window of at least 2 tokens and at least 1 token, found {window} and {tokens}")
+    # Characters a token hardly ever exceeds: no need to encode a long file whole for a few windows.
+    limit = None if tokens is None else 16 * (tokens + window)
+    bos = tokenizer.encode("", bos=True)
+    ids = tokenizer.encode(text[:limit], bos=False)
+    body = window - len(bos)
+    count = len(ids) // body
+    if tokens is not None:
+        count = min(count, -(-tokens // window))
+    if count < 1:
+        raise WisparseError(f"holds {len(ids)} tokens, too few for one window of {window}")
+    rows = np.asarray(ids[: count * body], np.int32).reshape(count, body)
+    return np.concatenate([np.tile(np.asarray(bos, np.int32), (count, 1)), rows], axis=1)
