@@ -1,0 +1,150 @@
+"""The command line, on the demo model, with searches cut to seconds."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from wisparse_jax.cli import main
+
+SETTINGS = """\
+window: 64
+tokens: 128
+statistics_tokens: 64
+search_exponents: false
+search_blocks: false
+search_layers: false
+"""
+PROSE = (
+    "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "
+    "He knew every one by the sound of its engine, and he knew that one was missing. "
+)
+
+
+def run(command, folder):
+    """The command line of a string, {f} standing for the folder."""
+    main([part.format(f=folder) for part in command.split()])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A settings file, a text, a plan and what cannot be used."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "settings.yaml").write_text(SETTINGS)
+    (folder / "text.txt").write_text(PROSE * 20)
+    (folder / "short.txt").write_text("Too short.")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\xfa")
+    (folder / "bad.yaml").write_text("tokenz: 3")
+    (folder / "empty").mkdir()
+    run("calibrate demo --out {f}/plan --config {f}/settings.yaml --text {f}/text.txt --method wina", folder)
+    return folder
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in ("demo", "calibrate", "evaluate", "generate", "convert"))
+
+
+def test_json_is_one_object_and_nothing_else(files, capsys):
+    run("evaluate demo --text {f}/text.txt --plan {f}/plan --json", files)
+    out = json.loads(capsys.readouterr().out)
+    assert out["perplexity"] > out["dense_perplexity"] > 1
+    assert out["kl"] > 0 and 0.3 < out["sparsity"] < 0.7 and out["tokens"] > 0
+    assert out["sparse_prefill"] == 0.5 and out["method"] == "wina" and out["window"] == 512
+    run("evaluate demo --text {f}/text.txt --json --window 128 --tokens 256", files)
+    dense = json.loads(capsys.readouterr().out)
+    assert "kl" not in dense and dense["windows"] == 2 and dense["tokens"] == 2 * 63
+
+
+def test_tables_are_for_people(files, capsys):
+    run("evaluate demo --text {f}/text.txt --plan {f}/plan --window 128", files)
+    out = capsys.readouterr().out
+    assert "wina" in out and "dense" in out and "realised sparsity by layer" in out
+
+
+def test_self_text_calibrates_without_data(files, capsys):
+    options = "--text self --tokens 64 --sparsity 0.3 --method uniform"
+    run(f"calibrate demo --out {{f}}/self --config {{f}}/settings.yaml {options}", files)
+    plan = json.loads((files / "self" / "plan.json").read_text())
+    assert plan["calibration"]["text"] == "self" and plan["calibration"]["tokens"] == 64 and plan["target"] == 0.3
+
+
+def test_generate_streams_the_same_text_for_the_same_seed(files, capsys):
+    texts = []
+    for _ in range(2):
+        run("generate demo --prompt Harbours --plan {f}/plan --max-new-tokens 12 --temperature 0.9 --seed 5", files)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("Harbours") and len(texts[0]) > 20
+
+
+def test_convert_makes_a_model_that_commands_accept(files, capsys):
+    run("convert demo {f}/converted", files)
+    capsys.readouterr()
+    texts = []
+    for name in ("demo", "{f}/converted"):
+        run(f"generate {name} --prompt Seas --plan {{f}}/plan --max-new-tokens 8", files)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+BAD = {
+    "no model": ("evaluate {f}/none --text {f}/text.txt", "none"),
+    "empty folder": ("evaluate {f}/empty --text {f}/text.txt", "config.json"),
+    "no text": ("evaluate demo --text {f}/none.txt", "none.txt: no such file"),
+    "binary text": ("evaluate demo --text {f}/binary.txt", "binary.txt: not UTF-8"),
+    "short text": ("evaluate demo --text {f}/short.txt", "short.txt: holds .* tokens, too few"),
+    "window": ("evaluate demo --text {f}/text.txt --window 1", "window of at least 2"),
+    "long window": ("evaluate demo --text {f}/text.txt --window 600", "longer than the model's context of 512"),
+    "zero tokens": ("evaluate demo --text {f}/text.txt --tokens 0", "at least 1 token"),
+    "share": ("evaluate demo --text {f}/text.txt --sparse-prefill 2", "sparse-prefill = 2.0"),
+    "no plan": ("evaluate demo --text {f}/text.txt --plan {f}/none", "none: expected a plan folder"),
+    "not a plan": ("generate demo --prompt x --plan {f}/empty", "no plan.json in it"),
+    "method": ("calibrate demo --out {f}/new --method magic", "expected one of wisparse, teal, wina, uniform"),
+    "sparsity": ("calibrate demo --out {f}/new --sparsity 1.5", "sparsity = 1.5"),
+    "settings": ("calibrate demo --out {f}/new --config {f}/bad.yaml", "bad.yaml: unknown field 'tokenz'"),
+    "no settings": ("calibrate demo --out {f}/new --config {f}/none.yaml", "none.yaml: no such file"),
+    "plan exists": ("calibrate demo --out {f}/plan", "plan: exists already"),
+    "no budget": ("calibrate demo --out {f}/new --tokens 0", "tokens = 0"),
+    "temperature": ("generate demo --prompt x --temperature -1", "temperature = -1.0"),
+    "top-k": ("generate demo --prompt x --top-k 0", "top-k = 0"),
+    "long answer": ("generate demo --prompt x --max-new-tokens 600", "exceeds the context of 512"),
+    "convert over": ("convert demo {f}/empty", "empty"),
+    "demo over": ("demo --out {f}/empty", "exists already"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(files, capsys, name):
+    command, message = BAD[name]
+    before = sorted(files.iterdir())
+    with pytest.raises(SystemExit) as caught:
+        run(command, files)
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    line = captured.err.strip().splitlines()[-1]
+    assert line.startswith("wisparse: error: ") and re.search(message, line)
+    assert captured.out == "" and sorted(files.iterdir()) == before and not list((files / "empty").iterdir())
+
+
+def test_an_unknown_argument_exits_with_2():
+    run = subprocess.run(
+        [sys.executable, "-m", "wisparse_jax.cli", "calibrate", "demo", "--sparsity", "half", "--out", "x"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and "sparsity" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_an_interruption_is_one_line(files, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wisparse_jax.models.loading.load", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "demo", "--prompt", "x"])
+    assert caught.value.code == 130 and capsys.readouterr().err == "wisparse: interrupted\n"

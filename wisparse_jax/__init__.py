@@ -1,0 +1,61 @@
+"""WiSparse in JAX: make a Llama-family model skip the channels that do not matter, without training.
+
+```python
+import wisparse_jax as ws
+
+model = ws.load("demo")
+plan = ws.calibrate(model, tokens, sparsity=0.5)  # tokens: int32 [windows, length]
+sparse = ws.apply(model, plan)
+logits = sparse(tokens)
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wisparse_jax.errors import ConfigError as ConfigError
+    from wisparse_jax.errors import PlanError as PlanError
+    from wisparse_jax.errors import WeightsError as WeightsError
+    from wisparse_jax.errors import WisparseError as WisparseError
+    from wisparse_jax.evaluation import evaluate as evaluate
+    from wisparse_jax.inference import generate as generate
+    from wisparse_jax.models.llama import Llama as Llama
+    from wisparse_jax.models.loading import load as load
+    from wisparse_jax.models.loading import load_tokenizer as load_tokenizer
+    from wisparse_jax.search import SearchSettings as SearchSettings
+    from wisparse_jax.search import calibrate as calibrate
+    from wisparse_jax.sparsity import SparseLlama as SparseLlama
+    from wisparse_jax.sparsity import SparsityPlan as SparsityPlan
+    from wisparse_jax.sparsity import apply as apply
+
+# Loaded on first use, so that `import wisparse_jax` and `wisparse --help` stay fast.
+_HOME = {
+    "ConfigError": "errors",
+    "PlanError": "errors",
+    "WeightsError": "errors",
+    "WisparseError": "errors",
+    "evaluate": "evaluation",
+    "generate": "inference",
+    "Llama": "models.llama",
+    "load": "models.loading",
+    "load_tokenizer": "models.loading",
+    "SearchSettings": "search",
+    "calibrate": "search",
+    "SparseLlama": "sparsity",
+    "SparsityPlan": "sparsity",
+    "apply": "sparsity",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'wisparse_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"wisparse_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,64 @@
+"""Evaluations as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from wisparse_jax.evaluation import Evaluation, Figure, SparseScore
+from wisparse_jax.models.config import LAYERS
+
+STAGES = ("statistics", "exponents", "block budgets", "layer budgets", "final exponents", "thresholds")
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is not a terminal."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=120)
+
+
+def quality_table(evaluation: Evaluation, title: str) -> Table:
+    """Perplexity, KL and realised sparsity of the dense model and of each plan, with standard errors."""
+    table = Table(title=title)
+    for column in ("method", "perplexity", "KL, nats/token", "realised sparsity", "spread over tokens"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    table.add_row("dense", _figure(evaluation.dense.perplexity, 2), "0", "0", "-")
+    for name, score in evaluation.sparse.items():
+        table.add_row(name, *_cells(score))
+    return table
+
+
+def layer_table(score: SparseScore) -> Table:
+    """Realised sparsity of every layer."""
+    table = Table(title="realised sparsity by layer")
+    for column in ("block", *LAYERS):
+        table.add_column(column, justify="right")
+    for block, row in enumerate(score.layer_sparsity):
+        table.add_row(str(block), *(f"{value:.3f}" for value in row))
+    return table
+
+
+def timing_table(timings: Mapping[str, Mapping[str, float]]) -> Table:
+    """Seconds that each stage of each method took."""
+    table = Table(title="seconds per stage")
+    for column in ("method", *STAGES, "in all"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, stages in timings.items():
+        cells = [f"{stages[stage]:.1f}" if stage in stages else "-" for stage in STAGES]
+        table.add_row(name, *cells, f"{sum(stages.values()):.1f}")
+    return table
+
+
+def _cells(score: SparseScore) -> list[str]:
+    return [
+        _figure(score.perplexity, 2),
+        _figure(score.divergence, 4),
+        _figure(score.sparsity, 4),
+        f"{score.token_sparsity.std():.4f}",
+    ]
+
+
+def _figure(figure: Figure, digits: int) -> str:
+    return f"{figure.mean:.{digits}f} ± {figure.error:.{digits}f}"
