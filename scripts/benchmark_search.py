@@ -1,0 +1,107 @@
+"""Candidates per second of the block-budget search: the whole population in one compiled program, or one by one.
+
+    python scripts/benchmark_search.py demo --out docs/benchmarks/search.md
+
+Every candidate is the KL divergence of the whole model at its own block budgets, on the same tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from tyro.conf import Positional
+
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.inference import sample_windows
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.loading import load
+from wisparse_jax.search import SearchSettings, run_dense
+from wisparse_jax.search.objectives import DivergenceLoss
+from wisparse_jax.sparsity.budget import project_to_mean
+from wisparse_jax.testing import count_compilations
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Time the evaluation of a population."""
+
+    model: Positional[str]
+    out: Path | None = None  # Markdown to append to; by default only printed
+    population: int = 32
+    tokens: int = 1_024  # sparse positions of each evaluation
+    chunks: tuple[int, ...] = (4, 8, 16, 32)  # candidates at once
+    repeats: int = 5
+    dtype: str = "float32"
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    args = tyro.cli(Arguments, description=__doc__)
+    settings = SearchSettings(tokens=2 * args.tokens, block_tokens=args.tokens, statistics_tokens=args.tokens)
+    try:
+        model = load(args.model, args.dtype)
+        windows = sample_windows(model, -(-settings.tokens // settings.window), settings.window, seed=0)
+    except WisparseError as error:
+        sys.exit(f"benchmark_search: {error}")
+    calibration = run_dense(model.config, model.params, windows, settings, seed=0)
+    blocks = model.config.num_blocks
+    rng, weights = np.random.default_rng(0), np.ones(blocks)
+    exponents = np.zeros((blocks, len(LAYERS)))
+
+    def population() -> np.ndarray:
+        """Fresh thresholds of random budgets around 50 %."""
+        rows = [project_to_mean(row, weights, 0.5) for row in 0.5 + 0.05 * rng.normal(size=(args.population, blocks))]
+        budgets = np.repeat(np.stack(rows)[:, :, None], len(LAYERS), axis=2)
+        taus = [s.thresholds(exponents[b], budgets[:, b]) for b, s in enumerate(calibration.statistics)]
+        return np.stack(taus, axis=1)
+
+    rows, reference = [], None
+    for chunk in (1, *args.chunks):
+        loss = DivergenceLoss(calibration, args.tokens, chunk)
+
+        def run(taus: np.ndarray, chunk: int = chunk, loss: DivergenceLoss = loss) -> np.ndarray:
+            if chunk == 1:
+                return np.concatenate([loss(exponents, row[None]) for row in taus])
+            return loss(exponents, taus)
+
+        first = time.perf_counter()
+        run(population())
+        first = time.perf_counter() - first
+        seconds = []
+        with count_compilations() as compilations:
+            for _ in range(args.repeats):
+                taus = population()
+                started = time.perf_counter()
+                run(taus)
+                seconds.append(time.perf_counter() - started)
+        rate = args.population / float(np.median(seconds))
+        reference = reference or rate
+        name = "one by one" if chunk == 1 else f"vectorised, {chunk} at once"
+        rows.append(f"| {name} | {rate:.1f} | {rate / reference:.2f}x | {first:.1f} | {compilations.count} |")
+        print(rows[-1], file=sys.stderr, flush=True)
+
+    device = jax.devices()[0]
+    command = " ".join(["python", "scripts/benchmark_search.py", *sys.argv[1:]])
+    text = (
+        f"## {device.device_kind}\n\n"
+        f"Command: `{command}`  \nDate: {time.strftime('%Y-%m-%d')}; jax {jax.__version__}; {args.dtype}; population "
+        f"{args.population}; {calibration.tokens.size} tokens an evaluation; median of {args.repeats} populations\n\n"
+        "| evaluation | candidates/s | against one by one | first call, s | compilations after it |\n"
+        "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+    print(text)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        head = "" if args.out.exists() else "# The search's population evaluation\n\n"
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(head + text + "\n")
+
+
+if __name__ == "__main__":
+    main()
