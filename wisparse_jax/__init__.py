@@ -49,6 +49,7 @@ _HOME = {
     "apply": "sparsity",
 }
 __all__ = sorted(_HOME)
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

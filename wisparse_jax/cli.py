@@ -156,10 +156,12 @@ class Generate:
     """Sample from the most likely tokens that hold this share of the probability."""
     seed: int = 0
     """Same seed, same text."""
+    implementation: str | None = None
+    """The decode step of a sparse model: triton, xla, or by default the faster one of those that can run."""
 
     def run(self) -> None:
         """Generate and print."""
-        from wisparse_jax.inference import Sample, TextStream, generate
+        from wisparse_jax.inference import Sample, TextStream, decode_implementation, generate
         from wisparse_jax.models.loading import load, load_tokenizer
         from wisparse_jax.sparsity import SparsityPlan, apply
 
@@ -167,6 +169,9 @@ class Generate:
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         model, tokenizer = load(self.model), load_tokenizer(self.model)
         writer = model if plan is None else apply(model, plan)
+        chosen = decode_implementation(getattr(writer, "thresholds", None), 1, self.implementation)
+        if plan is not None:
+            print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
         stream, shown = TextStream(tokenizer.decode), [self.prompt]
 
         def show(new: list[list[int]]) -> None:
@@ -174,7 +179,7 @@ class Generate:
             print("".join([*shown, stream.add(new[0])]), end="", flush=True)
             shown.clear()
 
-        generate(writer, [tokenizer.encode(self.prompt)], self.max_new_tokens, sampler, self.seed, show)
+        generate(writer, [tokenizer.encode(self.prompt)], self.max_new_tokens, sampler, self.seed, show, chosen)
         print("".join([*shown, stream.rest()]))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.loop import LoopState, decode, prefill
+from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill
 from wisparse_jax.inference.sampling import GREEDY, Sample
 from wisparse_jax.models.config import LlamaConfig
 
@@ -41,6 +41,7 @@ def generate(
     sampler: Sample = GREEDY,
     seed: int = 0,
     on_tokens: Callable[[list[list[int]]], None] | None = None,
+    implementation: str | None = None,
 ) -> list[list[int]]:
     """Continue each prompt; the prompt runs dense, every new token with the model's thresholds, if it has any.
 
@@ -54,13 +55,14 @@ def generate(
         sampler: greedy by default.
         seed: row b draws from the seed and b alone, whatever the other rows are.
         on_tokens: called with the new tokens of each row every few tokens, as they come.
+        implementation: of the decode step, "triton", "xla" or None: see `decode_implementation`.
 
     Returns:
         The new tokens of each prompt, without the end-of-sequence token that stopped it.
 
     Raises:
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
-            token ids outside the vocabulary, or a negative number of tokens.
+            token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
     """
     config = model.config
     rows = [_checked(config, list(prompt), b, max_new_tokens) for b, prompt in enumerate(prompts)]
@@ -79,6 +81,7 @@ def generate(
     values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
     params, thresholds = model.params, getattr(model, "thresholds", None)
 
+    chosen = decode_implementation(thresholds, batch, implementation)
     key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     out: list[list[int]] = [[] for _ in rows]
@@ -88,7 +91,7 @@ def generate(
         if at >= max_new_tokens or np.asarray(state.finished).all():
             return out
         until = min(max_new_tokens, at + STREAM_EVERY) if on_tokens else max_new_tokens
-        state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds)
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
 
 
 def _checked(config: LlamaConfig, prompt: list[int], row: int, new: int) -> list[int]:

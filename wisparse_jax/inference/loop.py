@@ -1,12 +1,13 @@
 """The token loop: dense prefill, then tokens one by one inside one compiled `lax.while_loop`.
 
-The step of one token is `hidden_states` with a cache, dense or with thresholds; whatever replaces it on a device with
-kernels of its own keeps its arguments.
+The step of one token is `hidden_states` with a cache, dense or with thresholds, or for a sparse model the Triton
+kernels' step, which takes the same arguments and gives the same logits.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from kernels_pallas.implementation import choose as choose_kernels
+from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.decode import LARGEST_BATCH, group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import Cache, Params, Thresholds, empty_cache, head, hidden_states, layout
+
+# The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
+NextLogits = Callable[
+    [Int[Array, " batch"], Int[Array, ""], Int[Array, " batch"], Cache], tuple[Float[Array, "batch vocab"], Cache]
+]
 
 
 class LoopState(NamedTuple):
@@ -54,7 +63,36 @@ def prefill(
     return LoopState(jnp.int32(1), jnp.int32(length), tokens, first, jnp.isin(first, stops) | ~real, keys, cache)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+# Sequences up to which the kernels' step is the faster one (docs/benchmarks/h200.md): beyond, the union of what several
+# sequences keep is nearly every channel, and one masked product for all of them wins.
+KERNEL_BATCH = 2
+
+
+def decode_implementation(thresholds: Thresholds | None, batch: int, implementation: str | None = None) -> str:
+    """What `decode` runs: "triton", the sparse kernels, or "xla", dense or masked-dense products.
+
+    Args:
+        thresholds: of a sparse model, None for a dense one, which XLA runs.
+        batch: sequences.
+        implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences.
+
+    Raises:
+        WisparseError: the named one cannot run: the reason is in the message.
+    """
+    try:
+        chosen = choose_kernels(implementation)
+    except ValueError as error:
+        raise WisparseError(str(error)) from None
+    if implementation == "triton" and thresholds is None:
+        raise WisparseError("implementation = 'triton' runs sparse models only; this model has no thresholds")
+    if implementation == "triton" and batch > LARGEST_BATCH:
+        raise WisparseError(f"implementation = 'triton' takes at most {LARGEST_BATCH} sequences, found {batch}")
+    if implementation is None and (thresholds is None or batch > KERNEL_BATCH):
+        return "xla"
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
 def decode(
     config: LlamaConfig,
     params: Params,
@@ -64,14 +102,33 @@ def decode(
     values: SamplingValues,
     stops: Int[Array, " stops"],
     thresholds: Thresholds | None,
+    implementation: str = "xla",
 ) -> LoopState:
-    """Choose tokens until there are `until` of them or every row is finished."""
+    """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`."""
+    if implementation == "triton" and thresholds is not None:
+        # Stacked once, before the loop.
+        next_logits = functools.partial(kernel_token_logits, thresholds=group_thresholds(thresholds))
+    else:
+        next_logits = functools.partial(token_logits, thresholds=thresholds)
+
+    return token_loop(lambda *token: next_logits(config, params, *token), state, until, start, values, stops)
+
+
+def token_loop(
+    next_logits: NextLogits,
+    state: LoopState,
+    until: Int[Array, ""],
+    start: Int[Array, " batch"],
+    values: SamplingValues,
+    stops: Int[Array, " stops"],
+) -> LoopState:
+    """The loop of `decode` around any step of one token; to be called inside a jit."""
 
     def going(state: LoopState) -> Bool[Array, ""]:
         return (state.step < until) & ~jnp.all(state.finished)
 
     def step(state: LoopState) -> LoopState:
-        logits, cache = token_logits(config, params, state.last, state.slot, start, state.cache, thresholds)
+        logits, cache = next_logits(state.last, state.slot, start, state.cache)
         chosen = choose(logits, values, _step_keys(state.keys, state.step))
         chosen = jnp.where(state.finished, -1, chosen)
         tokens = lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))

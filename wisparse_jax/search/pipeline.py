@@ -10,13 +10,13 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float64, Int
 
+from wisparse_jax import __version__
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.llama import Llama
@@ -113,7 +113,7 @@ def search_plan(
         settings=dataclasses.asdict(settings),
         timings={name: round(seconds, 3) for name, seconds in search.timings.items()},
         history=search.history,
-        version=version("wisparse-jax"),
+        version=__version__,
     )
 
 

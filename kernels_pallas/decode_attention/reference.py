@@ -1,0 +1,63 @@
+"""Decode attention in plain XLA, as one split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+def decode_attention_reference(
+    products: Any,
+    biases: Any,
+    norms: Any,
+    cos: Array,
+    sin: Array,
+    keys: Array,
+    values: Array,
+    slot: Array,
+    start: Array,
+    window: int | None,
+    norm_eps: float,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """See `decode_attention`."""
+    batch, slots, kv_heads, head_dim = keys.shape
+    dtype = keys.dtype
+
+    def finish(which: int) -> Array:
+        y = products[which].sum(0).astype(dtype)
+        y = y if biases[which] is None else y + biases[which]
+        return y.reshape(batch, -1, head_dim)
+
+    def normed(x: Array, weight: Array) -> Array:
+        f = x.astype(jnp.float32)
+        return weight * (f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + norm_eps)).astype(dtype)
+
+    def rotated(x: Array) -> Array:
+        a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        c, s = cos[:, None], sin[:, None]
+        return jnp.concatenate([a * c - b * s, b * c + a * s], axis=-1).astype(dtype)
+
+    query, key, value = finish(0), finish(1), finish(2)
+    if norms is not None:
+        query, key = normed(query, norms.query), normed(key, norms.key)
+    keys = lax.dynamic_update_slice(keys, rotated(key)[:, None], (0, slot, 0, 0))
+    values = lax.dynamic_update_slice(values, value[:, None], (0, slot, 0, 0))
+
+    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    grouped = rotated(query).reshape(batch, kv_heads, -1, head_dim)
+    scores = jnp.einsum("bkgd,bskd->bkgs", grouped, keys, precision=precision, preferred_element_type=jnp.float32)
+    at = jnp.arange(slots)
+    seen = (at >= start[:, None]) & (at <= slot)
+    if window is not None:
+        seen &= at > slot - window
+    scores = jnp.where(seen[:, None, None], scores * head_dim**-0.5, -1e30)
+    highest = scores.max(-1)
+    weights = jnp.exp(scores - highest[..., None])
+    out = jnp.einsum(
+        "bkgs,bskd->bkgd", weights.astype(dtype), values, precision=precision, preferred_element_type=jnp.float32
+    )
+    flat = (batch, 1, -1)
+    return out.reshape(flat), highest.reshape(flat), weights.sum(-1).reshape(flat), keys, values

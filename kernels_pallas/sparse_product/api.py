@@ -1,0 +1,59 @@
+"""The entry point of the operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float
+
+from kernels_pallas.implementation import choose
+from kernels_pallas.kept import Kept
+from kernels_pallas.sparse_product.config import Config
+from kernels_pallas.sparse_product.reference import sparse_product_reference
+
+
+def sparse_product(
+    kept: Kept,
+    weights: Sequence[Array],
+    scales: Sequence[Array | None] | None = None,
+    config: Config | None = None,
+    implementation: str | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "parts batch _"], ...]:
+    """Multiply each layer's listed channels with its weight, reading no other row of it.
+
+    Args:
+        kept: the lists, one layer of them per weight; their chunks must be those of `config`.
+        weights: `[in, out]` each, bf16, f16, f32 or int8.
+        scales: float32 `[out]` of each int8 weight, None for the others.
+        config: how a kernel is cut into programs; None asks `config_for`.
+        implementation: "triton", "xla" or None.
+        interpret: interpret the kernel, on any device.
+
+    Returns:
+        For each layer partial sums in float32, to be added over the first axis by whoever reads them.
+
+    Raises:
+        ValueError: an implementation that cannot run here, or lists and weights that do not fit together.
+    """
+    scales = [None] * len(weights) if scales is None else scales
+    if len(weights) != kept.counts.shape[0]:
+        raise ValueError(f"expected one list of channels for each of {len(weights)} weights, found {kept.counts.shape}")
+    for weight, scale in zip(weights, scales, strict=True):
+        if weight.shape[0] > kept.chunks * kept.rows or (str(weight.dtype) == "int8") != (scale is not None):
+            raise ValueError(
+                f"weight {weight.dtype}{list(weight.shape)}: expected at most {kept.chunks * kept.rows} rows, "
+                "and a scale exactly if it is int8"
+            )
+    if choose(implementation, interpret) == "xla":
+        return sparse_product_reference(kept, weights, scales)
+    from kernels_pallas.sparse_product.triton import sparse_product_triton
+
+    if config is None:
+        from kernels_pallas.sparse_product.config import config_for
+
+        sizes, batch = tuple(w.shape[1] for w in weights), kept.values.shape[2]
+        device = jax.devices()[0].device_kind
+        config = config_for(weights[0].shape[0], sizes, batch, weights[0].dtype.itemsize, device)
+    return sparse_product_triton(kept, weights, scales, config, interpret)

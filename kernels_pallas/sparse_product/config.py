@@ -1,0 +1,81 @@
+"""How the product is cut into programs: tuned values per device where there are some, a heuristic elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+from kernels_pallas.kept import power_of_two
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A program multiplies `lists` chunks with `block_columns` columns, `block_rows` listed channels at a time."""
+
+    rows: int  # channels in a chunk, a power of two
+    lists: int  # chunks that a program walks side by side
+    block_rows: int
+    block_columns: int
+    warps: int
+    stages: int = 2
+
+
+def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int, device: str) -> Config:
+    """The tuned configuration of the device for this shape, or the heuristic's.
+
+    Args:
+        size_in: input channels.
+        sizes_out: columns of each layer of the launch.
+        batch: sequences.
+        weight_bytes: bytes of one weight.
+        device: `jax.Device.device_kind`.
+    """
+    key = shape_key(size_in, sizes_out, batch, weight_bytes)
+    found = _tuned(device).get(key)
+    return heuristic(size_in, sizes_out, batch, weight_bytes) if found is None else Config(**found)
+
+
+def shape_key(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int) -> str:
+    """How a shape is named in the files of tuned values."""
+    return f"{size_in}x{'+'.join(map(str, sizes_out))} batch {batch} bytes {weight_bytes}"
+
+
+def heuristic(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int) -> Config:
+    """Always answers: enough programs for any GPU, each with a few steps to walk."""
+    wide = sum(sizes_out) >= 16_384
+    rows = min(512 if wide else 256, max(32, power_of_two(size_in) // 8))
+    lists = max(1, min(8, power_of_two(-(-size_in // rows)) // 16))
+    if batch > 1:
+        return Config(rows, lists, 32, 128, 4)
+    return Config(rows, lists, 8, 256, 8) if wide else Config(rows, lists, 32, 128, 8)
+
+
+def search_space(size_in: int, sizes_out: tuple[int, ...], batch: int) -> Iterator[Config]:
+    """The configurations that a tuner tries."""
+    for rows in (128, 256, 512):
+        chunks = -(-size_in // rows)
+        for lists in (1, 2, 4, 8):
+            for block_rows in (8, 16, 32, 64):
+                for block_columns in (64, 128, 256, 512):
+                    programs = -(-chunks // lists) * sum(-(-n // block_columns) for n in sizes_out)
+                    for warps in (2, 4, 8):
+                        config = Config(rows, lists, block_rows, block_columns, warps)
+                        per_thread = block_rows * block_columns / (32 * warps)
+                        if 8 <= per_thread <= 64 and 200 <= programs <= 2_500 and valid(config, batch):
+                            yield config
+
+
+def valid(config: Config, batch: int) -> bool:
+    """What the kernel can run: whole entries of every list in a block, and a tensor core's 16 rows for a batch."""
+    return config.lists <= config.block_rows <= config.rows * config.lists and (batch == 1 or config.block_rows >= 16)
+
+
+@functools.cache
+def _tuned(device: str) -> dict[str, dict[str, Any]]:
+    name = device.lower().replace(" ", "-") + ".json"
+    file = resources.files("kernels_pallas") / "tuned" / name
+    return json.loads(file.read_text(encoding="utf-8"))["sparse_product"] if file.is_file() else {}

@@ -1,0 +1,119 @@
+"""The product of listed channels as a Pallas kernel for the Triton backend.
+
+Program (tile, split) walks the lists of its chunks and adds `value * weight row` for one tile of columns: a kept
+row's segment is read once, a skipped one never. Partial sums per split avoid atomics, so that results repeat.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from kernels_pallas.kept import Kept
+from kernels_pallas.sparse_product.config import Config, valid
+
+SMALLEST_DOT = 16  # rows of a tensor-core product
+
+
+def _tile(layer: Any, tile: Any, split: Any, batch: int, config: Config, kept: Any, weight: Any, scale: Any, out: Any):
+    """One tile of one layer's columns, for the lists of one split."""
+    counts, channels, values = kept
+    # A Python integer in an index inside a loop is more than interpret mode understands.
+    layer, first = jnp.int32(layer), jnp.int32(0)
+    size_out, chunks = weight.shape[1], counts.shape[1]
+    columns = tile * config.block_columns + jnp.arange(config.block_columns)
+    inside = columns < size_out
+    exact = size_out % config.block_columns == 0
+
+    # A step takes `each` entries of every list of the split side by side, so that short lists fill a block.
+    each = config.block_rows // config.lists
+    entry = jnp.arange(config.block_rows)
+    chunk, place = split * config.lists + entry // each, entry % each
+    count = plt.load(counts.at[layer, chunk], mask=chunk < chunks, other=0)
+
+    def listed(i: Any) -> tuple[Any, Any]:
+        """Places in the lists, and which of them are taken."""
+        at = i * each + place
+        return at, at < count
+
+    def weights(at: Any, taken: Any) -> Any:
+        channel = plt.load(channels.at[layer, chunk, at], mask=taken, other=0)
+        mask = jnp.broadcast_to(taken[:, None], (config.block_rows, config.block_columns))
+        mask = mask if exact else mask & inside[None, :]
+        where = weight.at[channel[:, None], columns[None, :]]
+        return plt.load(where, mask=mask, other=0, eviction_policy="evict_first")
+
+    def one_row(i: Any, total: Any) -> Any:
+        at, taken = listed(i)
+        value = plt.load(values.at[layer, chunk, first, at], mask=taken, other=0)
+        return total + weights(at, taken).astype(jnp.float32) * value.astype(jnp.float32)[:, None]
+
+    sequence = jnp.arange(SMALLEST_DOT)
+    real = sequence < batch
+
+    def many_rows(i: Any, total: Any) -> Any:
+        at, taken = listed(i)
+        where = values.at[layer, chunk[None, :], sequence[:, None], at[None, :]]
+        value = plt.load(where, mask=real[:, None] & taken[None, :], other=0)
+        read = weights(at, taken).astype(value.dtype)
+        precision = lax.Precision.HIGHEST if value.dtype == jnp.float32 else None
+        return total + jnp.dot(value, read, precision=precision, preferred_element_type=jnp.float32)
+
+    steps = pl.cdiv(jnp.max(count), each)
+    factor = 1.0 if scale is None else plt.load(scale.at[columns], mask=inside, other=0.0)
+    if batch == 1:
+        zero = jnp.zeros((config.block_rows, config.block_columns), jnp.float32)
+        total = jnp.sum(lax.fori_loop(0, steps, one_row, zero), axis=0) * factor
+        plt.store(out.at[split, first, columns], total, mask=None if exact else inside)
+        return
+    total = lax.fori_loop(0, steps, many_rows, jnp.zeros((SMALLEST_DOT, config.block_columns), jnp.float32))
+    plt.store(out.at[split, sequence[:, None], columns[None, :]], total * factor, mask=real[:, None] & inside[None, :])
+
+
+def _kernel(*refs: Any, batch: int, config: Config, scaled: tuple[bool, ...]):
+    layers = len(scaled)
+    kept, refs = refs[:3], refs[3:]
+    weights, scales, outs = refs[:layers], list(refs[layers:-layers]), refs[-layers:]
+    program, split, first = pl.program_id(0), pl.program_id(1), 0
+    for layer in range(layers):
+        tiles = pl.cdiv(weights[layer].shape[1], config.block_columns)
+        scale = scales.pop(0) if scaled[layer] else None
+        arguments = (layer, program - first, split, batch, config, kept, weights[layer], scale, outs[layer])
+        if layers == 1:
+            _tile(*arguments)
+        else:
+            pl.when((program >= first) & (program < first + tiles))(functools.partial(_tile, *arguments))
+        first += tiles
+
+
+def sparse_product_triton(
+    kept: Kept, weights: Sequence[jax.Array], scales: Sequence[jax.Array | None], config: Config, interpret: bool
+) -> tuple[jax.Array, ...]:
+    """See `sparse_product`; one launch for all layers."""
+    if kept.rows != config.rows:
+        raise ValueError(f"the lists have chunks of {kept.rows} channels; the configuration expects {config.rows}")
+    chunks, batch = kept.chunks, kept.values.shape[2]
+    if batch > SMALLEST_DOT:
+        raise ValueError(f"batch = {batch}: the kernel takes at most {SMALLEST_DOT} sequences")
+    if not valid(config, batch):
+        raise ValueError(f"{config} does not fit a batch of {batch}")
+    splits = pl.cdiv(chunks, config.lists)
+    tiles = sum(pl.cdiv(w.shape[1], config.block_columns) for w in weights)
+    present = [s for s in scales if s is not None]
+    return tuple(
+        pl.pallas_call(
+            functools.partial(_kernel, batch=batch, config=config, scaled=tuple(s is not None for s in scales)),
+            grid=(tiles, splits),
+            out_shape=[jax.ShapeDtypeStruct((splits, batch, w.shape[1]), jnp.float32) for w in weights],
+            compiler_params=plt.CompilerParams(num_warps=config.warps, num_stages=config.stages),
+            interpret=interpret,
+            name=f"sparse_product_{weights[0].shape[0]}x{sum(w.shape[1] for w in weights)}",
+        )(*kept, *weights, *present)
+    )

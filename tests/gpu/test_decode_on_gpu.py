@@ -1,0 +1,72 @@
+"""The kernels' decode step on the trained demo model, where there is a GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wisparse_jax as ws
+from wisparse_jax.inference import Sample, sample_windows
+from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.search import SearchSettings
+from wisparse_jax.testing import count_compilations
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
+]
+PROMPTS = ["The sea", "In the morning", "A force of", "She said", "When the war", "Cells are", "My dear", "It was"]
+
+
+@pytest.fixture(scope="module")
+def plan():
+    model = ws.load("demo", dtype="float32")
+    tokens = sample_windows(model, 8, 256, seed=0)
+    return ws.calibrate(model, tokens, 0.5, "wina", settings=SearchSettings(window=256))
+
+
+def test_greedy_text_is_that_of_the_reference(plan):
+    sparse, tokenizer = ws.apply(ws.load("demo", dtype="float32"), plan), ws.load_tokenizer("demo")
+    for text in PROMPTS:
+        ids = [tokenizer.encode(text)]
+        assert ws.generate(sparse, ids, 256, implementation="triton") == ws.generate(
+            sparse, ids, 256, implementation="xla"
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_perplexity_through_the_decode_path(plan, batch):
+    """In bf16 within half a per cent of the reference path."""
+    sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
+    config, params, grouped = sparse.config, sparse.params, group_thresholds(sparse.thresholds)
+    windows = jnp.asarray(sample_windows(sparse.model, batch, 256, seed=1))
+    start = jnp.zeros(batch, jnp.int32)
+
+    def perplexity(step):
+        def body(cache, slot):
+            logits, cache = step(config, params, windows[:, slot], slot, start, cache)
+            nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), windows[:, slot + 1, None], axis=-1)
+            return cache, nll.mean()
+
+        cache = empty_cache(config, batch, 256, jnp.bfloat16)
+        return float(jnp.exp(jax.lax.scan(body, cache, jnp.arange(255))[1].mean()))
+
+    kernels = perplexity(lambda *a: kernel_token_logits(*a, thresholds=grouped))
+    reference = perplexity(lambda *a: token_logits(*a, thresholds=sparse.thresholds))
+    assert abs(kernels / reference - 1) < 0.005
+
+
+def test_another_prompt_compiles_nothing(plan):
+    sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
+    ws.generate(sparse, [[1, 5, 9], [3]], 20, implementation="triton")
+    with count_compilations() as compilations:
+        ws.generate(sparse, [[4] * 20, [8, 8]], 30, implementation="triton")
+    assert compilations.count == 0
+
+
+def test_the_same_request_gives_the_same_text(plan):
+    sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
+    runs = [ws.generate(sparse, [[1, 5, 9]], 64, Sample(1.0), seed=3) for _ in range(2)]
+    assert runs[0] == runs[1] and np.asarray(runs[0]).size

@@ -1,0 +1,118 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels_pallas.select import select, select_attention, select_gated, select_norm
+
+EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+XLA: dict[str, Any] = {"implementation": "xla"}
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def kept_channels(lists):
+    """Per layer: channel -> its values, from any order of the lists."""
+    counts, channels, values = (np.asarray(a) for a in lists)
+    found = []
+    for layer in range(len(counts)):
+        entries = {}
+        for chunk, count in enumerate(counts[layer]):
+            for j in range(count):
+                entries[int(channels[layer, chunk, j])] = values[layer, chunk, :, j].astype(np.float32)
+        found.append(entries)
+    return found
+
+
+def expected_channels(x, thresholds):
+    x = np.asarray(x.astype(jnp.float32))
+    keeps = np.abs(x) >= np.asarray(thresholds)[:, None]
+    return [{i: np.where(layer[:, i], x[:, i], 0) for i in range(x.shape[1]) if layer[:, i].any()} for layer in keeps]
+
+
+def assert_same(found, expected, tolerance=0.0):
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for channel, values in one.items():
+            np.testing.assert_allclose(values, other[channel], rtol=tolerance, atol=tolerance)
+
+
+@EXAMPLES
+@given(
+    size=st.sampled_from([1, 31, 64, 200]),
+    batch=st.sampled_from([1, 2, 5]),
+    layers=st.sampled_from([1, 3]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+    seed=st.integers(0, 1000),
+)
+def test_lists_hold_exactly_the_kept_channels(triton, size, batch, layers, dtype, seed):
+    x, thresholds = normal(seed, batch, size, dtype=dtype), jnp.abs(normal(seed + 1, layers, size))
+    for how in (XLA, triton):
+        assert_same(kept_channels(select(x, thresholds, 32, **how)), expected_channels(x, thresholds))
+
+
+@pytest.mark.parametrize("level", [0.0, jnp.inf])
+def test_all_none_and_what_is_not_finite(triton, level):
+    x = jnp.array([[1.0, -jnp.inf, jnp.nan, 0.0, 2.0]])
+    lists = kept_channels(select(x, jnp.full((1, 5), level), 8, **triton))
+    expected = {0, 1, 3, 4} if level == 0 else {1}  # a NaN is above nothing
+    assert set(lists[0]) == expected
+
+
+@EXAMPLES
+@given(
+    size=st.sampled_from([8, 48, 130]),
+    batch=st.sampled_from([1, 3]),
+    parts=st.sampled_from([None, 1, 4]),
+    biased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_norm(triton, size, batch, parts, biased, seed):
+    x = normal(seed, batch, size)
+    product = None if parts is None else normal(seed + 1, parts, batch, size)
+    bias = normal(seed + 2, size) if biased and parts else None
+    weight, thresholds = normal(seed + 3, size), jnp.abs(normal(seed + 4, 2, size)) * 0.7
+    arguments = (x, product, bias, weight, 1e-5, thresholds, 16)
+    stream, lists = select_norm(*arguments, implementation="xla")
+    expected = x + (0 if product is None else product.sum(0)) + (0 if bias is None else bias)
+    np.testing.assert_allclose(stream, expected, rtol=1e-5, atol=1e-6)
+    found, found_lists = select_norm(*arguments, **triton)
+    np.testing.assert_allclose(found, stream, rtol=1e-5, atol=1e-6)
+    assert_same(kept_channels(found_lists), kept_channels(lists), 1e-5)
+
+
+@EXAMPLES
+@given(size=st.sampled_from([8, 48, 130]), batch=st.sampled_from([1, 3]), biased=st.booleans(), seed=st.integers(0, 99))
+def test_gate(triton, size, batch, biased, seed):
+    gate, up, bias = normal(seed, 3, batch, size), normal(seed + 1, 3, batch, size), normal(seed + 2, size)
+    thresholds = jnp.abs(normal(seed + 3, 1, size)) * 0.3
+    arguments = (gate, up, bias if biased else None, None, thresholds, 32, jnp.float32)
+    plain = jax.nn.silu(gate.sum(0) + (bias if biased else 0)) * up.sum(0)
+    lists = kept_channels(select_gated(*arguments, implementation="xla"))
+    assert_same(lists, expected_channels(plain, thresholds), 1e-5)
+    assert_same(kept_channels(select_gated(*arguments, **triton)), lists, 1e-5)
+
+
+@EXAMPLES
+@given(heads=st.sampled_from([1, 4, 7]), splits=st.sampled_from([1, 4]), batch=st.sampled_from([1, 3]))
+def test_merged_attention(triton, heads, splits, batch):
+    """Softmax over all slots, put together from softmaxes over parts of them."""
+    dim, slots = 16, 8
+    scores, values = 3 * normal(0, batch, heads, splits, slots), normal(1, batch, heads, splits, slots, dim)
+    whole = jax.nn.softmax(scores.reshape(batch, heads, -1))
+    expected = jnp.einsum("bhs,bhsd->bhd", whole, values.reshape(batch, heads, -1, dim)).reshape(batch, -1)
+    highest = scores.max(-1)
+    weights = jnp.exp(scores - highest[..., None])
+    partial = jnp.einsum("bhks,bhksd->bkhd", weights, values).reshape(batch, splits, -1)
+    arguments = (partial, highest.swapaxes(1, 2), weights.sum(-1).swapaxes(1, 2))
+    thresholds = jnp.full((1, heads * dim), 0.2)
+    for how in (XLA, triton):
+        lists = kept_channels(select_attention(*arguments, thresholds, 32, jnp.float32, **how))
+        assert_same(lists, expected_channels(expected, thresholds), 1e-5)

@@ -1,0 +1,60 @@
+"""The kernels' decode step against the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.llama import Llama
+from wisparse_jax.testing import tiny_config, tiny_model
+
+VARIANTS = {
+    "plain": {},
+    "window": {"windows": (4, None, 4)},
+    "qk-norm and bias": {"qk_norm": True, "qkv_bias": True},
+    "all biases": {"o_bias": True, "mlp_bias": True, "qkv_bias": True},
+    "tied": {"tied_embeddings": True},
+}
+
+
+def with_random_vectors(model):
+    """Norms and biases that a mistake would show in."""
+    leaves, tree = jax.tree.flatten(model.params)
+    made = [
+        w + 0.3 * jax.random.normal(jax.random.key(i), w.shape, w.dtype) if w.ndim == 1 else w
+        for i, w in enumerate(leaves)
+    ]
+    return Llama.from_params(model.config, jax.tree.unflatten(tree, made))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_its_logits_and_cache_are_the_plain_steps(name, batch):
+    model = with_random_vectors(tiny_model(tiny_config(**VARIANTS[name])))
+    config, interpret = model.config, jax.default_backend() != "gpu"
+    thresholds = [
+        {n: jnp.full(config.layer_shapes[n][0], 0.5 if n != "down" else 0.1) for n in LAYERS} for _ in range(3)
+    ]
+    grouped = group_thresholds(thresholds)
+    start = jnp.array([0, 2, 1][:batch], jnp.int32)
+    records = []
+
+    def kernels(tokens, slot, cache):
+        return kernel_token_logits(config, model.params, tokens, slot, start, cache, grouped, interpret, records)
+
+    def plain(tokens, slot, cache):
+        return token_logits(config, model.params, tokens, slot, start, cache, thresholds)
+
+    kernels, plain = jax.jit(kernels), jax.jit(plain)
+    tokens = jax.random.randint(jax.random.key(1), (batch, 8), 0, config.vocab_size)
+    one = other = empty_cache(config, batch, 32, jnp.float32)
+    for slot in range(8):
+        expected, one = plain(tokens[:, slot], jnp.int32(slot), one)
+        found, other = kernels(tokens[:, slot], jnp.int32(slot), other)
+        if slot >= 2:  # every row has begun
+            assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert len(records) == 3 and set(records[0]) == {"attn_in", "attn_out", "mlp_in", "mlp_mid"}
