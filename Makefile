@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up themselves, in .venv; `make PYTHON=... ` chooses the Python.
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test test-gpu lint venv clean
 .DELETE_ON_ERROR:
 
 # The newest supported Python that starts: a name on the PATH may be a stub that does not.
@@ -15,6 +15,9 @@ demo: .venv/run.stamp
 
 test: .venv/dev.stamp lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-gpu: .venv/gpu.stamp
+	$(BIN)/python -m pytest -q tests/gpu tests/kernels tests/models/test_decode.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -44,6 +47,11 @@ venv: .venv/dev.stamp
 	@echo "installing the package and its development tools"
 	@$(PIP) install -e '.[dev]'
 	@touch $@ .venv/run.stamp
+
+.venv/gpu.stamp: .venv/dev.stamp
+	@echo "installing jax for CUDA"
+	@$(PIP) install -e '.[dev,cuda]'
+	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

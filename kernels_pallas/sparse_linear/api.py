@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Array, Float
 
+from kernels_pallas.implementation import choose
+from kernels_pallas.select import select
 from kernels_pallas.sparse_linear.reference import sparse_linear_reference
+from kernels_pallas.sparse_product import config_for, sparse_product
+
+LARGEST_BATCH = 16  # rows that the kernels take, those of a tensor core's product
 
 
 def sparse_linear(
@@ -12,6 +19,7 @@ def sparse_linear(
     weight: Float[Array, "in_channels out"],
     thresholds: Float[Array, " in_channels"],
     implementation: str | None = None,
+    interpret: bool = False,
 ) -> Float[Array, "*batch out"]:
     """Multiply the kept channels of x with the weight: `y = (m * x) @ W`, `m_i = |x_i| >= t_i`.
 
@@ -22,11 +30,23 @@ def sparse_linear(
         x: activations, bf16, f16 or f32.
         weight: `[in, out]` in the dtype of x.
         thresholds: float32, one per input channel, not negative; 0 keeps all, +inf keeps only infinities.
-        implementation: "xla", the masked-dense form; None picks the best for the device.
+        implementation: "xla", the masked-dense form; "triton", kernels that read only the rows of kept channels; None
+            is the kernels on an NVIDIA GPU for up to 16 rows, and the masked-dense form otherwise.
+        interpret: interpret the kernels, on any device.
 
     Raises:
-        ValueError: an implementation that does not exist.
+        ValueError: an implementation that does not exist or cannot run here, or too many rows for the kernels.
     """
-    if implementation not in (None, "xla"):
-        raise ValueError(f"implementation = {implementation!r}: expected None or 'xla'")
-    return sparse_linear_reference(x, weight, thresholds)
+    rows = math.prod(x.shape[:-1])
+    chosen = choose(implementation, interpret)
+    if chosen == "triton" and rows > LARGEST_BATCH:
+        if implementation is not None:
+            raise ValueError(f"implementation = 'triton' takes at most {LARGEST_BATCH} rows, found {rows}")
+        chosen = "xla"
+    if chosen == "xla":
+        return sparse_linear_reference(x, weight, thresholds)
+    flat = x.reshape(rows, x.shape[-1])
+    config = config_for(weight.shape[0], (weight.shape[1],), rows, weight.dtype.itemsize)
+    kept = select(flat, thresholds[None], config.rows, "triton", interpret)
+    (parts,) = sparse_product(kept, [weight], config=config, implementation="triton", interpret=interpret)
+    return parts.sum(0).astype(x.dtype).reshape(*x.shape[:-1], -1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 from jaxtyping import Array, Float
 
 from kernels_pallas.implementation import choose
 from kernels_pallas.kept import Kept
-from kernels_pallas.sparse_product.config import Config
+from kernels_pallas.sparse_product.config import Config, config_for
 from kernels_pallas.sparse_product.reference import sparse_product_reference
 
 
@@ -51,9 +50,6 @@ def sparse_product(
     from kernels_pallas.sparse_product.triton import sparse_product_triton
 
     if config is None:
-        from kernels_pallas.sparse_product.config import config_for
-
         sizes, batch = tuple(w.shape[1] for w in weights), kept.values.shape[2]
-        device = jax.devices()[0].device_kind
-        config = config_for(weights[0].shape[0], sizes, batch, weights[0].dtype.itemsize, device)
+        config = config_for(weights[0].shape[0], sizes, batch, weights[0].dtype.itemsize)
     return sparse_product_triton(kept, weights, scales, config, interpret)

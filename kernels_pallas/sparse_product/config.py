@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
+import jax
+
 from kernels_pallas.kept import power_of_two
 
 
@@ -24,7 +26,9 @@ class Config:
     stages: int = 2
 
 
-def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int, device: str) -> Config:
+def config_for(
+    size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int, device: str | None = None
+) -> Config:
     """The tuned configuration of the device for this shape, or the heuristic's.
 
     Args:
@@ -32,8 +36,9 @@ def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_byte
         sizes_out: columns of each layer of the launch.
         batch: sequences.
         weight_bytes: bytes of one weight.
-        device: `jax.Device.device_kind`.
+        device: `jax.Device.device_kind`; None is the default device.
     """
+    device = jax.devices()[0].device_kind if device is None else device
     key = shape_key(size_in, sizes_out, batch, weight_bytes)
     found = _tuned(device).get(key)
     return heuristic(size_in, sizes_out, batch, weight_bytes) if found is None else Config(**found)

@@ -63,9 +63,9 @@ def prefill(
     return LoopState(jnp.int32(1), jnp.int32(length), tokens, first, jnp.isin(first, stops) | ~real, keys, cache)
 
 
-# Sequences up to which the kernels' step is the faster one (docs/benchmarks/h200.md): beyond, the union of what several
-# sequences keep is nearly every channel, and one masked product for all of them wins.
-KERNEL_BATCH = 2
+# Sequences for which the kernels' step is known to be the faster one (docs/benchmarks/h200.md). The union of what
+# several sequences keep grows towards every channel, so that at some batch one masked product for all of them wins.
+KERNEL_BATCH = 1
 
 
 def decode_implementation(thresholds: Thresholds | None, batch: int, implementation: str | None = None) -> str:

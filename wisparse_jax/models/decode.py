@@ -32,10 +32,10 @@ def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
     return [{g: jnp.stack([b[n] for n in layers]) for g, layers in INPUT_GROUPS.items()} for b in thresholds]
 
 
-def product_configs(config: LlamaConfig, batch: int, weight_bytes: int, device: str) -> dict[str, Config]:
-    """How each group's product is cut into programs on a device."""
+def product_configs(config: LlamaConfig, batch: int, weight_bytes: int) -> dict[str, Config]:
+    """How each group's product is cut into programs on this device."""
     shapes = {g: [config.layer_shapes[n] for n in layers] for g, layers in INPUT_GROUPS.items()}
-    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, weight_bytes, device) for g, s in shapes.items()}
+    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, weight_bytes) for g, s in shapes.items()}
 
 
 def kernel_token_logits(
@@ -62,7 +62,7 @@ def kernel_token_logits(
     cos, sin = where.cos[:, 0], where.sin[:, 0]
     if configs is None:
         weight_bytes = params["blocks"][0]["q"]["kernel"].dtype.itemsize
-        configs = product_configs(config, len(tokens), weight_bytes, jax.devices()[0].device_kind)
+        configs = product_configs(config, len(tokens), weight_bytes)
     how: dict[str, Any] = {"implementation": "triton", "interpret": interpret}
 
     x, parts, bias = params["embed"][tokens], None, None

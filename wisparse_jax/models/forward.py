@@ -136,7 +136,7 @@ def block(
         if thresholds is None:
             out = dot(inputs, layer["kernel"])
         else:
-            out = sparse_linear(inputs, layer["kernel"], thresholds[name])
+            out = sparse_linear(inputs, layer["kernel"], thresholds[name], implementation="xla")
         return out + layer["bias"] if "bias" in layer else out
 
     def heads(name: str, inputs: Array) -> Array:

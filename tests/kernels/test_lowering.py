@@ -1,0 +1,43 @@
+"""Every kernel, at the true shapes of real models, through the whole lowering for a GPU that is not there."""
+
+import dataclasses
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from wisparse_jax.models.config import LAYERS, read_config
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.testing import lower_for_gpu
+
+MODELS = ["llama-3.2-1b", "llama-3.1-8b", "llama-3-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "demo"]
+LAUNCHES = 9  # of a block
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float32", "int8"])
+@pytest.mark.parametrize("batch", [1, 5, 16])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_decode_step_lowers(repository, name, batch, weights):
+    folder = (
+        str(resources.files("wisparse_jax") / "demo_model") if name == "demo" else repository / f"configs/{name}.json"
+    )
+    config = read_config(folder)
+    config = dataclasses.replace(config, num_blocks=1, windows=config.windows[:1])
+    params = param_shapes(config, "bfloat16" if weights == "int8" else weights)
+    if weights == "int8":
+        for layer in LAYERS:
+            shape = config.layer_shapes[layer]
+            kernel, scale = jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(shape[1:], jnp.float32)
+            params["blocks"][0][layer] |= {"kernel": kernel, "scale": scale}
+    cache = jax.eval_shape(lambda: empty_cache(config, batch, 1024, params["embed"].dtype))
+    thresholds = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS}]
+
+    def step(params, tokens, slot, start, cache, thresholds):
+        return kernel_token_logits(config, params, tokens, slot, start, cache, group_thresholds(thresholds))
+
+    ids, slot = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    text = lower_for_gpu(step, params, ids, slot, ids, cache, thresholds)
+    assert text.count("__gpu$xla.gpu.triton") == LAUNCHES
