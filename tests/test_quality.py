@@ -19,7 +19,7 @@ def results(demo):
     jax.block_until_ready(calibration.hidden)
     fingerprint = model_fingerprint(demo)
     plans = {name: search_plan(calibration, fingerprint, 0.5, name, 0, SETTINGS) for name in METHODS}
-    held_out = sample_windows(demo, 16, SETTINGS.window, seed=1)
+    held_out = sample_windows(demo, 48, SETTINGS.window, seed=1)
     return plans, evaluate(demo, held_out, {name: apply(demo, plan) for name, plan in plans.items()})
 
 
