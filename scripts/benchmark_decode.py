@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from device_time import PEAK_BANDWIDTH, DeviceTime, measure
 from jax import lax
 
 from kernels_pallas.decode_attention import HeadNorms, decode_attention
+from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import merge_reference
 from kernels_pallas.sparse_linear.reference import dot
 from wisparse_jax.inference import GREEDY
@@ -45,7 +46,7 @@ from wisparse_jax.models.forward import (
 )
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.loading import load
-from wisparse_jax.models.rope import rotate
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.sparsity import SparsityPlan, apply
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -63,6 +64,7 @@ class Arguments:
     batch: tuple[int, ...] = (1,)
     context: tuple[int, ...] = (512,)
     dtype: str = "bfloat16"
+    weights: Literal["stored", "int8"] = "stored"  # of the sparse runs; the dense ones keep dtype
     tokens: int = 96
     repeats: int = 5
     blocks: int | None = None  # fewer than the shape has, for a quick look
@@ -219,22 +221,25 @@ def compare(
     ]
     for sparsity in args.sparsity:
         found = given or calibrated(config, params, cache, context, batch, sparsity)
-        runs.append((f"sparse, Triton, {sparsity:.0%}", functools.partial(sparse_logits, config), found))
+        name = f"sparse, Triton, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
+        runs.append((name, functools.partial(sparse_logits, config), found))
+    small = quantise_params(params) if args.weights == "int8" else params
     for name, step, thresholds in runs:
         weights = joined if thresholds is None else group_thresholds(thresholds)
-        run = loop(args, config, params, weights, cache, context, batch, step)
+        own = params if thresholds is None else small
+        run = loop(args, config, own, weights, cache, context, batch, step)
         run()
         seconds = sorted(timed(run) for _ in range(args.repeats))[args.repeats // 2] / args.tokens
         row: dict[str, Any] = {"run": name, "batch": batch, "context": context, "ms": seconds * 1e3}
         row["tokens_per_second"] = batch / seconds
-        read = weight_bytes(config, params, 1.0)
+        read = weight_bytes(config, own, 1.0)
         if thresholds is not None:
-            layers = realised(config, params, cache, context, batch, thresholds)
+            layers = realised(config, own, cache, context, batch, thresholds)
             row["realised"] = {n: float(layers[:, i].mean()) for i, n in enumerate(LAYERS)}
             row["realised_min_max"] = [float(layers.min()), float(layers.max())]
             share = np.asarray(config.layer_weights) / sum(config.layer_weights)
             row["sparsity"] = float((layers @ share).mean())
-            read = weight_bytes(config, params, 1 - row["sparsity"])
+            read = weight_bytes(config, own, 1 - row["sparsity"])
         width = jnp.dtype(params["embed"].dtype).itemsize
         read += 2 * batch * context * config.num_kv_heads * config.head_dim * width * config.num_blocks
         row["bytes"] = read

@@ -67,6 +67,18 @@ def test_tables_are_for_people(files, capsys):
     assert "wina" in out and "dense" in out and "realised sparsity by layer" in out
 
 
+def test_int8_weights_are_measured_against_the_model_as_it_is(files, capsys):
+    command = "evaluate demo --text {f}/text.txt --window 128 --weights int8 --json"
+    run(command, files)
+    dense = json.loads(capsys.readouterr().out)
+    run(command + " --plan {f}/plan", files)
+    sparse = json.loads(capsys.readouterr().out)
+    assert 0 < dense["kl"] < 0.01 < sparse["kl"] and dense["sparsity"] == 0 and dense["weights"] == "int8"
+    run(command.replace("--json", "--plan {f}/plan"), files)
+    out = capsys.readouterr().out
+    assert "dense int8" in out and "realised sparsity by layer" in out
+
+
 def test_self_text_calibrates_without_data(files, capsys):
     options = "--text self --tokens 64 --sparsity 0.3 --method uniform"
     run(f"calibrate demo --out {{f}}/self --config {{f}}/settings.yaml {options}", files)
@@ -113,6 +125,7 @@ BAD = {
     "temperature": ("generate demo --prompt x --temperature -1", "temperature = -1.0"),
     "top-k": ("generate demo --prompt x --top-k 0", "top-k = 0"),
     "long answer": ("generate demo --prompt x --max-new-tokens 600", "exceeds the context of 512"),
+    "weights": ("generate demo --prompt x --weights int4", "weights = 'int4'"),
     "implementation": ("generate demo --prompt x --implementation cuda", "implementation = 'cuda'"),
     "no thresholds": ("generate demo --prompt x --implementation triton", "implementation = 'triton'"),
     "convert over": ("convert demo {f}/empty", "empty"),

@@ -101,6 +101,8 @@ class Evaluate:
     """Tokens in a window; by default the model's context, at most 2,048."""
     seed: int = 1
     """Seed of self-sampled text."""
+    weights: str | None = None
+    """int8 measures the model with int8 block weights against the model as it is, dense and with the plan."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -108,32 +110,39 @@ class Evaluate:
         """Evaluate and print."""
         from wisparse_jax.evaluation import evaluate, text_windows
         from wisparse_jax.inference import sample_windows
+        from wisparse_jax.models.llama import Llama
         from wisparse_jax.models.loading import load, load_tokenizer
-        from wisparse_jax.sparsity import SparsityPlan, apply
+        from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
 
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         model = load(self.model)
-        sparse = None if plan is None else apply(model, plan)
+        measured = model if self.weights is None else load(self.model, weights=self.weights)
+        sparse = None if plan is None else apply(measured, plan)
         window = min(model.config.context, 2048) if self.window is None else self.window
         if self.text == "self":
             count = -(-(self.tokens or 16_384) // window) if window > 0 else 0
             windows = sample_windows(model, count, window, seed=self.seed, progress=True)
         else:
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
-        plans = {} if sparse is None or plan is None else {plan.method: sparse}
+        plans: dict[str, Llama | SparseLlama] = {}
+        if self.weights is not None:
+            plans[f"dense {self.weights}"] = measured
+        if plan is not None and sparse is not None:
+            plans[plan.method] = sparse
         result = evaluate(model, windows, plans, self.sparse_prefill, progress=True)
         if self.json:
             settings = {"model": self.model, "text": self.text, "plan": None if self.plan is None else str(self.plan)}
+            settings |= {"weights": self.weights}
             stated = {} if plan is None else {"method": plan.method, "target": plan.target}
-            print(json.dumps(result.as_json(next(iter(plans), None)) | settings | stated, allow_nan=False))
+            print(json.dumps(result.as_json(next(reversed(plans), None)) | settings | stated, allow_nan=False))
             return
         from wisparse_jax.report.tables import console, layer_table, quality_table
 
         show = console()
         share = f"the last {self.sparse_prefill:.0%} of each window sparse"
         show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
-        for score in result.sparse.values():
-            show.print(layer_table(score))
+        if plan is not None:
+            show.print(layer_table(result.sparse[plan.method]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +165,8 @@ class Generate:
     """Sample from the most likely tokens that hold this share of the probability."""
     seed: int = 0
     """Same seed, same text."""
+    weights: str | None = None
+    """int8 runs the block weights in int8."""
     implementation: str | None = None
     """The decode step of a sparse model: triton, xla, or by default the faster one of those that can run."""
 
@@ -167,7 +178,7 @@ class Generate:
 
         sampler = Sample(self.temperature, self.top_k, self.top_p)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        model, tokenizer = load(self.model), load_tokenizer(self.model)
+        model, tokenizer = load(self.model, weights=self.weights), load_tokenizer(self.model)
         writer = model if plan is None else apply(model, plan)
         chosen = decode_implementation(getattr(writer, "thresholds", None), 1, self.implementation)
         if plan is not None:

@@ -6,7 +6,18 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+from kernels_pallas.select.reference import rms_norm
+
+
+def rotate(
+    x: Float[Array, "*batch heads head_dim"], cos: Float[Array, "*batch half"], sin: Float[Array, "*batch half"]
+) -> Float[Array, "*batch heads head_dim"]:
+    """Rotate the pairs `(x_i, x_{i + head_dim/2})`, in float32, back in the dtype of x."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    c, s = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([a * c - b * s, b * c + a * s], axis=-1).astype(x.dtype)
 
 
 def decode_attention_reference(
@@ -31,23 +42,15 @@ def decode_attention_reference(
         y = y if biases[which] is None else y + biases[which]
         return y.reshape(batch, -1, head_dim)
 
-    def normed(x: Array, weight: Array) -> Array:
-        f = x.astype(jnp.float32)
-        return weight * (f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + norm_eps)).astype(dtype)
-
-    def rotated(x: Array) -> Array:
-        a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        c, s = cos[:, None], sin[:, None]
-        return jnp.concatenate([a * c - b * s, b * c + a * s], axis=-1).astype(dtype)
-
     query, key, value = finish(0), finish(1), finish(2)
     if norms is not None:
-        query, key = normed(query, norms.query), normed(key, norms.key)
-    keys = lax.dynamic_update_slice(keys, rotated(key)[:, None], (0, slot, 0, 0))
+        query, key = rms_norm(query, norms.query, norm_eps), rms_norm(key, norms.key, norm_eps)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    keys = lax.dynamic_update_slice(keys, key[:, None], (0, slot, 0, 0))
     values = lax.dynamic_update_slice(values, value[:, None], (0, slot, 0, 0))
 
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    grouped = rotated(query).reshape(batch, kv_heads, -1, head_dim)
+    grouped = query.reshape(batch, kv_heads, -1, head_dim)
     scores = jnp.einsum("bkgd,bskd->bkgs", grouped, keys, precision=precision, preferred_element_type=jnp.float32)
     at = jnp.arange(slots)
     seen = (at >= start[:, None]) & (at <= slot)

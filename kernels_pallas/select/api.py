@@ -65,7 +65,7 @@ def select_norm(
     """
     if choose(implementation, interpret) == "xla":
         x = reference.add_parts(x, parts, bias)
-        return x, reference.select_reference(reference.norm_reference(x, weight, eps), thresholds, rows)
+        return x, reference.select_reference(reference.rms_norm(x, weight, eps), thresholds, rows)
     from kernels_pallas.select import triton
 
     return triton.select_norm(x, parts, bias, weight, eps, thresholds, rows, interpret)

@@ -44,9 +44,9 @@ def add_parts(
     return x + (y if bias is None else y + bias)
 
 
-def norm_reference(
-    x: Float[Array, "batch features"], weight: Float[Array, " features"], eps: float
-) -> Float[Array, "batch features"]:
+def rms_norm(
+    x: Float[Array, "*batch features"], weight: Float[Array, " features"], eps: float
+) -> Float[Array, "*batch features"]:
     """`x / rms(x) * weight`, the mean square in float32."""
     f = x.astype(jnp.float32)
     f = f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + eps)

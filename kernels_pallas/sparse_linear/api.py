@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from kernels_pallas.implementation import choose
 from kernels_pallas.select import select
@@ -16,8 +16,9 @@ LARGEST_BATCH = 16  # rows that the kernels take, those of a tensor core's produ
 
 def sparse_linear(
     x: Float[Array, "*batch in_channels"],
-    weight: Float[Array, "in_channels out"],
+    weight: Num[Array, "in_channels out"],
     thresholds: Float[Array, " in_channels"],
+    scale: Float[Array, " out"] | None = None,
     implementation: str | None = None,
     interpret: bool = False,
 ) -> Float[Array, "*batch out"]:
@@ -28,8 +29,9 @@ def sparse_linear(
 
     Args:
         x: activations, bf16, f16 or f32.
-        weight: `[in, out]` in the dtype of x.
+        weight: `[in, out]` in the dtype of x, or int8.
         thresholds: float32, one per input channel, not negative; 0 keeps all, +inf keeps only infinities.
+        scale: float32, of the columns of an int8 weight; None for any other.
         implementation: "xla", the masked-dense form; "triton", kernels that read only the rows of kept channels; None
             is the kernels on an NVIDIA GPU for up to 16 rows, and the masked-dense form otherwise.
         interpret: interpret the kernels, on any device.
@@ -44,9 +46,9 @@ def sparse_linear(
             raise ValueError(f"implementation = 'triton' takes at most {LARGEST_BATCH} rows, found {rows}")
         chosen = "xla"
     if chosen == "xla":
-        return sparse_linear_reference(x, weight, thresholds)
+        return sparse_linear_reference(x, weight, thresholds, scale)
     flat = x.reshape(rows, x.shape[-1])
     config = config_for(weight.shape[0], (weight.shape[1],), rows, weight.dtype.itemsize)
     kept = select(flat, thresholds[None], config.rows, "triton", interpret)
-    (parts,) = sparse_product(kept, [weight], config=config, implementation="triton", interpret=interpret)
+    (parts,) = sparse_product(kept, [weight], [scale], config=config, implementation="triton", interpret=interpret)
     return parts.sum(0).astype(x.dtype).reshape(*x.shape[:-1], -1)

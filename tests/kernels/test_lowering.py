@@ -11,6 +11,7 @@ from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.testing import lower_for_gpu
 
 MODELS = ["llama-3.2-1b", "llama-3.1-8b", "llama-3-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "demo"]
@@ -28,10 +29,7 @@ def test_a_decode_step_lowers(repository, name, batch, weights):
     config = dataclasses.replace(config, num_blocks=1, windows=config.windows[:1])
     params = param_shapes(config, "bfloat16" if weights == "int8" else weights)
     if weights == "int8":
-        for layer in LAYERS:
-            shape = config.layer_shapes[layer]
-            kernel, scale = jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(shape[1:], jnp.float32)
-            params["blocks"][0][layer] |= {"kernel": kernel, "scale": scale}
+        params = jax.eval_shape(quantise_params, params)
     cache = jax.eval_shape(lambda: empty_cache(config, batch, 1024, params["embed"].dtype))
     thresholds = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS}]
 

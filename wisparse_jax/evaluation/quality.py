@@ -116,7 +116,7 @@ class Evaluation:
 def evaluate(
     model: Llama | SparseLlama,
     windows: Int[np.ndarray, "windows length"] | Int[Array, "windows length"],
-    plans: Mapping[str, SparseLlama] | None = None,
+    plans: Mapping[str, SparseLlama | Llama] | None = None,
     sparse_prefill: float = 0.5,
     progress: bool = False,
 ) -> Evaluation:
@@ -128,7 +128,8 @@ def evaluate(
     Args:
         model: the dense model; a sparse one stands for itself under the name "plan".
         windows: token ids.
-        plans: sparse forms of the model, by name.
+        plans: sparse forms of the model, by name; also dense ones with other weights, such as int8, which then run
+            the positions that are scored.
         sparse_prefill: share of each window that runs sparse, above 0, at most 1.
         progress: show a progress bar on standard error.
 
@@ -154,7 +155,8 @@ def evaluate(
         nll, reference, cache = _dense(config, first, params, batch_ids)
         dense.append(np.asarray(nll)[:rows])
         for name, plan in (plans or {}).items():
-            out = _sparse(config, first, params, batch_ids, reference, cache, plan.thresholds)
+            thresholds = plan.thresholds if isinstance(plan, SparseLlama) else None
+            out = _sparse(config, first, plan.params, batch_ids, reference, cache, thresholds)
             sparse[name].append(tuple(np.asarray(value, np.float64)[:rows] for value in out))
     scores = {}
     for name, parts in sparse.items():
@@ -206,7 +208,7 @@ def _sparse(
     ids: Int[Array, "batch length"],
     dense_logits: Float[Array, "batch positions vocab"],
     cache: Cache,
-    thresholds: Thresholds,
+    thresholds: Thresholds | None,
 ) -> tuple[Array, Array, Float[Array, "batch positions"], Float[Array, "batch blocks 7"]]:
     """Per window: mean nll, mean KL, realised sparsity of each token and of each layer."""
     batch, length = ids.shape
@@ -216,9 +218,12 @@ def _sparse(
     hidden, _ = hidden_states(config, params, ids[:, first:-1], where, cache, thresholds, records)
     logits = head(params, hidden)
     nll = jnp.mean(_token_nll(logits, ids[:, first + 1 :]), axis=1)
-    kl = jnp.mean(kl_divergence(dense_logits, logits), axis=1)
+    kl_by_token = kl_divergence(dense_logits, logits)
+    kl = jnp.mean(kl_by_token, axis=1)
 
     def skipped(block: int, name: str) -> Float[Array, "batch positions"]:
+        if thresholds is None:
+            return jnp.zeros(kl_by_token.shape, jnp.float32)
         kept: Bool[Array, "batch positions in"] = keep_mask(records[block][name], thresholds[block][name])
         return 1.0 - jnp.mean(kept.astype(jnp.float32), axis=-1)
 

@@ -16,9 +16,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import sparse_linear
+from kernels_pallas.decode_attention.reference import rotate
+from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.rope import rotate
 
 Params = dict[str, Any]
 # One block's thresholds: layer name -> float32 [in]. A model's: one such dict per block.
@@ -65,15 +66,6 @@ def layout(
     positions = offset + jnp.arange(length, dtype=jnp.int32) - begin[:, None]
     cos, sin = config.rope.angles(positions, config.head_dim)
     return Layout(offset, cos, sin, positions, begin)
-
-
-def rms_norm(
-    x: Float[Array, "*batch hidden"], weight: Float[Array, " hidden"], eps: float
-) -> Float[Array, "*batch hidden"]:
-    """`x / rms(x) * weight`, the mean square in float32."""
-    f = x.astype(jnp.float32)
-    f = f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + eps)
-    return weight * f.astype(x.dtype)
 
 
 def attend(
@@ -133,10 +125,11 @@ def block(
         if record is not None:
             record[name] = inputs
         layer = params[name]
+        weight, scale = layer["kernel"], layer.get("scale")
         if thresholds is None:
-            out = dot(inputs, layer["kernel"])
+            out = dot(inputs, weight, scale)
         else:
-            out = sparse_linear(inputs, layer["kernel"], thresholds[name], implementation="xla")
+            out = sparse_linear(inputs, weight, thresholds[name], scale, implementation="xla")
         return out + layer["bias"] if "bias" in layer else out
 
     def heads(name: str, inputs: Array) -> Array:

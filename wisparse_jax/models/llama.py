@@ -21,10 +21,12 @@ Params = dict[str, Any]
 
 
 class Linear(nnx.Module):
-    """`kernel[in, out]`, and a bias where the family has one."""
+    """`kernel[in, out]`, a bias where the family has one, and the columns' scale where the kernel is int8."""
 
-    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs, shape, dtype))
+    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, int8: bool):
+        self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8) if int8 else _normal(rngs, shape, dtype))
+        if int8:
+            self.scale = nnx.Param(jnp.ones(shape[1], jnp.float32))
         if bias:
             self.bias = nnx.Param(jnp.zeros(shape[1], dtype))
 
@@ -32,12 +34,12 @@ class Linear(nnx.Module):
 class Block(nnx.Module):
     """One decoder block: its two norms, its seven linear layers and, in Qwen3, the norms of q and k."""
 
-    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs, int8: bool):
         self.attn_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         biased = dict.fromkeys(("q", "k", "v"), config.qkv_bias) | {"o": config.o_bias}
         for name in LAYERS:
-            layer = Linear(config.layer_shapes[name], biased.get(name, config.mlp_bias), dtype, rngs)
+            layer = Linear(config.layer_shapes[name], biased.get(name, config.mlp_bias), dtype, rngs, int8)
             setattr(self, name, layer)
         if config.qk_norm:
             self.q_norm = nnx.Param(jnp.ones(config.head_dim, dtype))
@@ -53,11 +55,11 @@ class Llama(nnx.Module):
 
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, int8: bool = False):
         self.config = config
         dtype = jnp.dtype(dtype)
         self.embed = nnx.Param(_normal(rngs, (config.vocab_size, config.hidden_size), dtype))
-        self.blocks = nnx.List([Block(config, dtype, rngs) for _ in range(config.num_blocks)])
+        self.blocks = nnx.List([Block(config, dtype, rngs, int8) for _ in range(config.num_blocks)])
         self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         if not config.tied_embeddings:
             self.lm_head = nnx.Param(_normal(rngs, (config.hidden_size, config.vocab_size), dtype))
@@ -65,7 +67,7 @@ class Llama(nnx.Module):
     @classmethod
     def from_params(cls, config: LlamaConfig, params: Params) -> Llama:
         """A model around existing arrays, which are not copied; their shapes must be those of `param_shapes`."""
-        graph, state = nnx.split(abstract_llama(config))
+        graph, state = nnx.split(abstract_llama(config, int8="scale" in params["blocks"][0]["q"]))
         for path, leaf in nnx.to_flat_state(state):
             value: Any = params
             for key in path:
@@ -92,9 +94,9 @@ class Llama(nnx.Module):
         return logits(self.config, self.params, jnp.asarray(tokens), start)
 
 
-def abstract_llama(config: LlamaConfig, dtype: Any = jnp.float32) -> Llama:
+def abstract_llama(config: LlamaConfig, dtype: Any = jnp.float32, int8: bool = False) -> Llama:
     """The model with shapes and dtypes in place of arrays."""
-    return nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), dtype))
+    return nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), dtype, int8))
 
 
 def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:

@@ -87,14 +87,3 @@ class Rope:
         """Cosine and sine of `position * frequency`, float32."""
         angle = positions[..., None].astype(jnp.float32) * jnp.asarray(self.frequencies(head_dim))
         return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(
-    x: Float[Array, "batch length heads head_dim"],
-    cos: Float[Array, "batch length half"],
-    sin: Float[Array, "batch length half"],
-) -> Float[Array, "batch length heads head_dim"]:
-    """Rotate the pairs `(x_i, x_{i + head_dim/2})`, in float32, back in the dtype of x."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    c, s = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([a * c - b * s, b * c + a * s], axis=-1).astype(x.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.forward import BlockThresholds
@@ -22,14 +22,20 @@ BlockNorms = dict[str, Float[Array, "_"]]
 
 
 @jax.jit
-def channel_norms(kernel: Float[Array, "in_channels out"]) -> Float[Array, " in_channels"]:
-    """`||W_i||_2` of every input channel, in float32."""
-    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=1))
+def channel_norms(
+    kernel: Num[Array, "in_channels out"], scale: Float[Array, " out"] | None = None
+) -> Float[Array, " in_channels"]:
+    """`||W_i||_2` of every input channel, in float32; the scale is that of an int8 kernel's columns."""
+    wide = kernel.astype(jnp.float32)
+    return jnp.sqrt(jnp.sum(jnp.square(wide if scale is None else wide * scale), axis=1))
 
 
 def model_norms(params: dict[str, Any]) -> list[BlockNorms]:
     """The channel norms of every block linear, block by block."""
-    return [{name: channel_norms(block[name]["kernel"]) for name in LAYERS} for block in params["blocks"]]
+    return [
+        {name: channel_norms(block[name]["kernel"], block[name].get("scale")) for name in LAYERS}
+        for block in params["blocks"]
+    ]
 
 
 def weight_scores(norms: Float[Array, " in_channels"], exponent: Float[Array, ""]) -> Float[Array, " in_channels"]:
