@@ -22,35 +22,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from dense_step import dense_logits, fused
 from device_time import PEAK_BANDWIDTH, DeviceTime, measure
-from jax import lax
+from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
 
-from kernels_pallas.decode_attention import HeadNorms, decode_attention
-from kernels_pallas.decode_attention.reference import rotate
-from kernels_pallas.select.reference import merge_reference
-from kernels_pallas.sparse_linear.reference import dot
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, token_loop
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import (
-    BlockCache,
     Cache,
     Params,
     Thresholds,
-    attend,
-    head,
-    hidden_states,
-    layout,
-    rms_norm,
 )
-from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.loading import load
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.sparsity import SparsityPlan, apply
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-CALIBRATION_STEPS, ROUNDS = 16, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,116 +84,6 @@ def main() -> None:
         print(json.dumps({"device": device, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d"), "runs": runs}))
     else:
         print(report(args, device, runs))
-
-
-def random_params(config: LlamaConfig, dtype: str) -> Params:
-    """Weights with standard deviation 0.02, norms of ones, made on the device tensor by tensor."""
-    leaves, tree = jax.tree.flatten(param_shapes(config, dtype))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(config, dtype))]
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.normal(key, shape, dtype) * jnp.asarray(0.02, dtype)
-
-    made = []
-    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-        if len(leaf.shape) == 2:
-            made.append(normal(jax.random.key(i), leaf.shape))
-        else:
-            made.append(jnp.full(leaf.shape, 0.0 if "bias" in name else 1.0, leaf.dtype))
-    return jax.tree.unflatten(tree, made)
-
-
-def random_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any) -> Cache:
-    """Keys and values of unit variance."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
-    make = jax.jit(lambda i: jax.random.normal(jax.random.key(i), shape, dtype))
-    return [BlockCache(make(2 * b), make(2 * b + 1)) for b in range(config.num_blocks)]
-
-
-def calibrated(
-    config: LlamaConfig, params: Params, cache: Cache, context: int, batch: int, sparsity: float
-) -> Thresholds:
-    """One threshold per layer: the quantile of the inputs while decoding sparsely, found in a few rounds."""
-    start = jnp.zeros(batch, jnp.int32)
-
-    @jax.jit
-    def step(
-        params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, thresholds: Thresholds | None
-    ) -> tuple[jax.Array, Cache, list[dict[str, jax.Array]]]:
-        records: list[dict[str, Any]] = []
-        where = layout(config, batch, 1, slot, start)
-        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, thresholds, records)
-        inputs = [{g: jnp.abs(r[names[0]]).astype(jnp.float32) for g, names in INPUT_GROUPS.items()} for r in records]
-        return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, inputs
-
-    thresholds: Thresholds | None = None
-    for _ in range(ROUNDS):
-        tokens, state = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache
-        seen: list[list[dict[str, jax.Array]]] = []
-        for i in range(CALIBRATION_STEPS):
-            tokens, state, inputs = step(params, tokens, jnp.int32(context + i), state, thresholds)
-            seen.append(inputs)
-        thresholds = []
-        for b in range(config.num_blocks):
-            taus = {g: jnp.quantile(jnp.stack([s[b][g] for s in seen]), sparsity) for g in INPUT_GROUPS}
-            thresholds.append(
-                {n: jnp.full(config.layer_shapes[n][0], taus[g]) for g, ns in INPUT_GROUPS.items() for n in ns}
-            )
-    assert thresholds is not None
-    return thresholds
-
-
-def fused(params: Params) -> list[Params]:
-    """The dense baseline's own weights: q, k, v in one matrix, gate and up in another, as its products are fastest."""
-    join = jax.jit(lambda *weights: jnp.concatenate(weights, axis=-1))
-    made = []
-    for block in params["blocks"]:
-        groups = {g: [block[n] for n in names] for g, names in INPUT_GROUPS.items()}
-        made.append({g: join(*(layer["kernel"] for layer in layers)) for g, layers in groups.items()})
-        if "bias" in block["q"]:
-            made[-1]["bias"] = join(*(layer["bias"] for layer in groups["attn_in"]))
-    return made
-
-
-def dense_logits(
-    config: LlamaConfig,
-    kernels: bool,
-    params: Params,
-    joined: list[Params],
-    tokens: jax.Array,
-    slot: jax.Array,
-    start: jax.Array,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
-    """A dense step on fused weights, its products XLA's; attention XLA's too, or the sparse step's own kernel."""
-    where = layout(config, len(tokens), 1, slot, start)
-    x, new = params["embed"][tokens], []
-    sizes = np.cumsum([config.layer_shapes[n][1] for n in ("q", "k")])
-    for i, (block, weights) in enumerate(zip(params["blocks"], joined, strict=True)):
-        qkv = dot(rms_norm(x, block["attn_norm"], config.norm_eps), weights["attn_in"])
-        qkv = jnp.split(qkv + weights["bias"] if "bias" in weights else qkv, sizes, axis=-1)
-        norms = HeadNorms(block["q_norm"], block["k_norm"]) if config.qk_norm else None
-        if kernels:
-            parts: Any = tuple(part.astype(jnp.float32)[None] for part in qkv)
-            partial, highest, total, keys, values = decode_attention(
-                parts, (None, None, None), norms, where.cos[:, 0], where.sin[:, 0], *cache[i], slot, start,
-                config.windows[i], config.norm_eps,
-            )  # fmt: skip
-            attended = merge_reference(partial, highest, total, x.dtype)
-        else:
-            query, key, value = (part.reshape(len(x), 1, -1, config.head_dim) for part in qkv)
-            if norms is not None:
-                query, key = (rms_norm(a, w, config.norm_eps) for a, w in ((query, norms.query), (key, norms.key)))
-            query, key = rotate(query, where.cos, where.sin), rotate(key, where.cos, where.sin)
-            keys = lax.dynamic_update_slice(cache[i].keys, key, (0, slot, 0, 0))
-            values = lax.dynamic_update_slice(cache[i].values, value, (0, slot, 0, 0))
-            attended = attend(config, config.windows[i], where, query, keys, values)[:, 0]
-        new.append(BlockCache(keys, values))
-        x = x + dot(attended, weights["attn_out"])
-        gate, up = jnp.split(dot(rms_norm(x, block["mlp_norm"], config.norm_eps), weights["mlp_in"]), 2, axis=-1)
-        x = x + dot(jax.nn.silu(gate) * up, weights["mlp_mid"])
-    return head(params, rms_norm(x, params["norm"], config.norm_eps)), new
 
 
 def compare(

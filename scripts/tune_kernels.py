@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from benchmark_decode import CONFIGS, calibrated, random_cache, random_params
 from device_time import measure
+from random_model import CONFIGS, calibrated, random_cache, random_params
 
 from kernels_pallas.sparse_product import Config
 from kernels_pallas.sparse_product.config import heuristic, search_space, shape_key

@@ -11,6 +11,9 @@ from wisparse_jax.search import run_dense, search_plan
 from wisparse_jax.sparsity import METHODS, apply
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def results(demo):
     """Every method with the demo's search, on text of the model's own and on other such text."""

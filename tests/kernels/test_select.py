@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels_pallas.select import select, select_attention, select_gated, select_norm
 
-EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 XLA: dict[str, Any] = {"implementation": "xla"}
 

@@ -12,7 +12,7 @@ from kernels_pallas.select import select
 from kernels_pallas.sparse_product import Config, config_for, sparse_product
 from kernels_pallas.sparse_product.config import heuristic, search_space, shape_key, valid
 
-EXAMPLES = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CONFIG = Config(rows=32, lists=2, block_rows=16, block_columns=32, warps=4)
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-3, jnp.float16: 1e-3}
 

@@ -1,0 +1,75 @@
+"""Models of true shapes with random weights, for benchmarks: weights, a full cache, and thresholds that really skip."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
+from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, hidden_states, layout
+from wisparse_jax.models.llama import param_shapes
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CALIBRATION_STEPS, ROUNDS = 16, 3
+
+
+def random_params(config: LlamaConfig, dtype: str) -> Params:
+    """Weights with standard deviation 0.02, norms of ones, made on the device tensor by tensor."""
+    leaves, tree = jax.tree.flatten(param_shapes(config, dtype))
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(config, dtype))]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(0.02, dtype)
+
+    made = []
+    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        if len(leaf.shape) == 2:
+            made.append(normal(jax.random.key(i), leaf.shape))
+        else:
+            made.append(jnp.full(leaf.shape, 0.0 if "bias" in name else 1.0, leaf.dtype))
+    return jax.tree.unflatten(tree, made)
+
+
+def random_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any) -> Cache:
+    """Keys and values of unit variance."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    make = jax.jit(lambda i: jax.random.normal(jax.random.key(i), shape, dtype))
+    return [BlockCache(make(2 * b), make(2 * b + 1)) for b in range(config.num_blocks)]
+
+
+def calibrated(
+    config: LlamaConfig, params: Params, cache: Cache, context: int, batch: int, sparsity: float
+) -> Thresholds:
+    """One threshold per layer: the quantile of the inputs while decoding sparsely, found in a few rounds."""
+    start = jnp.zeros(batch, jnp.int32)
+
+    @jax.jit
+    def step(
+        params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, thresholds: Thresholds | None
+    ) -> tuple[jax.Array, Cache, list[dict[str, jax.Array]]]:
+        records: list[dict[str, Any]] = []
+        where = layout(config, batch, 1, slot, start)
+        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, thresholds, records)
+        inputs = [{g: jnp.abs(r[names[0]]).astype(jnp.float32) for g, names in INPUT_GROUPS.items()} for r in records]
+        return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, inputs
+
+    thresholds: Thresholds | None = None
+    for _ in range(ROUNDS):
+        tokens, state = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache
+        seen: list[list[dict[str, jax.Array]]] = []
+        for i in range(CALIBRATION_STEPS):
+            tokens, state, inputs = step(params, tokens, jnp.int32(context + i), state, thresholds)
+            seen.append(inputs)
+        thresholds = []
+        for b in range(config.num_blocks):
+            taus = {g: jnp.quantile(jnp.stack([s[b][g] for s in seen]), sparsity) for g in INPUT_GROUPS}
+            thresholds.append(
+                {n: jnp.full(config.layer_shapes[n][0], taus[g]) for g, ns in INPUT_GROUPS.items() for n in ns}
+            )
+    assert thresholds is not None
+    return thresholds
