@@ -10,7 +10,6 @@ from wisparse_jax.report.demo import SETTINGS
 from wisparse_jax.search import run_dense, search_plan
 from wisparse_jax.sparsity import METHODS, apply
 
-
 pytestmark = pytest.mark.long
 
 
