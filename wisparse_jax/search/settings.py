@@ -23,7 +23,7 @@ class SearchSettings:
     window: int = 512  # tokens in a window of calibration text
     tokens: int = 16_384  # calibration text in all, tokens
     sparse_share: float = 0.5
-    statistics_tokens: int = 4_096  # sparse positions whose activations are kept for the quantiles
+    statistics_tokens: int = 1_024  # sparse positions whose activations are kept for the quantiles
     max_sparsity: float = 0.95  # of any layer
     # Exponents (Alg. 2 of the paper)
     search_exponents: bool = True
