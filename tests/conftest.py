@@ -19,15 +19,6 @@ def repository():
 
 
 @pytest.fixture(scope="session")
-def shared_data(repository):
-    """Real text for measurements, which does not ship with the project."""
-    folder = repository.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"needs the real texts in {folder.name}/ beside the checkout")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def tiny_config():
     from wisparse_jax.testing import tiny_config
 
