@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
 
+LARGEST_BATCH = 16  # sequences that the kernels take, the rows of a tensor core's product
+
 
 class Kept(NamedTuple):
     """Lists of kept channels, one per layer and chunk of `rows` channels.

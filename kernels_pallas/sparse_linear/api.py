@@ -7,11 +7,10 @@ import math
 from jaxtyping import Array, Float, Num
 
 from kernels_pallas.implementation import choose
+from kernels_pallas.kept import LARGEST_BATCH
 from kernels_pallas.select import select
 from kernels_pallas.sparse_linear.reference import sparse_linear_reference
 from kernels_pallas.sparse_product import config_for, sparse_product
-
-LARGEST_BATCH = 16  # rows that the kernels take, those of a tensor core's product
 
 
 def sparse_linear(

@@ -16,10 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kernels_pallas.kept import Kept
+from kernels_pallas.kept import LARGEST_BATCH, Kept
 from kernels_pallas.sparse_product.config import Config, valid
-
-SMALLEST_DOT = 16  # rows of a tensor-core product
 
 
 def _tile(layer: Any, tile: Any, split: Any, batch: int, config: Config, kept: Any, weight: Any, scale: Any, out: Any):
@@ -55,7 +53,7 @@ def _tile(layer: Any, tile: Any, split: Any, batch: int, config: Config, kept: A
         value = plt.load(values.at[layer, chunk, first, at], mask=taken, other=0)
         return total + weights(at, taken).astype(jnp.float32) * value.astype(jnp.float32)[:, None]
 
-    sequence = jnp.arange(SMALLEST_DOT)
+    sequence = jnp.arange(LARGEST_BATCH)
     real = sequence < batch
 
     def many_rows(i: Any, total: Any) -> Any:
@@ -73,7 +71,7 @@ def _tile(layer: Any, tile: Any, split: Any, batch: int, config: Config, kept: A
         total = jnp.sum(lax.fori_loop(0, steps, one_row, zero), axis=0) * factor
         plt.store(out.at[split, first, columns], total, mask=None if exact else inside)
         return
-    total = lax.fori_loop(0, steps, many_rows, jnp.zeros((SMALLEST_DOT, config.block_columns), jnp.float32))
+    total = lax.fori_loop(0, steps, many_rows, jnp.zeros((LARGEST_BATCH, config.block_columns), jnp.float32))
     plt.store(out.at[split, sequence[:, None], columns[None, :]], total * factor, mask=real[:, None] & inside[None, :])
 
 
@@ -100,8 +98,8 @@ def sparse_product_triton(
     if kept.rows != config.rows:
         raise ValueError(f"the lists have chunks of {kept.rows} channels; the configuration expects {config.rows}")
     chunks, batch = kept.chunks, kept.values.shape[2]
-    if batch > SMALLEST_DOT:
-        raise ValueError(f"batch = {batch}: the kernel takes at most {SMALLEST_DOT} sequences")
+    if batch > LARGEST_BATCH:
+        raise ValueError(f"batch = {batch}: the kernel takes at most {LARGEST_BATCH} sequences")
     if not valid(config, batch):
         raise ValueError(f"{config} does not fit a batch of {batch}")
     splits = pl.cdiv(chunks, config.lists)

@@ -16,10 +16,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from kernels_pallas.implementation import choose as choose_kernels
+from kernels_pallas.kept import LARGEST_BATCH
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.decode import LARGEST_BATCH, group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import Cache, Params, Thresholds, empty_cache, head, hidden_states, layout
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.

@@ -21,8 +21,6 @@ from kernels_pallas.sparse_product import Config, config_for, sparse_product
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, layout, rms_norm
 
-LARGEST_BATCH = 16  # sequences of one step, the rows of a tensor core's product
-
 # One block's thresholds stacked by input group: group -> float32 [layers, in].
 GroupThresholds = dict[str, Float[Array, "layers _"]]
 
