@@ -27,7 +27,7 @@ from device_time import PEAK_BANDWIDTH, DeviceTime, measure
 from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
 
 from wisparse_jax.inference import GREEDY
-from wisparse_jax.inference.loop import LoopState, NextLogits, token_loop
+from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_loop
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import (
@@ -51,6 +51,7 @@ class Arguments:
     batch: tuple[int, ...] = (1,)
     context: tuple[int, ...] = (512,)
     dtype: str = "bfloat16"
+    implementation: tuple[Literal["triton", "mosaic"], ...] = ()  # of the sparse runs; by default the faster one
     weights: Literal["stored", "int8"] = "stored"  # of the sparse runs; the dense ones keep dtype
     tokens: int = 96
     repeats: int = 5
@@ -98,8 +99,9 @@ def compare(
     ]
     for sparsity in args.sparsity:
         found = given or calibrated(config, params, cache, context, batch, sparsity)
-        name = f"sparse, Triton, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
-        runs.append((name, functools.partial(sparse_logits, config), found))
+        for kind in args.implementation or (decode_implementation(found, 1),):
+            name = f"sparse, {kind}, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
+            runs.append((name, functools.partial(sparse_logits, config, kind), found))
     small = quantise_params(params) if args.weights == "int8" else params
     for name, step, thresholds in runs:
         weights = joined if thresholds is None else group_thresholds(thresholds)
@@ -134,6 +136,7 @@ def compare(
 
 def sparse_logits(
     config: LlamaConfig,
+    implementation: str,
     params: Params,
     grouped: list[dict[str, jax.Array]],
     tokens: jax.Array,
@@ -142,7 +145,7 @@ def sparse_logits(
     cache: Cache,
 ) -> tuple[jax.Array, Cache]:
     """The library's own sparse step."""
-    return kernel_token_logits(config, params, tokens, slot, start, cache, grouped)
+    return kernel_token_logits(config, params, tokens, slot, start, cache, grouped, implementation)
 
 
 def loop(

@@ -168,7 +168,7 @@ class Generate:
     weights: str | None = None
     """int8 runs the block weights in int8."""
     implementation: str | None = None
-    """The decode step of a sparse model: triton, xla, or by default the faster one of those that can run."""
+    """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
 
     def run(self) -> None:
         """Generate and print."""

@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plt
 
 from kernels_pallas.kept import power_of_two
 
-BLOCK, WARPS, SMALLEST_DOT = 32, 4, 16
+BLOCK, WARPS, SMALLEST_DOT = 64, 4, 16
 NOTHING = -1e30  # a score that no slot has
 
 

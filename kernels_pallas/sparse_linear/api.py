@@ -47,7 +47,7 @@ def sparse_linear(
     if chosen == "xla":
         return sparse_linear_reference(x, weight, thresholds, scale)
     flat = x.reshape(rows, x.shape[-1])
-    config = config_for(weight.shape[0], (weight.shape[1],), rows, weight.dtype.itemsize)
+    config = config_for(weight.shape[0], (weight.shape[1],), rows, weight.dtype)
     kept = select(flat, thresholds[None], config.rows, "triton", interpret)
     (parts,) = sparse_product(kept, [weight], [scale], config=config, implementation="triton", interpret=interpret)
     return parts.sum(0).astype(x.dtype).reshape(*x.shape[:-1], -1)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.implementation import choose
+from kernels_pallas.implementation import IMPLEMENTATIONS, choose, mosaic_problem
 from kernels_pallas.kept import Kept
-from kernels_pallas.sparse_product.config import Config, config_for
+from kernels_pallas.sparse_product.config import Config, Ring, config_for, ring_problem
 from kernels_pallas.sparse_product.reference import sparse_product_reference
 
 
@@ -16,7 +16,7 @@ def sparse_product(
     kept: Kept,
     weights: Sequence[Array],
     scales: Sequence[Array | None] | None = None,
-    config: Config | None = None,
+    config: Config | Ring | None = None,
     implementation: str | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "parts batch _"], ...]:
@@ -26,8 +26,8 @@ def sparse_product(
         kept: the lists, one layer of them per weight; their chunks must be those of `config`.
         weights: `[in, out]` each, bf16, f16, f32 or int8.
         scales: float32 `[out]` of each int8 weight, None for the others.
-        config: how a kernel is cut into programs; None asks `config_for`.
-        implementation: "triton", "xla" or None.
+        config: how a kernel is cut into programs, a `Ring` for Mosaic; None asks `config_for`.
+        implementation: "triton", "mosaic", "xla" or None, on a GPU the one that `config` is for.
         interpret: interpret the kernel, on any device.
 
     Returns:
@@ -45,11 +45,25 @@ def sparse_product(
                 f"weight {weight.dtype}{list(weight.shape)}: expected at most {kept.chunks * kept.rows} rows, "
                 "and a scale exactly if it is int8"
             )
-    if choose(implementation, interpret) == "xla":
+    chosen, batch = choose(implementation, interpret, (*IMPLEMENTATIONS, "mosaic")), kept.values.shape[2]
+    if chosen == "xla":
         return sparse_product_reference(kept, weights, scales)
-    from kernels_pallas.sparse_product.triton import sparse_product_triton
-
+    sizes, dtype = tuple(w.shape[1] for w in weights), weights[0].dtype
     if config is None:
-        sizes, batch = tuple(w.shape[1] for w in weights), kept.values.shape[2]
-        config = config_for(weights[0].shape[0], sizes, batch, weights[0].dtype.itemsize)
-    return sparse_product_triton(kept, weights, scales, config, interpret)
+        mosaic = implementation != "triton" and not interpret and mosaic_problem() is None
+        config = config_for(weights[0].shape[0], sizes, batch, dtype, mosaic)
+    if implementation is None and isinstance(config, Ring):
+        chosen = choose("mosaic", offered=("mosaic",))
+    if kept.rows != config.rows:
+        raise ValueError(f"the lists have chunks of {kept.rows} channels; the configuration expects {config.rows}")
+    if chosen == "triton" and isinstance(config, Config):
+        from kernels_pallas.sparse_product.triton import sparse_product_triton
+
+        return sparse_product_triton(kept, weights, scales, config, interpret)
+    if chosen != "mosaic" or not isinstance(config, Ring):
+        raise ValueError(f"implementation = {chosen!r} cannot run with {config}: Triton takes a Config, Mosaic a Ring")
+    if (problem := ring_problem(config, sizes, batch, dtype)) is not None:
+        raise ValueError(f"implementation = 'mosaic': {problem}")
+    from kernels_pallas.sparse_product.mosaic import sparse_product_mosaic
+
+    return sparse_product_mosaic(kept, weights, config)

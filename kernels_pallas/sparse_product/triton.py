@@ -36,42 +36,48 @@ def _tile(layer: Any, tile: Any, split: Any, batch: int, config: Config, kept: A
     chunk, place = split * config.lists + entry // each, entry % each
     count = plt.load(counts.at[layer, chunk], mask=chunk < chunks, other=0)
 
-    def listed(i: Any) -> tuple[Any, Any]:
-        """Places in the lists, and which of them are taken."""
-        at = i * each + place
-        return at, at < count
+    sequence = jnp.arange(LARGEST_BATCH)
+    real = sequence < batch
 
-    def weights(at: Any, taken: Any) -> Any:
+    def listed(step: Any) -> tuple[Any, Any, Any]:
+        """The entries of one step: which are taken, their channels, and their values, of one or of all sequences."""
+        at = step * each + place
+        taken = at < count
         channel = plt.load(channels.at[layer, chunk, at], mask=taken, other=0)
+        if batch == 1:
+            return taken, channel, plt.load(values.at[layer, chunk, first, at], mask=taken, other=0)
+        where = values.at[layer, chunk[None, :], sequence[:, None], at[None, :]]
+        return taken, channel, plt.load(where, mask=real[:, None] & taken[None, :], other=0)
+
+    def rows(taken: Any, channel: Any) -> Any:
         mask = jnp.broadcast_to(taken[:, None], (config.block_rows, config.block_columns))
         mask = mask if exact else mask & inside[None, :]
         where = weight.at[channel[:, None], columns[None, :]]
         return plt.load(where, mask=mask, other=0, eviction_policy="evict_first")
 
-    def one_row(i: Any, total: Any) -> Any:
-        at, taken = listed(i)
-        value = plt.load(values.at[layer, chunk, first, at], mask=taken, other=0)
-        return total + weights(at, taken).astype(jnp.float32) * value.astype(jnp.float32)[:, None]
-
-    sequence = jnp.arange(LARGEST_BATCH)
-    real = sequence < batch
-
-    def many_rows(i: Any, total: Any) -> Any:
-        at, taken = listed(i)
-        where = values.at[layer, chunk[None, :], sequence[:, None], at[None, :]]
-        value = plt.load(where, mask=real[:, None] & taken[None, :], other=0)
-        read = weights(at, taken).astype(value.dtype)
+    def add(total: Any, read: Any, value: Any) -> Any:
+        if batch == 1:
+            return total + read.astype(jnp.float32) * value.astype(jnp.float32)[:, None]
         precision = lax.Precision.HIGHEST if value.dtype == jnp.float32 else None
-        return total + jnp.dot(value, read, precision=precision, preferred_element_type=jnp.float32)
+        product = jnp.dot(value, read.astype(value.dtype), precision=precision, preferred_element_type=jnp.float32)
+        return total + product
+
+    def step(i: Any, carry: Any) -> Any:
+        # The next step's rows and the list after it are in flight while this step's rows are added.
+        total, read, value, (taken, channel, next_value) = carry
+        next_read = rows(taken, channel)
+        return add(total, read, value), next_read, next_value, listed(i + 2)
 
     steps = pl.cdiv(jnp.max(count), each)
     factor = 1.0 if scale is None else plt.load(scale.at[columns], mask=inside, other=0.0)
+    height = config.block_rows if batch == 1 else LARGEST_BATCH
+    taken, channel, value = listed(0)
+    carry = (jnp.zeros((height, config.block_columns), jnp.float32), rows(taken, channel), value, listed(1))
+    total, *_ = lax.fori_loop(0, steps, step, carry)
     if batch == 1:
-        zero = jnp.zeros((config.block_rows, config.block_columns), jnp.float32)
-        total = jnp.sum(lax.fori_loop(0, steps, one_row, zero), axis=0) * factor
+        total = jnp.sum(total, axis=0) * factor
         plt.store(out.at[split, first, columns], total, mask=None if exact else inside)
         return
-    total = lax.fori_loop(0, steps, many_rows, jnp.zeros((LARGEST_BATCH, config.block_columns), jnp.float32))
     plt.store(out.at[split, sequence[:, None], columns[None, :]], total * factor, mask=real[:, None] & inside[None, :])
 
 
@@ -95,8 +101,6 @@ def sparse_product_triton(
     kept: Kept, weights: Sequence[jax.Array], scales: Sequence[jax.Array | None], config: Config, interpret: bool
 ) -> tuple[jax.Array, ...]:
     """See `sparse_product`; one launch for all layers."""
-    if kept.rows != config.rows:
-        raise ValueError(f"the lists have chunks of {kept.rows} channels; the configuration expects {config.rows}")
     chunks, batch = kept.chunks, kept.values.shape[2]
     if batch > LARGEST_BATCH:
         raise ValueError(f"batch = {batch}: the kernel takes at most {LARGEST_BATCH} sequences")

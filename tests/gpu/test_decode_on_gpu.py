@@ -1,15 +1,21 @@
 """The kernels' decode step on the trained demo model, where there is a GPU."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import wisparse_jax as ws
+from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.inference import Sample, sample_windows
 from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.search import SearchSettings
 from wisparse_jax.testing import count_compilations
 
@@ -17,6 +23,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
 ]
+# An instruction of a compiled program that makes one array: its dimensions and its operation.
+MADE = re.compile(r"= \(?\w+\[([\d,]+)\]\S* ([\w-]+)\(")
 PROMPTS = ["The sea", "In the morning", "A force of", "She said", "When the war", "Cells are", "My dear", "It was"]
 
 
@@ -70,3 +78,33 @@ def test_the_same_request_gives_the_same_text(plan):
     sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
     runs = [ws.generate(sparse, [[1, 5, 9]], 64, Sample(1.0), seed=3) for _ in range(2)]
     assert runs[0] == runs[1] and np.asarray(runs[0]).size
+
+
+@pytest.mark.parametrize("implementation", ["triton", "mosaic"])
+def test_weights_are_never_copied_inside_the_step(repository, implementation):
+    """In the compiled step of two blocks at true shapes no copy, transpose or conversion makes an array of their size."""
+    if implementation == "mosaic" and mosaic_problem() is not None:
+        pytest.skip(f"mosaic {mosaic_problem()}")
+    config = read_config(repository / "configs/llama-3.1-8b.json")
+    config = dataclasses.replace(config, num_blocks=2, windows=config.windows[:2], vocab_size=1024)
+    params = param_shapes(config, "bfloat16")
+    cache = jax.eval_shape(lambda: empty_cache(config, 1, 1024, jnp.bfloat16))
+    limits = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS} for _ in range(2)]
+
+    def steps(params, cache, limits):
+        grouped, start = group_thresholds(limits), jnp.zeros(1, jnp.int32)
+
+        def step(i, carry):
+            tokens, cache = carry
+            logits, cache = kernel_token_logits(config, params, tokens, i, start, cache, grouped, implementation)
+            return jnp.argmax(logits, -1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 4, step, (jnp.zeros(1, jnp.int32), cache))
+
+    text = jax.jit(steps, donate_argnums=1).lower(params, cache, limits).compile().as_text()
+    made = {(op, int(np.prod([int(n) for n in dims.split(",")]))) for dims, op in MADE.findall(text)}
+    smallest = min(int(np.prod(config.layer_shapes[n])) for n in LAYERS)
+    assert any(op == "custom-call" for op, _ in made)
+    assert not [
+        (op, size) for op, size in made if size >= smallest and op in ("copy", "transpose", "convert", "fusion")
+    ]

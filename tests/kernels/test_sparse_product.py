@@ -125,14 +125,14 @@ def test_a_kernel_that_cannot_run_here_is_refused():
     size=st.integers(1, 30_000),
     outs=st.lists(st.integers(1, 30_000), min_size=1, max_size=3),
     batch=st.integers(1, 16),
-    weight_bytes=st.sampled_from([1, 2, 4]),
+    dtype=st.sampled_from(["int8", "bfloat16", "float32"]),
 )
-def test_the_heuristic_always_answers(size, outs, batch, weight_bytes):
-    config = heuristic(size, tuple(outs), batch, weight_bytes)
+def test_the_heuristic_always_answers(size, outs, batch, dtype):
+    config = heuristic(size, tuple(outs), batch, jnp.dtype(dtype).itemsize)
     for value in (config.rows, config.block_rows, config.block_columns):
         assert value & (value - 1) == 0
     assert valid(config, batch)
-    assert config == config_for(size, tuple(outs), batch, weight_bytes, "a device without tuned values")
+    assert config == config_for(size, tuple(outs), batch, dtype, device="a device without tuned values")
 
 
 def test_the_search_space_holds_what_kernels_accept():

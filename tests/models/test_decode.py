@@ -46,7 +46,9 @@ def test_its_logits_and_cache_are_the_plain_steps(name, batch):
     records = []
 
     def kernels(tokens, slot, cache):
-        return kernel_token_logits(config, model.params, tokens, slot, start, cache, grouped, interpret, records)
+        return kernel_token_logits(
+            config, model.params, tokens, slot, start, cache, grouped, "triton", interpret, records
+        )
 
     def plain(tokens, slot, cache):
         return token_logits(config, model.params, tokens, slot, start, cache, thresholds)

@@ -55,7 +55,7 @@ def generate(
         sampler: greedy by default.
         seed: row b draws from the seed and b alone, whatever the other rows are.
         on_tokens: called with the new tokens of each row every few tokens, as they come.
-        implementation: of the decode step, "triton", "xla" or None: see `decode_implementation`.
+        implementation: of the decode step, "triton", "mosaic", "xla" or None: see `decode_implementation`.
 
     Returns:
         The new tokens of each prompt, without the end-of-sequence token that stopped it.

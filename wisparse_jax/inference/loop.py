@@ -1,7 +1,7 @@
 """The token loop: dense prefill, then tokens one by one inside one compiled `lax.while_loop`.
 
-The step of one token is `hidden_states` with a cache, dense or with thresholds, or for a sparse model the Triton
-kernels' step, which takes the same arguments and gives the same logits.
+The step of one token is `hidden_states` with a cache, dense or with thresholds, or for a sparse model the kernels'
+step, which takes the same arguments and gives the same logits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from kernels_pallas.implementation import choose as choose_kernels
+from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.kept import LARGEST_BATCH
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
@@ -70,7 +71,10 @@ KERNEL_BATCH = 1
 
 
 def decode_implementation(thresholds: Thresholds | None, batch: int, implementation: str | None = None) -> str:
-    """What `decode` runs: "triton", the sparse kernels, or "xla", dense or masked-dense products.
+    """What `decode` runs.
+
+    "triton": the sparse kernels; "mosaic": the same, the product by the Mosaic kernel where tuning found that faster;
+    "xla": dense or masked-dense products.
 
     Args:
         thresholds: of a sparse model, None for a dense one, which XLA runs.
@@ -81,16 +85,20 @@ def decode_implementation(thresholds: Thresholds | None, batch: int, implementat
         WisparseError: the named one cannot run: the reason is in the message.
     """
     try:
-        chosen = choose_kernels(implementation)
+        chosen = choose_kernels(implementation, offered=("triton", "mosaic", "xla"))
     except ValueError as error:
         raise WisparseError(str(error)) from None
-    if implementation == "triton" and thresholds is None:
-        raise WisparseError("implementation = 'triton' runs sparse models only; this model has no thresholds")
-    if implementation == "triton" and batch > LARGEST_BATCH:
-        raise WisparseError(f"implementation = 'triton' takes at most {LARGEST_BATCH} sequences, found {batch}")
-    if implementation is None and (thresholds is None or batch > KERNEL_BATCH):
+    if implementation in ("triton", "mosaic"):
+        if thresholds is None:
+            raise WisparseError(f"implementation = {implementation!r} runs sparse models only; this one is dense")
+        if batch > LARGEST_BATCH:
+            raise WisparseError(
+                f"implementation = {implementation!r} takes at most {LARGEST_BATCH} sequences, found {batch}"
+            )
+        return chosen
+    if chosen == "xla" or thresholds is None or batch > KERNEL_BATCH:
         return "xla"
-    return chosen
+    return "mosaic" if mosaic_problem() is None else "triton"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -106,9 +114,11 @@ def decode(
     implementation: str = "xla",
 ) -> LoopState:
     """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`."""
-    if implementation == "triton" and thresholds is not None:
+    if implementation in ("triton", "mosaic") and thresholds is not None:
         # Stacked once, before the loop.
-        next_logits = functools.partial(kernel_token_logits, thresholds=group_thresholds(thresholds))
+        next_logits = functools.partial(
+            kernel_token_logits, thresholds=group_thresholds(thresholds), implementation=implementation
+        )
     else:
         next_logits = functools.partial(token_logits, thresholds=thresholds)
 

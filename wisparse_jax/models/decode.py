@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.decode_attention import HeadNorms, decode_attention
 from kernels_pallas.kept import Kept
 from kernels_pallas.select import select_attention, select_gated, select_norm
 from kernels_pallas.select.reference import add_parts
-from kernels_pallas.sparse_product import Config, config_for, sparse_product
+from kernels_pallas.sparse_product import Config, Ring, config_for, sparse_product
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, layout, rms_norm
 
@@ -30,10 +31,10 @@ def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
     return [{g: jnp.stack([b[n] for n in layers]) for g, layers in INPUT_GROUPS.items()} for b in thresholds]
 
 
-def product_configs(config: LlamaConfig, batch: int, weight_bytes: int) -> dict[str, Config]:
-    """How each group's product is cut into programs on this device."""
+def product_configs(config: LlamaConfig, batch: int, dtype: DTypeLike, mosaic: bool) -> dict[str, Config | Ring]:
+    """How each group's product is cut into programs on this device, `mosaic` where tuning found that the faster one."""
     shapes = {g: [config.layer_shapes[n] for n in layers] for g, layers in INPUT_GROUPS.items()}
-    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, weight_bytes) for g, s in shapes.items()}
+    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, dtype, mosaic) for g, s in shapes.items()}
 
 
 def kernel_token_logits(
@@ -44,14 +45,15 @@ def kernel_token_logits(
     start: Int[Array, " batch"],
     cache: Cache,
     thresholds: list[GroupThresholds],
+    implementation: str = "triton",
     interpret: bool = False,
     records: list[dict[str, Kept]] | None = None,
-    configs: dict[str, Config] | None = None,
+    configs: dict[str, Config | Ring] | None = None,
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """The logits after one more token a row, and the cache with it, by the Triton kernels.
+    """The logits after one more token a row, and the cache with it, by the kernels.
 
-    `records`, if given, receives each block's lists of kept channels by input group; `configs` replaces the products'
-    own configurations.
+    `implementation` is "triton", or "mosaic" for the Mosaic product where tuning found it faster. `records`, if given,
+    receives each block's lists of kept channels by input group; `configs` replaces the products' own configurations.
 
     Raises:
         ValueError: the kernels cannot run on this device.
@@ -59,8 +61,9 @@ def kernel_token_logits(
     where = layout(config, len(tokens), 1, slot, start)
     cos, sin = where.cos[:, 0], where.sin[:, 0]
     if configs is None:
-        weight_bytes = params["blocks"][0]["q"]["kernel"].dtype.itemsize
-        configs = product_configs(config, len(tokens), weight_bytes)
+        configs = product_configs(
+            config, len(tokens), params["blocks"][0]["q"]["kernel"].dtype, implementation == "mosaic"
+        )
     how: dict[str, Any] = {"implementation": "triton", "interpret": interpret}
 
     x, parts, bias = params["embed"][tokens], None, None
@@ -107,10 +110,17 @@ def kernel_token_logits(
 
 
 def _multiply(
-    block: Params, configs: dict[str, Config], how: dict[str, Any], record: dict[str, Kept], group: str, kept: Kept
+    block: Params,
+    configs: dict[str, Config | Ring],
+    how: dict[str, Any],
+    record: dict[str, Kept],
+    group: str,
+    kept: Kept,
 ) -> tuple[Array, ...]:
     record[group] = kept
     layers = [block[name] for name in INPUT_GROUPS[group]]
+    if isinstance(configs[group], Ring):
+        how = {"implementation": "mosaic"}
     return sparse_product(
         kept, [layer["kernel"] for layer in layers], [layer.get("scale") for layer in layers], configs[group], **how
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import export
 
-TRITON_CALL = "__gpu$xla.gpu.triton"
+TRITON_CALL, MOSAIC_CALL = "__gpu$xla.gpu.triton", "mosaic_gpu_v2"
 
 
 def lower_for_gpu(function: Callable[..., Any], *arguments: Any, device_kind: str = "NVIDIA H200") -> str:
@@ -21,7 +21,7 @@ def lower_for_gpu(function: Callable[..., Any], *arguments: Any, device_kind: st
     """
     device = jax.sharding.AbstractDevice(device_kind=device_kind, num_cores=132, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("device",), abstract_device=device)
-    allowed = export.DisabledSafetyCheck.custom_call(TRITON_CALL)
+    allowed = [export.DisabledSafetyCheck.custom_call(call) for call in (TRITON_CALL, MOSAIC_CALL)]
     with jax.sharding.use_abstract_mesh(mesh):
-        lowered = export.export(jax.jit(function), platforms=["cuda"], disabled_checks=[allowed])(*arguments)
+        lowered = export.export(jax.jit(function), platforms=["cuda"], disabled_checks=allowed)(*arguments)
     return lowered.mlir_module()
