@@ -15,8 +15,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ from wisparse_jax.models.forward import (
 from wisparse_jax.models.loading import load
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.sparsity import SparsityPlan, apply
+
+PROFILED = 16  # tokens of the run under the profiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,28 +95,34 @@ def compare(
 ) -> list[dict[str, Any]]:
     """The dense runs and the sparse ones at one batch and context."""
     cache = random_cache(config, batch, context + args.tokens + 8, params["embed"].dtype)
-    out, joined = [], fused(params)
-    runs: list[tuple[str, Any, Thresholds | None]] = [
-        ("dense, XLA", functools.partial(dense_logits, config, False), None),
-        ("dense, XLA products, our attention", functools.partial(dense_logits, config, True), None),
+    small = quantise_params(params) if args.weights == "int8" else params
+    joined = fused(params)
+    runs = [
+        Run("dense, XLA", "dense", None, params, joined),
+        Run("dense, XLA products, our attention", "dense, own attention", None, params, joined),
     ]
     for sparsity in args.sparsity:
         found = given or calibrated(config, params, cache, context, batch, sparsity)
-        for kind in args.implementation or (decode_implementation(found, 1),):
+        best = "triton" if batch > 1 or args.weights == "int8" else decode_implementation(found, 1)
+        for kind in args.implementation or (best,):
             name = f"sparse, {kind}, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
-            runs.append((name, functools.partial(sparse_logits, config, kind), found))
-    small = quantise_params(params) if args.weights == "int8" else params
-    for name, step, thresholds in runs:
-        weights = joined if thresholds is None else group_thresholds(thresholds)
-        own = params if thresholds is None else small
-        run = loop(args, config, own, weights, cache, context, batch, step)
-        run()
-        seconds = sorted(timed(run) for _ in range(args.repeats))[args.repeats // 2] / args.tokens
+            runs.append(Run(name, kind, found, small, group_thresholds(found)))
+    programs = compiled(config, runs, args.tokens, cache, context, batch)
+    out = []
+    for name, kind, thresholds, own, weights in runs:
+
+        def run(tokens: int, kind: str = kind, own: Params = own, weights: Any = weights) -> LoopState:
+            state = first_state(cache, args.tokens, context, batch)
+            run.started = time.perf_counter()  # type: ignore[attr-defined]
+            return programs[kind](own, weights, state, jnp.int32(tokens + 1))
+
+        run(args.tokens)
+        seconds = sorted(timed(run, args.tokens) for _ in range(args.repeats))[args.repeats // 2] / args.tokens
         row: dict[str, Any] = {"run": name, "batch": batch, "context": context, "ms": seconds * 1e3}
         row["tokens_per_second"] = batch / seconds
         read = weight_bytes(config, own, 1.0)
         if thresholds is not None:
-            layers = realised(config, own, cache, context, batch, thresholds)
+            layers = realised(config, kind, own, cache, context, batch, weights)
             row["realised"] = {n: float(layers[:, i].mean()) for i, n in enumerate(LAYERS)}
             row["realised_min_max"] = [float(layers.min()), float(layers.max())]
             share = np.asarray(config.layer_weights) / sum(config.layer_weights)
@@ -125,7 +134,7 @@ def compare(
         peak = PEAK_BANDWIDTH.get(jax.devices()[0].device_kind)
         row["roofline"] = None if peak is None else read / peak / seconds
         if args.profile:
-            row["profile"] = kernels(measure(run), config, args.tokens)
+            row["profile"] = kernels(measure(lambda run=run: run(PROFILED)), config, PROFILED)
         out.append(row)
         print(json.dumps({k: v for k, v in row.items() if k != "profile"}), file=sys.stderr, flush=True)
     dense = max(row["tokens_per_second"] for row in out[:2])
@@ -134,80 +143,83 @@ def compare(
     return out
 
 
-def sparse_logits(
-    config: LlamaConfig,
-    implementation: str,
-    params: Params,
-    grouped: list[dict[str, jax.Array]],
-    tokens: jax.Array,
-    slot: jax.Array,
-    start: jax.Array,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
-    """The library's own sparse step."""
-    return kernel_token_logits(config, params, tokens, slot, start, cache, grouped, implementation)
+class Run(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    kind: str  # "dense", "dense, own attention", or the implementation of the sparse step
+    thresholds: Thresholds | None
+    params: Params
+    weights: Any  # the joined weights of a dense step, the grouped thresholds of a sparse one
 
 
-def loop(
-    args: Arguments,
-    config: LlamaConfig,
-    params: Params,
-    weights: Any,
-    cache: Cache,
-    context: int,
-    batch: int,
-    step: Callable[..., tuple[jax.Array, Cache]],
-) -> Callable[[], LoopState]:
-    """`args.tokens` tokens of the library's own token loop, from a fresh copy of the cache."""
+def step_of(config: LlamaConfig, kind: str, params: Params, weights: Any) -> NextLogits:
+    """The step of one kind of run."""
+    if kind.startswith("dense"):
+        return functools.partial(dense_logits, config, kind != "dense", params, weights)
+    return functools.partial(kernel_token_logits, config, params, thresholds=weights, implementation=kind)
+
+
+def compiled(
+    config: LlamaConfig, runs: list[Run], tokens: int, cache: Cache, context: int, batch: int
+) -> dict[str, Callable[..., LoopState]]:
+    """The library's own token loop around each kind of step, all compiled at once."""
     start, stops = jnp.zeros(batch, jnp.int32), jnp.full(1, -2, jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(batch))
     values = GREEDY.values(config.vocab_size)
 
-    @functools.partial(jax.jit, donate_argnums=2)
-    def decode(params: Params, weights: Any, state: LoopState) -> LoopState:
-        next_logits: NextLogits = functools.partial(step, params, weights)
-        return token_loop(next_logits, state, jnp.int32(args.tokens + 1), start, values, stops)
+    def lower(run: Run) -> jax.stages.Lowered:
+        @functools.partial(jax.jit, donate_argnums=2)
+        def decode(params: Params, weights: Any, state: LoopState, until: jax.Array) -> LoopState:
+            return token_loop(step_of(config, run.kind, params, weights), state, until, start, values, stops)
 
-    def run() -> LoopState:
-        first = jnp.arange(5, 5 + batch, dtype=jnp.int32)
-        fresh = jax.tree.map(jnp.copy, cache)
-        tokens = jnp.full((batch, args.tokens + 1), -1, jnp.int32)
-        finished = jnp.zeros(batch, bool)
-        state = LoopState(jnp.int32(1), jnp.int32(context), tokens, first, finished, jnp.copy(keys), fresh)
-        jax.block_until_ready(state)
-        run.started = time.perf_counter()  # type: ignore[attr-defined]
-        return decode(params, weights, state)
+        return decode.lower(run.params, run.weights, first_state(cache, tokens, context, batch), jnp.int32(0))
 
-    return run
+    lowered = {run.kind: lower(run) for run in {run.kind: run for run in runs}.values()}
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(lowered, pool.map(lambda one: one.compile(), lowered.values()), strict=True))
 
 
-def timed(run: Callable[[], LoopState]) -> float:
+def first_state(cache: Cache, tokens: int, context: int, batch: int) -> LoopState:
+    """Room for some tokens after a copy of the cache."""
+    first = jnp.arange(5, 5 + batch, dtype=jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(batch))
+    room, finished = jnp.full((batch, tokens + 1), -1, jnp.int32), jnp.zeros(batch, bool)
+    fresh = jax.tree.map(jnp.copy, cache)
+    return jax.block_until_ready(LoopState(jnp.int32(1), jnp.int32(context), room, first, finished, keys, fresh))
+
+
+def timed(run: Callable[[int], LoopState], tokens: int) -> float:
     """Seconds of the token loop alone, without the copy of the cache."""
-    state = run()
+    state = run(tokens)
     jax.block_until_ready(state.tokens)
     return time.perf_counter() - run.started  # type: ignore[attr-defined]
 
 
 def realised(
-    config: LlamaConfig, params: Params, cache: Cache, context: int, batch: int, thresholds: Thresholds
+    config: LlamaConfig, kind: str, params: Params, cache: Cache, context: int, batch: int, grouped: Any
 ) -> np.ndarray:
     """Share of channels that no sequence kept, per block and layer, replaying the timed run's first tokens."""
+    step = counting_step(config, kind, batch)
+    tokens, state, counts = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache, []
+    for i in range(CALIBRATION_STEPS):
+        tokens, state, kept = step(params, tokens, jnp.int32(context + i), state, grouped)
+        counts.append(np.asarray(kept))
+    return 1 - np.mean(counts, axis=0) / np.array([config.layer_shapes[n][0] for n in LAYERS])
+
+
+@functools.cache
+def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., Any]:
+    """The sparse step that also returns how many channels each layer of each block kept."""
     start = jnp.zeros(batch, jnp.int32)
 
     @jax.jit
-    def step(params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache) -> tuple[jax.Array, Cache, jax.Array]:
+    def step(params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, grouped: Any) -> Any:
         records: list[dict[str, Any]] = []
-        logits, cache = kernel_token_logits(
-            config, params, tokens, slot, start, cache, group_thresholds(thresholds), records=records
-        )
+        logits, cache = kernel_token_logits(config, params, tokens, slot, start, cache, grouped, kind, records=records)
         kept = [jnp.concatenate([r[g].counts.sum(1) for g in INPUT_GROUPS]) for r in records]
         return jnp.argmax(logits, -1).astype(jnp.int32), cache, jnp.stack(kept)
 
-    tokens, state, counts = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache, []
-    for i in range(CALIBRATION_STEPS):
-        tokens, state, kept = step(params, tokens, jnp.int32(context + i), state)
-        counts.append(np.asarray(kept))
-    return 1 - np.mean(counts, axis=0) / np.array([config.layer_shapes[n][0] for n in LAYERS])
+    return step
 
 
 def weight_bytes(config: LlamaConfig, params: Params, kept: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,10 @@ def calibrated(
     config: LlamaConfig, params: Params, cache: Cache, context: int, batch: int, sparsity: float
 ) -> Thresholds:
     """One threshold per layer: the quantile of the inputs while decoding sparsely, found in a few rounds."""
-    start = jnp.zeros(batch, jnp.int32)
-
-    @jax.jit
-    def step(
-        params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, thresholds: Thresholds | None
-    ) -> tuple[jax.Array, Cache, list[dict[str, jax.Array]]]:
-        records: list[dict[str, Any]] = []
-        where = layout(config, batch, 1, slot, start)
-        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, thresholds, records)
-        inputs = [{g: jnp.abs(r[names[0]]).astype(jnp.float32) for g, names in INPUT_GROUPS.items()} for r in records]
-        return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, inputs
-
-    thresholds: Thresholds | None = None
+    step = _calibration_step(config, batch)
+    # A threshold of 0 keeps every channel: the first round is dense.
+    thresholds = [{n: jnp.zeros(config.layer_shapes[n][0]) for ns in INPUT_GROUPS.values() for n in ns}]
+    thresholds *= config.num_blocks
     for _ in range(ROUNDS):
         tokens, state = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache
         seen: list[list[dict[str, jax.Array]]] = []
@@ -71,5 +63,21 @@ def calibrated(
             thresholds.append(
                 {n: jnp.full(config.layer_shapes[n][0], taus[g]) for g, ns in INPUT_GROUPS.items() for n in ns}
             )
-    assert thresholds is not None
     return thresholds
+
+
+@functools.cache
+def _calibration_step(config: LlamaConfig, batch: int) -> Callable[..., Any]:
+    start = jnp.zeros(batch, jnp.int32)
+
+    @jax.jit
+    def step(
+        params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, thresholds: Thresholds
+    ) -> tuple[jax.Array, Cache, list[dict[str, jax.Array]]]:
+        records: list[dict[str, Any]] = []
+        where = layout(config, batch, 1, slot, start)
+        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, thresholds, records)
+        inputs = [{g: jnp.abs(r[names[0]]).astype(jnp.float32) for g, names in INPUT_GROUPS.items()} for r in records]
+        return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, inputs
+
+    return step

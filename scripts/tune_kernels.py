@@ -35,6 +35,7 @@ from wisparse_jax.models.quantise import quantise_params
 
 CONTEXT, STEPS = 512, 4
 PART_COST = 0.15e-6  # seconds that the kernel after a product spends on one more partial sum of it
+WORTH = 0.97  # of the Triton kernel's time that the Mosaic kernel may take to be chosen
 MOSAIC_COST = 0.65e-6  # seconds between a Mosaic kernel and its neighbours, which no kernel's own time shows
 
 
@@ -71,7 +72,7 @@ def main() -> None:
                 best = {kind: min(found, key=found.__getitem__) for kind, found in times.items() if found}
                 tuned["triton"][key] = dataclasses.asdict(best[Config])
                 tuned["mosaic"].pop(key, None)
-                if Ring in best and times[Ring][best[Ring]] < times[Config][best[Config]]:
+                if Ring in best and times[Ring][best[Ring]] < WORTH * times[Config][best[Config]]:
                     tuned["mosaic"][key] = dataclasses.asdict(best[Ring])
                 tuned["microseconds"][key] = {
                     name: round(times[kind][best[kind]] * 1e6, 2)

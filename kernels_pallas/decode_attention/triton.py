@@ -124,6 +124,7 @@ def _kernel(
         plt.store(values.at[row, slot, head, d], v, mask=in_dim)
 
 
+@functools.partial(jax.jit, static_argnames=("window", "norm_eps", "splits", "interpret"))
 def decode_attention_triton(
     products: Any,
     biases: Any,

@@ -140,12 +140,14 @@ def _call(kernel: Any, inputs: Sequence[Any], extra: list[Any], batch: int, thre
     )(*inputs)
 
 
+@functools.partial(jax.jit, static_argnames=("rows", "interpret"))
 def select_plain(x: jax.Array, thresholds: jax.Array, rows: int, interpret: bool) -> Kept:
     """See `select`."""
     kernel = functools.partial(_plain_kernel, rows=rows)
     return Kept(*_call(kernel, (x, thresholds), [], x.shape[0], thresholds, rows, x.dtype, interpret, "select"))
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "rows", "interpret"))
 def select_norm(
     x: jax.Array,
     parts: jax.Array | None,
@@ -167,6 +169,7 @@ def select_norm(
     return out[0], Kept(*out[1:])
 
 
+@functools.partial(jax.jit, static_argnames=("rows", "dtype", "interpret"))
 def select_attention(
     partial: jax.Array,
     highest: jax.Array,
@@ -182,6 +185,7 @@ def select_attention(
     return Kept(*_call(kernel, inputs, [], len(partial), thresholds, rows, dtype, interpret, "select_attention"))
 
 
+@functools.partial(jax.jit, static_argnames=("rows", "dtype", "interpret"))
 def select_gated(
     gate: jax.Array,
     up: jax.Array,

@@ -124,8 +124,9 @@ def ring_problem(ring: Ring, sizes_out: Sequence[int], batch: int, dtype: DTypeL
     if any(n % ring.block_columns for n in sizes_out) or ring.block_columns % 256 or ring.block_columns > 1024:
         return f"block_columns = {ring.block_columns} must divide {list(sizes_out)}, and be 256, 512, or 1024"
     used = 8 * ring.rows * ring.lists + 16 * ring.slots + 2 * ring.slots * ring.group * ring.block_columns
-    if used > SHARED_MEMORY or ring.group > 32 or ring.slots > 128:
-        return f"{ring} needs {used} bytes of shared memory, at most {SHARED_MEMORY}, 32 rows a group and 128 slots"
+    # With fewer slots than copying warps, one of them could come two rounds of a slot ahead of another.
+    if used > SHARED_MEMORY or ring.group > 32 or not 4 <= ring.slots <= 128:
+        return f"{ring}: expected at most {SHARED_MEMORY} bytes of shared memory, 32 rows a group, and 4 to 128 slots"
     return None
 
 

@@ -30,6 +30,7 @@ BARRIER = 8  # bytes
 POLL = 10_000_000  # nanoseconds that one wait for a barrier may sleep
 
 
+@functools.partial(jax.jit, static_argnames="ring")
 def sparse_product_mosaic(kept: Kept, weights: Sequence[jax.Array], ring: Ring) -> tuple[jax.Array, ...]:
     """See `sparse_product`; one launch for all layers."""
     sizes = tuple(w.shape[1] for w in weights)

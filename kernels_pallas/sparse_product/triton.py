@@ -97,6 +97,7 @@ def _kernel(*refs: Any, batch: int, config: Config, scaled: tuple[bool, ...]):
         first += tiles
 
 
+@functools.partial(jax.jit, static_argnames=("config", "interpret"))
 def sparse_product_triton(
     kept: Kept, weights: Sequence[jax.Array], scales: Sequence[jax.Array | None], config: Config, interpret: bool
 ) -> tuple[jax.Array, ...]:

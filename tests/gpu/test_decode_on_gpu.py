@@ -82,11 +82,11 @@ def test_the_same_request_gives_the_same_text(plan):
 
 @pytest.mark.parametrize("implementation", ["triton", "mosaic"])
 def test_weights_are_never_copied_inside_the_step(repository, implementation):
-    """In the compiled step of two blocks at true shapes no copy, transpose or conversion makes an array of their size."""
+    """In the compiled loop of two blocks at true shapes nothing but the input itself has the size of a weight."""
     if implementation == "mosaic" and mosaic_problem() is not None:
         pytest.skip(f"mosaic {mosaic_problem()}")
     config = read_config(repository / "configs/llama-3.1-8b.json")
-    config = dataclasses.replace(config, num_blocks=2, windows=config.windows[:2], vocab_size=1024)
+    config = dataclasses.replace(config, num_blocks=2, windows=config.windows[:2], vocab_size=512)
     params = param_shapes(config, "bfloat16")
     cache = jax.eval_shape(lambda: empty_cache(config, 1, 1024, jnp.bfloat16))
     limits = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS} for _ in range(2)]
@@ -101,10 +101,10 @@ def test_weights_are_never_copied_inside_the_step(repository, implementation):
 
         return jax.lax.fori_loop(0, 4, step, (jnp.zeros(1, jnp.int32), cache))
 
-    text = jax.jit(steps, donate_argnums=1).lower(params, cache, limits).compile().as_text()
+    text = str(jax.jit(steps, donate_argnums=1).lower(params, cache, limits).compile().as_text())
     made = {(op, int(np.prod([int(n) for n in dims.split(",")]))) for dims, op in MADE.findall(text)}
     smallest = min(int(np.prod(config.layer_shapes[n])) for n in LAYERS)
-    assert any(op == "custom-call" for op, _ in made)
+    assert "custom-call" in text and made
     assert not [
         (op, size) for op, size in made if size >= smallest and op in ("copy", "transpose", "convert", "fusion")
     ]

@@ -19,7 +19,7 @@ from wisparse_jax.testing import lower_for_gpu
 from wisparse_jax.testing.lowering import MOSAIC_CALL
 
 RING = Ring(rows=64, lists=2, block_columns=256, group=8, slots=4)
-RINGS = [RING, Ring(64, 1, 512, 4, 3), Ring(128, 4, 1024, 8, 2), Ring(64, 8, 256, 16, 6)]
+RINGS = [RING, Ring(64, 1, 512, 4, 5), Ring(128, 4, 1024, 8, 4), Ring(64, 8, 256, 16, 6)]
 runs = pytest.mark.skipif(
     jax.default_backend() != "gpu" or mosaic_problem() is not None, reason="needs a Hopper GPU and jax 0.11"
 )
@@ -52,6 +52,7 @@ def test_what_it_cannot_run_is_refused():
         ({}, (256,), 1, "float32", "found 1 and float32"),
         ({}, (256, 100), 1, "bfloat16", "must divide [256, 100]"),
         ({"slots": 99}, (256,), 1, "bfloat16", "bytes of shared memory"),
+        ({"slots": 3}, (256,), 1, "bfloat16", "4 to 128 slots"),
     ]:
         assert reason in str(ring_problem(dataclasses.replace(RING, **changes), sizes, batch, dtype))
     kept = select(jnp.ones((1, 128)), jnp.zeros((1, 128)), 64, implementation="xla")
