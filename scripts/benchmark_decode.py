@@ -103,7 +103,7 @@ def compare(
     ]
     for sparsity in args.sparsity:
         found = given or calibrated(config, params, cache, context, batch, sparsity)
-        best = "triton" if batch > 1 or args.weights == "int8" else decode_implementation(found, 1)
+        best = "triton" if batch > 1 else decode_implementation(found, 1)
         for kind in args.implementation or (best,):
             name = f"sparse, {kind}, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
             runs.append(Run(name, kind, found, small, group_thresholds(found)))

@@ -3,9 +3,8 @@
     python scripts/benchmark_kernels.py --shape llama-3.1-8b --sparsity 0.5 --batch 1 --context 512
 
 The sparse operations run inside the decode step of one block, random weights at true shapes: on their own they would
-have no order, and XLA's CUDA graphs run independent kernels side by side. The first selection of a step has no product
-to add, unlike that of a later block. A time is the median of the profiler's events of one kernel, which leave out the
-gaps between kernels; the bytes are those that the operation cannot do without.
+have no order, and XLA's CUDA graphs run independent kernels side by side. A time is the median of a kernel's events in
+the profiler, without the gaps between kernels. A step's first selection has no product to add, a later block's has.
 """
 
 from __future__ import annotations
@@ -26,18 +25,20 @@ from dense_step import fused
 from device_time import PEAK_BANDWIDTH, measure
 from random_model import CONFIGS, calibrated, random_cache, random_params
 
-from kernels_pallas.decode_attention.api import splits_for
+from kernels_pallas.decode_attention import splits_for
+from kernels_pallas.kept import Kept
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.sparse_product import Config, Ring
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import decode_implementation
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
-from wisparse_jax.models.decode import GroupThresholds, group_thresholds, kernel_token_logits, product_configs
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, product_configs
 from wisparse_jax.models.forward import Cache, Params
 from wisparse_jax.models.quantise import quantise_params
 
 SPARE = 64  # slots of the cache beyond the context
 DENSE_BYTES, DENSE_RUNS = 400e6, 8  # of the weights of one dense chain, many times any cache, and how often it runs
+Configs = dict[str, Config | Ring]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,108 +63,78 @@ def main() -> None:
         sys.exit("benchmark_kernels: needs an NVIDIA GPU")
     try:
         config = read_config(CONFIGS / f"{args.shape}.json")
-        # One block's weights and the head are many times the cache, so that no step finds its weights there.
+        # One block's weights and the head are many times the L2.
         config = dataclasses.replace(config, num_blocks=1, windows=config.windows[:1])
         rows = benchmark(args, config)
     except WisparseError as error:
         sys.exit(f"benchmark_kernels: {error}")
     device = jax.devices()[0].device_kind
     if args.json:
-        about = {"device": device, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d")}
-        print(json.dumps(about | dataclasses.asdict(args) | {"operations": rows}))
+        about = {"device": device, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d"), "operations": rows}
+        print(json.dumps(dataclasses.asdict(args) | about))
     else:
         print(report(args, device, rows))
 
 
 def benchmark(args: Arguments, config: LlamaConfig) -> list[dict[str, Any]]:
     """One row for each operation of a block, in the order in which they run."""
-    params, slots = random_params(config, args.dtype), args.context + SPARE
-    cache = random_cache(config, args.batch, slots, params["embed"].dtype)
+    params = random_params(config, args.dtype)
+    cache = random_cache(config, args.batch, args.context + SPARE, params["embed"].dtype)
     thresholds = calibrated(config, params, cache, args.context, args.batch, args.sparsity)
-    # The dense ones first, so that their copies of the weights are gone when the sparse ones run.
-    dense = {
-        f"sparse_product {group}": dense_seconds(weight, args.batch) for group, weight in fused(params)[0].items()
-        if group in INPUT_GROUPS
-    }  # fmt: skip
+    joined = fused(params)[0]
+    dense = {f"sparse_product {group}": dense_seconds(joined[group], args.batch) for group in INPUT_GROUPS}
     params = quantise_params(params) if args.weights == "int8" else params
-    weight_dtype = params["blocks"][0]["q"]["kernel"].dtype
-    implementation = decode_implementation(thresholds, 1, args.implementation)
-    configs = product_configs(config, args.batch, weight_dtype, implementation == "mosaic")
+    mosaic = decode_implementation(thresholds, 1, args.implementation) == "mosaic"
+    configs = product_configs(config, args.batch, params["blocks"][0]["q"]["kernel"].dtype, mosaic)
     seconds, kept = sparse_seconds(args, config, configs, params, group_thresholds(thresholds), cache)
-    widths = jnp.dtype(args.dtype).itemsize, weight_dtype.itemsize
-    needed = bytes_needed(config, configs, kept, args.batch, args.context, slots, *widths)
+    needed = bytes_needed(args, config, configs, kept)
+    labels = {f"sparse_product {g}": f"sparse_product {g}, mosaic" for g, c in configs.items() if isinstance(c, Ring)}
     peak = PEAK_BANDWIDTH.get(jax.devices()[0].device_kind)
-    rows = [row(name, seconds[name], needed[name], peak, dense.get(name)) for name in events_of(config)]
-    for made in rows:
-        kind, _, group = made["operation"].partition(" ")
-        if kind == "sparse_product":
-            made["kernel"] = "mosaic" if isinstance(configs[group], Ring) else "triton"
-            made["kept"] = float(kept[group].mean() / config.layer_shapes[INPUT_GROUPS[group][0]][0])
-    return rows
+    return [row(labels.get(n, n), seconds[n], needed[n], peak, dense.get(n)) for n in seconds]
 
 
 def events_of(config: LlamaConfig) -> dict[str, str]:
     """The operations of a block in the order in which they run, each with the name of its kernel."""
-    select = {"attn_in": "norm", "attn_out": "attention", "mlp_in": "norm", "mlp_mid": "gated"}
+    selects = dict(zip(INPUT_GROUPS, ("select_norm", "select_attention", "select_norm", "select_gated"), strict=True))
     events = {}
     for group, names in INPUT_GROUPS.items():
         size_in, size_out = config.layer_shapes[names[0]][0], sum(config.layer_shapes[n][1] for n in names)
-        events[f"select_{select[group]} {group}"] = f"select_{select[group]}_{len(names)}x{size_in}"
+        events[f"{selects[group]} {group}"] = f"{selects[group]}_{len(names)}x{size_in}"
         events[f"sparse_product {group}"] = f"sparse_product_{size_in}x{size_out}"
         if group == "attn_in":
             events["decode_attention"] = "decode_attention"
     return events
 
 
-def one_step(
-    config: LlamaConfig,
-    configs: dict[str, Config | Ring],
-    params: Params,
-    thresholds: list[GroupThresholds],
-    tokens: jax.Array,
-    slot: jax.Array,
-    start: jax.Array,
-    cache: Cache,
-    interpret: bool = False,
-) -> tuple[jax.Array, Cache, dict[str, jax.Array]]:
-    """The next tokens, the cache, and how many channels each group's lists kept."""
-    records: list[dict[str, Any]] = []
-    logits, cache = kernel_token_logits(
-        config, params, tokens, slot, start, cache, thresholds, interpret=interpret, records=records, configs=configs
-    )
+def one_step(config: LlamaConfig, how: dict[str, Any], params: Params, thresholds: Any, *token: Any) -> Any:
+    """The next tokens, the cache, and the counts of each group's lists; `how` as `kernel_token_logits` takes it."""
+    records: list[dict[str, Kept]] = []
+    logits, cache = kernel_token_logits(config, params, *token, thresholds=thresholds, records=records, **how)
     # Not summed here: the sum would be a kernel, and might run beside those that are timed.
-    counts = {group: kept.counts for group, kept in records[0].items()}
-    return jnp.argmax(logits, -1).astype(jnp.int32), cache, counts
+    return jnp.argmax(logits, -1).astype(jnp.int32), cache, {group: kept.counts for group, kept in records[0].items()}
 
 
 def sparse_seconds(
-    args: Arguments,
-    config: LlamaConfig,
-    configs: dict[str, Config | Ring],
-    params: Params,
-    thresholds: list[GroupThresholds],
-    cache: Cache,
+    args: Arguments, config: LlamaConfig, configs: Configs, params: Params, thresholds: Any, cache: Cache
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Seconds of each operation, and the channels that each layer of each group kept, a step."""
     # The cache is donated, as in the token loop: a copy of it would leave it in the L2 for the attention to find.
-    step = jax.jit(functools.partial(one_step, config, configs), donate_argnums=5)
+    step = jax.jit(functools.partial(one_step, config, {"configs": configs}), donate_argnums=5)
     first, start = jnp.arange(5, 5 + args.batch, dtype=jnp.int32), jnp.zeros(args.batch, jnp.int32)
     slot = jnp.int32(args.context)  # of every step, so that all read as many bytes
-    seen: list[dict[str, jax.Array]] = []
 
-    def run() -> jax.Array:
-        tokens, state = first, jax.tree.map(jnp.copy, cache)
-        seen.clear()
+    def run() -> list[dict[str, jax.Array]]:
+        tokens, state, seen = first, jax.tree.map(jnp.copy, cache), []
         for _ in range(args.steps):
             tokens, state, counts = step(params, thresholds, tokens, slot, start, state)
             seen.append(counts)
-        return tokens
+        return seen
 
-    jax.block_until_ready(run())
+    seen = jax.block_until_ready(run())
     kernels = measure(run).kernels
     seconds = {}
     for name, event in events_of(config).items():
-        times = [t for kernel, launches in kernels.items() if re.search(rf"{event}(?!\d)", kernel) for t in launches]
+        times = [t for kernel, each in kernels.items() if re.search(rf"{event}(?!\d)", kernel) for t in each]
         if len(times) != args.steps:
             raise RuntimeError(f"{name}: expected {args.steps} launches of {event}, the profiler saw {len(times)}")
         seconds[name] = float(np.median(times))
@@ -171,10 +142,8 @@ def sparse_seconds(
 
 
 def dense_chain(x: jax.Array, zero: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
-    """Products that run one after the other: each waits for an element of the one before, times a zero that the
-    compiler does not know. All are returned, so that none is computed in part.
-    """
-    out: list[jax.Array] = []
+    """Products that run one by one: each waits for an element of the last, times a zero that XLA does not know."""
+    out: list[jax.Array] = []  # all returned, so that none is computed in part
     for weight in weights:
         out.append(dot(x if not out else x + zero * out[-1][:, :1], weight))
     return out
@@ -191,48 +160,36 @@ def dense_seconds(weight: jax.Array, batch: int) -> float:
 
 
 def product_seconds(kernels: dict[str, list[float]], products: int) -> float:
-    """Seconds of one product of a chain, told from the kernels between products by their length.
+    """Seconds of one product of a chain: of its long kernels, as XLA names kernels freely, but only those read weights.
 
-    XLA names kernels freely, but what reads a weight takes many times what adds a few numbers. A kernel that adds up
-    parts of a product counts as such a one, in favour of the dense product.
+    A short kernel that adds up parts of a product is left out with those between products: in the dense one's favour.
     """
     longest = max(float(np.median(times)) for times in kernels.values())
     long = [t for times in kernels.values() if np.median(times) > longest / 2 for t in times]
     return float(np.median(long)) * len(long) / products
 
 
-def bytes_needed(
-    config: LlamaConfig,
-    configs: dict[str, Config | Ring],
-    kept: dict[str, np.ndarray],
-    batch: int,
-    context: int,
-    slots: int,
-    width: int,
-    weight_width: int,
-) -> dict[str, float]:
+def bytes_needed(args: Arguments, config: LlamaConfig, configs: Configs, kept: dict[str, Any]) -> dict[str, float]:
     """Bytes of the kept rows of weights, of the cache that is visible, and of the selections' inputs and lists."""
-    hidden, middle = config.hidden_size, config.intermediate_size
+    batch, hidden, width = args.batch, config.hidden_size, jnp.dtype(args.dtype).itemsize
     needed, parts, lists = {}, {}, {}
     for group, names in INPUT_GROUPS.items():
         size, rows = config.layer_shapes[names[0]][0], configs[group].rows
         chunks, outs = -(-size // rows), [config.layer_shapes[n][1] for n in names]
-        needed[f"sparse_product {group}"] = weight_width * float(np.dot(kept[group], outs))
+        needed[f"sparse_product {group}"] = float(np.dot(kept[group], outs)) * (1 if args.weights == "int8" else width)
         parts[group] = -(-chunks // configs[group].lists)  # partial sums, read by what runs next
         # Thresholds; then counts, channels and values.
         lists[group] = len(names) * (4 * size + chunks * (4 + rows * (4 + batch * width)))
-    window = config.windows[0]
-    visible = context if window is None else min(context, window - 1)  # but for the token itself
+    visible = min(args.context, (config.windows[0] or args.context + 1) - 1)  # the token itself is not read
     needed["decode_attention"] = 2 * batch * visible * config.num_kv_heads * config.head_dim * width
-    norm = (2 * batch + 1) * hidden * width  # the stream, read and written, and the norm's weight
-    needed["select_norm attn_in"] = lists["attn_in"] + norm
-    needed["select_norm mlp_in"] = lists["mlp_in"] + norm + hidden * (
-        4 * batch * parts["attn_out"] + config.o_bias * width
-    )  # fmt: skip
-    heads = config.num_heads * splits_for(batch, config.num_kv_heads, slots)
+    norm = (2 * batch + 1) * width  # the stream, read and written, and the norm's weight
+    needed["select_norm attn_in"] = lists["attn_in"] + hidden * norm
+    added = 4 * batch * parts["attn_out"] + config.o_bias * width
+    needed["select_norm mlp_in"] = lists["mlp_in"] + hidden * (norm + added)
+    heads = config.num_heads * splits_for(batch, config.num_kv_heads, args.context + SPARE)
     needed["select_attention attn_out"] = lists["attn_out"] + 4 * batch * heads * (config.head_dim + 2)
-    gated = 4 * batch * parts["mlp_in"] + config.mlp_bias * width
-    needed["select_gated mlp_mid"] = lists["mlp_mid"] + 2 * middle * gated
+    read = 4 * batch * parts["mlp_in"] + config.mlp_bias * width
+    needed["select_gated mlp_mid"] = lists["mlp_mid"] + 2 * config.intermediate_size * read
     return needed
 
 
@@ -251,26 +208,21 @@ def row(name: str, seconds: float, needed: float, peak: float | None, dense: flo
 
 def report(args: Arguments, device: str, rows: list[dict[str, Any]]) -> str:
     """All operations as a Markdown table, and their sums."""
-    int8 = ", int8" if args.weights == "int8" else ""
     lines = [
-        f"{args.shape}, {args.dtype}{int8}, sparsity {args.sparsity:.0%}, batch {args.batch}, context {args.context}; "
-        f"{device}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}; medians of {args.steps} steps\n",
+        f"{args.shape}, {args.dtype}, {args.weights} weights, sparsity {args.sparsity:.0%}, batch {args.batch}, "
+        f"context {args.context}; {device}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}; {args.steps} steps\n",
         "| operation | us | MB needed | TB/s | of the roofline | XLA dense us | dense / sparse |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        name = r["operation"] + (f", {r['kernel']}" if "kernel" in r else "")
-        roofline = "" if r["roofline"] is None else f"{r['roofline']:.0%}"
+        mb, roofline = f"{r['bytes'] / 1e6:.3f}", "" if r["roofline"] is None else f"{r['roofline']:.0%}"
         dense = "|  |  |" if r["dense_us"] is None else f"| {r['dense_us']:.2f} | {r['ratio']:.2f}x |"
-        lines.append(f"| {name} | {r['us']:.2f} | {r['bytes'] / 1e6:.3f} | {r['tb_per_s']:.2f} | {roofline} {dense}")
+        lines.append(f"| {r['operation']} | {r['us']:.2f} | {mb} | {r['tb_per_s']:.2f} | {roofline} {dense}")
     products = [r for r in rows if r["dense_us"] is not None]
     sparse, dense = (sum(r[key] for r in products) for key in ("us", "dense_us"))
     rest = sum(r["us"] for r in rows if r["dense_us"] is None)
-    lines.append(
-        f"\nA block: products {sparse:.1f} us, dense {dense:.1f} us ({dense / sparse:.2f}x); "
-        f"everything else {rest:.1f} us"
-    )
-    return "\n".join(lines)
+    total = f"products {sparse:.1f} us, dense {dense:.1f} us ({dense / sparse:.2f}x); everything else {rest:.1f} us"
+    return "\n".join([*lines, f"\nA block: {total}"])
 
 
 if __name__ == "__main__":

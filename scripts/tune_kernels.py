@@ -28,7 +28,14 @@ from random_model import CONFIGS, calibrated, random_cache, random_params
 
 from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.sparse_product import Config, Ring, config_for
-from kernels_pallas.sparse_product.config import heuristic, ring_space, search_space, shape_key, tuned_file
+from kernels_pallas.sparse_product.config import (
+    RING_COLUMNS,
+    heuristic,
+    ring_space,
+    search_space,
+    shape_key,
+    tuned_file,
+)
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.quantise import quantise_params
@@ -101,9 +108,9 @@ def candidates(args: Arguments, size_in: int, sizes_out: tuple[int, ...], batch:
     configs = chosen(
         [now[0], heuristic(size_in, sizes_out, batch, dtype.itemsize)], search_space(size_in, sizes_out, batch)
     )
-    if batch > 1 or dtype != jnp.bfloat16 or mosaic_problem() is not None:
+    if batch > 1 or dtype.name not in RING_COLUMNS or mosaic_problem() is not None:
         return configs
-    return configs + chosen([c for c in now if isinstance(c, Ring)], ring_space(size_in, sizes_out))
+    return configs + chosen([c for c in now if isinstance(c, Ring)], ring_space(size_in, sizes_out, dtype))
 
 
 def weight_dtype(args: Arguments) -> np.dtype:

@@ -66,4 +66,4 @@ def sparse_product(
         raise ValueError(f"implementation = 'mosaic': {problem}")
     from kernels_pallas.sparse_product.mosaic import sparse_product_mosaic
 
-    return sparse_product_mosaic(kept, weights, config)
+    return sparse_product_mosaic(kept, weights, scales, config)

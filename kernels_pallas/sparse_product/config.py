@@ -40,6 +40,9 @@ class Ring:
 
 
 SHARED_MEMORY = 227 * 1024  # bytes that one program may have on Hopper
+PROCESSORS = 132  # of a Hopper GPU
+FEW_WEIGHTS = 2**25
+RING_COLUMNS = {"bfloat16": (256, 512, 1024), "int8": (512, 1024, 2048)}  # what a Mosaic program may multiply with
 
 
 def config_for(
@@ -63,8 +66,12 @@ def config_for(
     device = jax.devices()[0].device_kind if device is None else device
     key = shape_key(size_in, sizes_out, batch, jnp.dtype(dtype).itemsize)
     tuned = _tuned(device)
-    if mosaic and jnp.dtype(dtype) == jnp.bfloat16 and key in tuned["mosaic"]:
-        return Ring(**tuned["mosaic"][key])
+    if mosaic and batch == 1 and jnp.dtype(dtype).name in RING_COLUMNS:
+        if key in tuned["mosaic"]:
+            return Ring(**tuned["mosaic"][key])
+        ring = heuristic_ring(size_in, sizes_out, dtype)
+        if key not in tuned["triton"] and ring is not None:
+            return ring
     found = tuned["triton"].get(key)
     return heuristic(size_in, sizes_out, batch, jnp.dtype(dtype).itemsize) if found is None else Config(**found)
 
@@ -104,26 +111,50 @@ def valid(config: Config, batch: int) -> bool:
     return config.lists <= config.block_rows <= config.rows * config.lists and (batch == 1 or config.block_rows >= 16)
 
 
-def ring_space(size_in: int, sizes_out: tuple[int, ...]) -> Iterator[Ring]:
+def heuristic_ring(size_in: int, sizes_out: tuple[int, ...], dtype: DTypeLike) -> Ring | None:
+    """About as many programs as a GPU has processors, with 96 KB on their way in each.
+
+    None if no ring can run the product, or the Triton kernel is as fast: where 2-byte weights are few.
+    """
+    width = jnp.dtype(dtype).itemsize
+    if width == 2 and size_in * sum(sizes_out) < FEW_WEIGHTS:
+        return None
+
+    def distance(ring: Ring) -> tuple[bool, int]:
+        many_parts = -(-size_in // (ring.rows * ring.lists)) > 16
+        return many_parts, abs(_programs(ring, size_in, sizes_out) - PROCESSORS)
+
+    rings = ring_space(size_in, sizes_out, dtype)
+    fitting = [r for r in rings if r.rows == 512 and r.slots * r.group * r.block_columns * width == 96 * 1024]
+    return min(fitting, key=distance, default=None)
+
+
+def ring_space(size_in: int, sizes_out: tuple[int, ...], dtype: DTypeLike) -> Iterator[Ring]:
     """The configurations of the Mosaic kernel that a tuner tries."""
     for rows in (256, 512):
-        chunks = -(-size_in // rows)
         for lists in (1, 2, 4):
-            for block_columns in (256, 512, 1024):
+            for block_columns in RING_COLUMNS[jnp.dtype(dtype).name]:
                 for group, slots in ((8, 6), (8, 8), (8, 12), (8, 24), (16, 6), (16, 8), (16, 12)):
                     ring = Ring(rows, lists, block_columns, group, slots)
-                    programs = -(-chunks // lists) * sum(n // block_columns for n in sizes_out)
-                    if 32 <= programs <= 600 and ring_problem(ring, sizes_out, 1, jnp.bfloat16) is None:
+                    few = 32 <= _programs(ring, size_in, sizes_out) <= 600
+                    if few and ring_problem(ring, sizes_out, 1, dtype) is None:
                         yield ring
+
+
+def _programs(ring: Ring, size_in: int, sizes_out: tuple[int, ...]) -> int:
+    return -(-size_in // (ring.rows * ring.lists)) * sum(n // ring.block_columns for n in sizes_out)
 
 
 def ring_problem(ring: Ring, sizes_out: Sequence[int], batch: int, dtype: DTypeLike) -> str | None:
     """Why the Mosaic kernel cannot run a product, if it cannot."""
-    if batch != 1 or jnp.dtype(dtype) != jnp.bfloat16:
-        return f"takes one sequence and bfloat16 weights, found {batch} and {jnp.dtype(dtype).name}"
-    if any(n % ring.block_columns for n in sizes_out) or ring.block_columns % 256 or ring.block_columns > 1024:
-        return f"block_columns = {ring.block_columns} must divide {list(sizes_out)}, and be 256, 512, or 1024"
-    used = 8 * ring.rows * ring.lists + 16 * ring.slots + 2 * ring.slots * ring.group * ring.block_columns
+    name = jnp.dtype(dtype).name
+    if batch != 1 or name not in RING_COLUMNS:
+        return f"takes one sequence and bfloat16 or int8 weights, found {batch} and {name}"
+    if any(n % ring.block_columns for n in sizes_out) or ring.block_columns not in RING_COLUMNS[name]:
+        columns = " or ".join(map(str, RING_COLUMNS[name]))
+        return f"block_columns = {ring.block_columns}: expected {columns} for {name}, a divisor of {list(sizes_out)}"
+    row = ring.block_columns * jnp.dtype(dtype).itemsize
+    used = 8 * ring.rows * ring.lists + 16 * ring.slots + ring.slots * ring.group * row
     # With fewer slots than copying warps, one of them could come two rounds of a slot ahead of another.
     if used > SHARED_MEMORY or ring.group > 32 or not 4 <= ring.slots <= 128:
         return f"{ring}: expected at most {SHARED_MEMORY} bytes of shared memory, 32 rows a group, and 4 to 128 slots"

@@ -13,7 +13,7 @@ import pytest
 from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.select import select
 from kernels_pallas.sparse_product import Config, Ring, config_for, sparse_product
-from kernels_pallas.sparse_product.config import ring_problem, ring_space, valid
+from kernels_pallas.sparse_product.config import heuristic_ring, ring_problem, ring_space, valid
 from wisparse_jax.models.config import INPUT_GROUPS, read_config
 from wisparse_jax.testing import lower_for_gpu
 from wisparse_jax.testing.lowering import MOSAIC_CALL
@@ -30,27 +30,30 @@ def mosaic():
     pytest.importorskip("kernels_pallas.sparse_product.mosaic", reason="needs jax 0.11", exc_type=ImportError)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.1-8b", "llama-3-70b", "qwen2.5-7b", "qwen3-8b"])
-def test_products_lower(repository, mosaic, name):
+def test_products_lower(repository, mosaic, name, dtype):
     config = read_config(repository / f"configs/{name}.json")
     for layers in INPUT_GROUPS.values():
         size_in, sizes = config.layer_shapes[layers[0]][0], tuple(config.layer_shapes[n][1] for n in layers)
-        ring = next(ring_space(size_in, sizes))
+        ring = next(ring_space(size_in, sizes, dtype))
         x = jax.ShapeDtypeStruct((1, size_in), jnp.bfloat16)
         thresholds = jax.ShapeDtypeStruct((len(sizes), size_in), jnp.float32)
         kept = jax.eval_shape(functools.partial(select, rows=ring.rows, implementation="xla"), x, thresholds)
-        weights = [jax.ShapeDtypeStruct((size_in, n), jnp.bfloat16) for n in sizes]
+        weights = [jax.ShapeDtypeStruct((size_in, n), dtype) for n in sizes]
+        scales = [jax.ShapeDtypeStruct((n,), jnp.float32) if dtype == "int8" else None for n in sizes]
         product = functools.partial(sparse_product, config=ring, implementation="mosaic")
-        text = lower_for_gpu(lambda kept, *weights, run=product: run(kept, weights), kept, *weights)
+        text = lower_for_gpu(product, kept, weights, scales)
         assert text.count(f"@{MOSAIC_CALL}") == 1
 
 
 def test_what_it_cannot_run_is_refused():
     assert ring_problem(RING, (512, 256), 1, jnp.bfloat16) is None
     for changes, sizes, batch, dtype, reason in [
-        ({}, (256,), 2, "bfloat16", "takes one sequence and bfloat16 weights, found 2 and bfloat16"),
+        ({}, (256,), 2, "bfloat16", "takes one sequence and bfloat16 or int8 weights, found 2 and bfloat16"),
         ({}, (256,), 1, "float32", "found 1 and float32"),
-        ({}, (256, 100), 1, "bfloat16", "must divide [256, 100]"),
+        ({}, (256, 100), 1, "bfloat16", "256 or 512 or 1024 for bfloat16, a divisor of [256, 100]"),
+        ({}, (256,), 1, "int8", "512 or 1024 or 2048 for int8"),
         ({"slots": 99}, (256,), 1, "bfloat16", "bytes of shared memory"),
         ({"slots": 3}, (256,), 1, "bfloat16", "4 to 128 slots"),
     ]:
@@ -75,32 +78,55 @@ def test_tuned_values_are_ones_that_run():
             shape, _, batch, _, width = key.split()
             size_in, sizes = shape.split("x")
             sizes = tuple(int(n) for n in sizes.split("+"))
-            assert (batch, width) == ("1", "2")
-            assert ring_problem(Ring(**fields), sizes, 1, jnp.bfloat16) is None
+            dtype = {"1": "int8", "2": "bfloat16"}[width]
+            assert batch == "1" and ring_problem(Ring(**fields), sizes, 1, dtype) is None
             found = functools.partial(config_for, int(size_in), sizes, 1, device=tuned["device"])
-            assert isinstance(found("bfloat16", mosaic=True), Ring)
-            assert isinstance(found("bfloat16"), Config) and isinstance(found("float16", mosaic=True), Config)
+            assert found(dtype, mosaic=True) == Ring(**fields) and isinstance(found(dtype), Config)
+            assert isinstance(found("float16", mosaic=True), Config)
 
 
-@runs
-@pytest.mark.parametrize("ring", RINGS)
-@pytest.mark.parametrize(("size", "outs"), [(640, (1024, 2048)), (1000, (1024,)), (64, (3072, 1024, 1024))])
-@pytest.mark.parametrize("keep", ["half", "all", "none", "one", "inf"])
-def test_product(ring, size, outs, keep):
-    x = jax.random.normal(jax.random.key(0), (1, size)).astype(jnp.bfloat16)
-    thresholds = jnp.abs(jax.random.normal(jax.random.key(1), (len(outs), size)))
-    weights = [jax.random.normal(jax.random.key(2 + i), (size, n), jnp.bfloat16) for i, n in enumerate(outs)]
-    if keep != "half":
-        thresholds = jnp.full_like(thresholds, 0.0 if keep in ("all", "inf") else jnp.inf)
-    if keep == "one":
-        thresholds = thresholds.at[:, 37].set(0)
-    if keep == "inf":
-        x = x.at[0, 5].set(jnp.inf)
-    kept = select(x, thresholds, ring.rows)
-    found = sparse_product(kept, weights, config=ring, implementation="mosaic")
-    expected = sparse_product(kept, weights, implementation="xla")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_heuristic_gives_rings_that_run_or_none(dtype):
+    some = 0
+    for size_in in (256, 2048, 4096, 18944):
+        for sizes in ((512, 128, 128), (4096,), (18944, 18944)):
+            ring = heuristic_ring(size_in, sizes, dtype)
+            some += ring is not None
+            assert ring is None or ring_problem(ring, sizes, 1, dtype) is None
+    assert some >= 3
+
+
+def assert_close(found, expected):
     for one, other in zip(found, expected, strict=True):
         one, other = np.asarray(one.sum(0)), np.asarray(other.sum(0))
         real = np.isfinite(other)
         assert (np.isfinite(one) == real).all()
         assert np.abs(one - other)[real].max(initial=0) <= 1e-3 * max(np.abs(other[real]).max(initial=0), 1e-30)
+
+
+@runs
+@pytest.mark.parametrize("ring", RINGS)
+@pytest.mark.parametrize(("size", "outs"), [(640, (1024, 2048)), (1000, (1024,)), (64, (3072, 1024, 1024))])
+def test_product(ring, size, outs):
+    """Half, all, none and one of the channels kept, and an infinite input."""
+    x = jax.random.normal(jax.random.key(0), (1, size)).astype(jnp.bfloat16)
+    thresholds = jnp.abs(jax.random.normal(jax.random.key(1), (len(outs), size)))
+    weights = [jax.random.normal(jax.random.key(2 + i), (size, n), jnp.bfloat16) for i, n in enumerate(outs)]
+    none = jnp.full_like(thresholds, jnp.inf)
+    cases = [(x, t) for t in (thresholds, 0 * thresholds, none, none.at[:, 37].set(0))]
+    for values, limits in [*cases, (x.at[0, 5].set(jnp.inf), thresholds)]:
+        kept = select(values, limits, ring.rows)
+        found = sparse_product(kept, weights, config=ring, implementation="mosaic")
+        assert_close(found, sparse_product(kept, weights, implementation="xla"))
+
+
+@runs
+@pytest.mark.parametrize("ring", [Ring(64, 2, 512, 8, 4), Ring(128, 4, 1024, 8, 6), Ring(64, 1, 2048, 16, 4)])
+def test_int8(ring):
+    x = jax.random.normal(jax.random.key(0), (1, 600)).astype(jnp.bfloat16)
+    thresholds, outs = jnp.abs(jax.random.normal(jax.random.key(1), (2, 600))), (2048, 4096)
+    weights = [jax.random.randint(jax.random.key(i), (600, n), -128, 128, jnp.int8) for i, n in enumerate(outs)]
+    scales = [jax.random.uniform(jax.random.key(5 + i), (n,)) for i, n in enumerate(outs)]
+    kept = select(x, thresholds, ring.rows)
+    found = sparse_product(kept, weights, scales, ring, "mosaic")
+    assert_close(found, sparse_product(kept, weights, scales, implementation="xla"))
