@@ -36,34 +36,46 @@ def plan():
 
 
 def test_greedy_text_is_that_of_the_reference(plan):
+    """In true float32, as the kernels compute: by default XLA multiplies float32 on a GPU in TF32."""
     sparse, tokenizer = ws.apply(ws.load("demo", dtype="float32"), plan), ws.load_tokenizer("demo")
-    for text in PROMPTS:
-        ids = [tokenizer.encode(text)]
-        assert ws.generate(sparse, ids, 256, implementation="triton") == ws.generate(
-            sparse, ids, 256, implementation="xla"
-        )
+    with jax.default_matmul_precision("highest"):
+        for text in PROMPTS:
+            ids = [tokenizer.encode(text)]
+            kernels, reference = (ws.generate(sparse, ids, 256, implementation=i) for i in ("triton", "xla"))
+            assert kernels == reference
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_perplexity_through_the_decode_path(plan, batch):
-    """In bf16 within half a per cent of the reference path."""
+@pytest.mark.parametrize("implementation", ["triton", "mosaic"])
+def test_perplexity_through_the_decode_path(plan, implementation):
+    """In bf16 within half a per cent of the reference path, over a quarter of a million tokens.
+
+    A channel near its threshold is kept by one path's rounding and skipped by the other's: in a model this narrow that
+    moves one token's loss by 0.7 nats (standard deviation), so half a per cent of few tokens would be chance.
+    """
+    if implementation == "mosaic" and mosaic_problem() is not None:
+        pytest.skip(f"mosaic {mosaic_problem()}")
     sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
     config, params, grouped = sparse.config, sparse.params, group_thresholds(sparse.thresholds)
-    windows = jnp.asarray(sample_windows(sparse.model, batch, 256, seed=1))
+    batch, length = 16, 256
+    windows = jnp.asarray(sample_windows(sparse.model, 1024, length, seed=1)).reshape(-1, batch, length)
     start = jnp.zeros(batch, jnp.int32)
 
-    def perplexity(step):
-        def body(cache, slot):
-            logits, cache = step(config, params, windows[:, slot], slot, start, cache)
-            nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), windows[:, slot + 1, None], axis=-1)
-            return cache, nll.mean()
+    def loss(step):
+        def token(carry, slot):
+            cache, tokens = carry
+            logits, cache = step(config, params, tokens[:, slot], slot, start, cache)
+            log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+            return (cache, tokens), -jnp.take_along_axis(log_p, tokens[:, slot + 1, None], axis=-1).mean()
 
-        cache = empty_cache(config, batch, 256, jnp.bfloat16)
-        return float(jnp.exp(jax.lax.scan(body, cache, jnp.arange(255))[1].mean()))
+        def window(tokens):
+            cache = empty_cache(config, batch, length, jnp.bfloat16)
+            return jax.lax.scan(token, (cache, tokens), jnp.arange(length - 1))[1].mean()
 
-    kernels = perplexity(lambda *a: kernel_token_logits(*a, thresholds=grouped))
-    reference = perplexity(lambda *a: token_logits(*a, thresholds=sparse.thresholds))
-    assert abs(kernels / reference - 1) < 0.005
+        return float(jax.jit(lambda windows: jax.lax.map(window, windows))(windows).mean())
+
+    kernels = loss(lambda *a: kernel_token_logits(*a, thresholds=grouped, implementation=implementation))
+    reference = loss(lambda *a: token_logits(*a, thresholds=sparse.thresholds))
+    assert abs(np.expm1(kernels - reference)) < 0.005
 
 
 def test_another_prompt_compiles_nothing(plan):
