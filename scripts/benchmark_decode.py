@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from dense_step import dense_logits, fused
-from device_time import PEAK_BANDWIDTH, DeviceTime, measure
+from device_time import PEAK_BANDWIDTH, measure
 from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
 
 from wisparse_jax.inference import GREEDY
@@ -229,16 +229,16 @@ def weight_bytes(config: LlamaConfig, params: Params, kept: float) -> float:
     return blocks * kept + config.hidden_size * config.vocab_size * params["embed"].dtype.itemsize
 
 
-def kernels(spent: DeviceTime, config: LlamaConfig, tokens: int) -> dict[str, Any]:
+def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> dict[str, Any]:
     """Launches and microseconds per token by kernel, and what each block spends in and outside its products."""
     rows = {
         name: {"launches": len(times) / tokens, "us": sum(times) / tokens * 1e6}
-        for name, times in spent.kernels.items()
+        for name, times in spent.items()
         if not name.startswith("Memcpy")  # the loop's own start, a copy of the cache
     }
     top = dict(sorted(rows.items(), key=lambda item: -item[1]["us"])[:14])
     per_block = 1e6 / tokens / config.num_blocks
-    product = sum(sum(t) for name, t in spent.kernels.items() if "sparse_product" in name) * per_block
+    product = sum(sum(t) for name, t in spent.items() if "sparse_product" in name) * per_block
     return {
         "busy_us": sum(row["us"] for row in rows.values()),
         "launches": sum(row["launches"] for row in rows.values()),

@@ -131,7 +131,7 @@ def sparse_seconds(
         return seen
 
     seen = jax.block_until_ready(run())
-    kernels = measure(run).kernels
+    kernels = measure(run)
     seconds = {}
     for name, event in events_of(config).items():
         times = [t for kernel, each in kernels.items() if re.search(rf"{event}(?!\d)", kernel) for t in each]
@@ -155,7 +155,7 @@ def dense_seconds(weight: jax.Array, batch: int) -> float:
     x = jax.random.normal(jax.random.key(0), (batch, weight.shape[0]), weight.dtype)
     chain = functools.partial(jax.jit(dense_chain), x, jnp.zeros((), weight.dtype), copies)
     jax.block_until_ready(chain())
-    kernels = measure(lambda: [chain() for _ in range(DENSE_RUNS)]).kernels
+    kernels = measure(lambda: [chain() for _ in range(DENSE_RUNS)])
     return product_seconds(kernels, DENSE_RUNS * len(copies))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -16,17 +15,8 @@ from jax.profiler import ProfileData
 PEAK_BANDWIDTH = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12, "NVIDIA A100-SXM4-80GB": 2.04e12}
 
 
-@dataclasses.dataclass
-class DeviceTime:
-    """Where the device's time went while something ran."""
-
-    span: float  # seconds from the first kernel's start to the last one's end
-    busy: float  # seconds in kernels
-    kernels: dict[str, list[float]]  # seconds of each launch, by kernel name
-
-
-def measure(run: Callable[[], Any]) -> DeviceTime:
-    """Run something that has run before, with the profiler on.
+def measure(run: Callable[[], Any]) -> dict[str, list[float]]:
+    """The seconds of each launch, by the name of its kernel, of something that has run before.
 
     Raises:
         RuntimeError: the profiler saw no GPU.
@@ -40,11 +30,10 @@ def measure(run: Callable[[], Any]) -> DeviceTime:
             if plane.name.startswith("/device:GPU"):
                 for line in plane.lines:
                     if line.name.startswith("Stream"):
-                        events += [(e.start_ns, e.duration_ns, e.name) for e in line.events]
+                        events += [(e.duration_ns, e.name) for e in line.events]
     if not events:
         raise RuntimeError("the profiler recorded no GPU kernels")
     kernels: dict[str, list[float]] = defaultdict(list)
-    for _, duration, name in events:
+    for duration, name in events:
         kernels[name].append(duration * 1e-9)
-    span = max(start + duration for start, duration, _ in events) - min(start for start, _, _ in events)
-    return DeviceTime(span * 1e-9, sum(duration for _, duration, _ in events) * 1e-9, dict(kernels))
+    return dict(kernels)

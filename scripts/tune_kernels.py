@@ -152,7 +152,7 @@ def tune(args: Arguments, config: LlamaConfig, batch: int) -> dict[str, dict[typ
         spent = measure(functools.partial(_steps, program, inputs))
         for group, (size_in, sizes_out) in shapes.items():
             name = f"sparse_product_{size_in}x{sum(sizes_out)}"
-            events = [t for kernel, launches in spent.kernels.items() if name in kernel for t in launches]
+            events = [t for kernel, launches in spent.items() if name in kernel for t in launches]
             candidate = tried[group][trial]
             cost = PART_COST * -(-size_in // (candidate.rows * candidate.lists))
             cost += MOSAIC_COST if isinstance(candidate, Ring) else 0.0
