@@ -36,13 +36,12 @@ def plan():
 
 
 def test_greedy_text_is_that_of_the_reference(plan):
-    """In true float32, as the kernels compute: by default XLA multiplies float32 on a GPU in TF32."""
     sparse, tokenizer = ws.apply(ws.load("demo", dtype="float32"), plan), ws.load_tokenizer("demo")
-    with jax.default_matmul_precision("highest"):
-        for text in PROMPTS:
-            ids = [tokenizer.encode(text)]
-            kernels, reference = (ws.generate(sparse, ids, 256, implementation=i) for i in ("triton", "xla"))
-            assert kernels == reference
+    for text in PROMPTS:
+        ids = [tokenizer.encode(text)]
+        assert ws.generate(sparse, ids, 256, implementation="triton") == ws.generate(
+            sparse, ids, 256, implementation="xla"
+        )
 
 
 @pytest.mark.parametrize("implementation", ["triton", "mosaic"])
