@@ -29,6 +29,7 @@ from kernels_pallas.decode_attention import splits_for
 from kernels_pallas.kept import Kept
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.sparse_product import Config, Ring
+from kernels_pallas.sparse_product.config import splits
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import decode_implementation
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
@@ -177,7 +178,7 @@ def bytes_needed(args: Arguments, config: LlamaConfig, configs: Configs, kept: d
         size, rows = config.layer_shapes[names[0]][0], configs[group].rows
         chunks, outs = -(-size // rows), [config.layer_shapes[n][1] for n in names]
         needed[f"sparse_product {group}"] = float(np.dot(kept[group], outs)) * (1 if args.weights == "int8" else width)
-        parts[group] = -(-chunks // configs[group].lists)  # partial sums, read by what runs next
+        parts[group] = splits(configs[group], size)  # read by what runs next
         # Thresholds; then counts, channels and values.
         lists[group] = len(names) * (4 * size + chunks * (4 + rows * (4 + batch * width)))
     visible = min(args.context, (config.windows[0] or args.context + 1) - 1)  # the token itself is not read

@@ -34,6 +34,7 @@ from kernels_pallas.sparse_product.config import (
     ring_space,
     search_space,
     shape_key,
+    splits,
     tuned_file,
 )
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
@@ -95,7 +96,7 @@ def candidates(args: Arguments, size_in: int, sizes_out: tuple[int, ...], batch:
     """What is in use now, the heuristic's configuration, the search space in random order, and then Mosaic's."""
 
     def few_splits(c: Config | Ring) -> bool:
-        return -(-size_in // (c.rows * c.lists)) <= args.most_splits
+        return splits(c, size_in) <= args.most_splits
 
     def chosen(first: list[Any], others: Iterable[Any]) -> list[Any]:
         others = list(filter(few_splits, others))
@@ -154,7 +155,7 @@ def tune(args: Arguments, config: LlamaConfig, batch: int) -> dict[str, dict[typ
             name = f"sparse_product_{size_in}x{sum(sizes_out)}"
             events = [t for kernel, launches in spent.items() if name in kernel for t in launches]
             candidate = tried[group][trial]
-            cost = PART_COST * -(-size_in // (candidate.rows * candidate.lists))
+            cost = PART_COST * splits(candidate, size_in)
             cost += MOSAIC_COST if isinstance(candidate, Ring) else 0.0
             times[group][type(candidate)][candidate] = float(np.median(events)) + cost
     keyed = {shape_key(*shapes[group], batch, weight_dtype(args).itemsize): found for group, found in times.items()}

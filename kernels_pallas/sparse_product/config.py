@@ -39,6 +39,11 @@ class Ring:
     slots: int
 
 
+def splits(config: Config | Ring, size_in: int) -> int:
+    """Into how many partial sums a product is split."""
+    return -(-size_in // (config.rows * config.lists))
+
+
 SHARED_MEMORY = 227 * 1024  # bytes that one program may have on Hopper
 PROCESSORS = 132  # of a Hopper GPU
 FEW_WEIGHTS = 2**25
@@ -94,13 +99,12 @@ def heuristic(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes
 def search_space(size_in: int, sizes_out: tuple[int, ...], batch: int) -> Iterator[Config]:
     """The configurations that a tuner tries."""
     for rows in (128, 256, 512):
-        chunks = -(-size_in // rows)
         for lists in (1, 2, 4, 8):
             for block_rows in (8, 16, 32, 64):
                 for block_columns in (64, 128, 256, 512):
-                    programs = -(-chunks // lists) * sum(-(-n // block_columns) for n in sizes_out)
                     for warps in (2, 4, 8, 16):
                         config = Config(rows, lists, block_rows, block_columns, warps)
+                        programs = splits(config, size_in) * sum(-(-n // block_columns) for n in sizes_out)
                         per_thread = block_rows * block_columns / (32 * warps)
                         if 8 <= per_thread <= 64 and 200 <= programs <= 2_500 and valid(config, batch):
                             yield config
@@ -121,8 +125,7 @@ def heuristic_ring(size_in: int, sizes_out: tuple[int, ...], dtype: DTypeLike) -
         return None
 
     def distance(ring: Ring) -> tuple[bool, int]:
-        many_parts = -(-size_in // (ring.rows * ring.lists)) > 16
-        return many_parts, abs(_programs(ring, size_in, sizes_out) - PROCESSORS)
+        return splits(ring, size_in) > 16, abs(_programs(ring, size_in, sizes_out) - PROCESSORS)
 
     rings = ring_space(size_in, sizes_out, dtype)
     fitting = [r for r in rings if r.rows == 512 and r.slots * r.group * r.block_columns * width == 96 * 1024]
@@ -142,7 +145,7 @@ def ring_space(size_in: int, sizes_out: tuple[int, ...], dtype: DTypeLike) -> It
 
 
 def _programs(ring: Ring, size_in: int, sizes_out: tuple[int, ...]) -> int:
-    return -(-size_in // (ring.rows * ring.lists)) * sum(n // ring.block_columns for n in sizes_out)
+    return splits(ring, size_in) * sum(n // ring.block_columns for n in sizes_out)
 
 
 def ring_problem(ring: Ring, sizes_out: Sequence[int], batch: int, dtype: DTypeLike) -> str | None:
