@@ -36,8 +36,8 @@ def mosaic_problem() -> str | None:
     """Why the Mosaic kernels cannot run here, if they cannot."""
     if not _lowers_for_cuda():
         return f"needs an NVIDIA GPU; the default device is {jax.default_backend()!r}"
-    capability = getattr(jax.devices()[0], "compute_capability", "9.0")
-    if float(capability) // 1 != 9:
+    capability = str(getattr(jax.devices()[0], "compute_capability", "9.0"))
+    if not capability.startswith("9."):
         return f"needs an NVIDIA GPU of compute capability 9; the default device has {capability}"
     try:
         import kernels_pallas.sparse_product.mosaic  # noqa: F401

@@ -86,7 +86,7 @@ def benchmark(args: Arguments, config: LlamaConfig) -> list[dict[str, Any]]:
     dense = {f"sparse_product {group}": dense_seconds(joined[group], args.batch) for group in INPUT_GROUPS}
     params = quantise_params(params) if args.weights == "int8" else params
     mosaic = decode_implementation(thresholds, 1, args.implementation) == "mosaic"
-    configs = product_configs(config, args.batch, params["blocks"][0]["q"]["kernel"].dtype, mosaic)
+    configs = product_configs(config, params, args.batch, mosaic)
     seconds, kept = sparse_seconds(args, config, configs, params, group_thresholds(thresholds), cache)
     needed = bytes_needed(args, config, configs, kept)
     labels = {f"sparse_product {g}": f"sparse_product {g}, mosaic" for g, c in configs.items() if isinstance(c, Ring)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.implementation import IMPLEMENTATIONS, choose, mosaic_problem
@@ -45,12 +46,15 @@ def sparse_product(
                 f"weight {weight.dtype}{list(weight.shape)}: expected at most {kept.chunks * kept.rows} rows, "
                 "and a scale exactly if it is int8"
             )
+    if len({weight.dtype for weight in weights}) > 1:
+        raise ValueError(f"expected weights of one dtype, found {', '.join(str(w.dtype) for w in weights)}")
     chosen, batch = choose(implementation, interpret, (*IMPLEMENTATIONS, "mosaic")), kept.values.shape[2]
     if chosen == "xla":
         return sparse_product_reference(kept, weights, scales)
     sizes, dtype = tuple(w.shape[1] for w in weights), weights[0].dtype
     if config is None:
         mosaic = implementation != "triton" and not interpret and mosaic_problem() is None
+        mosaic = mosaic and kept.values.dtype == jnp.bfloat16
         config = config_for(weights[0].shape[0], sizes, batch, dtype, mosaic)
     if implementation is None and isinstance(config, Ring):
         chosen = choose("mosaic", offered=("mosaic",))
@@ -62,7 +66,7 @@ def sparse_product(
         return sparse_product_triton(kept, weights, scales, config, interpret)
     if chosen != "mosaic" or not isinstance(config, Ring):
         raise ValueError(f"implementation = {chosen!r} cannot run with {config}: Triton takes a Config, Mosaic a Ring")
-    if (problem := ring_problem(config, sizes, batch, dtype)) is not None:
+    if (problem := ring_problem(config, sizes, batch, dtype, kept.values.dtype)) is not None:
         raise ValueError(f"implementation = 'mosaic': {problem}")
     from kernels_pallas.sparse_product.mosaic import sparse_product_mosaic
 

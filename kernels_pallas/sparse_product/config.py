@@ -65,7 +65,7 @@ def config_for(
         sizes_out: columns of each layer of the launch.
         batch: sequences.
         dtype: of the weights.
-        mosaic: take the Mosaic kernel where tuning found it to be the faster one.
+        mosaic: take the Mosaic kernel where tuning found it to be the faster one; for activations in bfloat16.
         device: `jax.Device.device_kind`; None is the default device.
     """
     device = jax.devices()[0].device_kind if device is None else device
@@ -148,9 +148,13 @@ def _programs(ring: Ring, size_in: int, sizes_out: tuple[int, ...]) -> int:
     return splits(ring, size_in) * sum(n // ring.block_columns for n in sizes_out)
 
 
-def ring_problem(ring: Ring, sizes_out: Sequence[int], batch: int, dtype: DTypeLike) -> str | None:
-    """Why the Mosaic kernel cannot run a product, if it cannot."""
+def ring_problem(
+    ring: Ring, sizes_out: Sequence[int], batch: int, dtype: DTypeLike, values: DTypeLike = jnp.bfloat16
+) -> str | None:
+    """Why the Mosaic kernel cannot run a product of such weights and listed values, if it cannot."""
     name = jnp.dtype(dtype).name
+    if jnp.dtype(values) != jnp.bfloat16:
+        return f"takes activations in bfloat16, found {jnp.dtype(values).name}"
     if batch != 1 or name not in RING_COLUMNS:
         return f"takes one sequence and bfloat16 or int8 weights, found {batch} and {name}"
     if any(n % ring.block_columns for n in sizes_out) or ring.block_columns not in RING_COLUMNS[name]:

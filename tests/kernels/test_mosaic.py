@@ -15,6 +15,9 @@ from kernels_pallas.select import select
 from kernels_pallas.sparse_product import Config, Ring, config_for, sparse_product
 from kernels_pallas.sparse_product.config import heuristic_ring, ring_problem, ring_space, valid
 from wisparse_jax.models.config import INPUT_GROUPS, read_config
+from wisparse_jax.models.decode import product_configs
+from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.testing import lower_for_gpu
 from wisparse_jax.testing.lowering import MOSAIC_CALL
 
@@ -58,12 +61,21 @@ def test_what_it_cannot_run_is_refused():
         ({"slots": 3}, (256,), 1, "bfloat16", "4 to 128 slots"),
     ]:
         assert reason in str(ring_problem(dataclasses.replace(RING, **changes), sizes, batch, dtype))
+    assert "takes activations in bfloat16, found float32" in str(ring_problem(RING, (512,), 1, "int8", "float32"))
     kept = select(jnp.ones((1, 128)), jnp.zeros((1, 128)), 64, implementation="xla")
     if mosaic_problem() is not None:
         with pytest.raises(ValueError, match="implementation = 'mosaic' needs"):
             sparse_product(kept, [jnp.ones((128, 256))], config=RING, implementation="mosaic")
     with pytest.raises(ValueError, match="Triton takes a Config, Mosaic a Ring"):
         sparse_product(kept, [jnp.ones((128, 256))], config=RING, implementation="triton", interpret=True)
+
+
+def test_float32_activations_never_take_it(repository):
+    """Not even over int8 weights, whose own dtype would allow it."""
+    config = read_config(repository / "configs/llama-3.1-8b.json")
+    for dtype, kind in (("bfloat16", Ring), ("float32", Config)):
+        params = jax.eval_shape(quantise_params, param_shapes(config, dtype))
+        assert {type(c) for c in product_configs(config, params, 1, mosaic=True).values()} == {kind}
 
 
 def test_tuned_values_are_ones_that_run():

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.decode_attention import HeadNorms, decode_attention
@@ -31,8 +30,13 @@ def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
     return [{g: jnp.stack([b[n] for n in layers]) for g, layers in INPUT_GROUPS.items()} for b in thresholds]
 
 
-def product_configs(config: LlamaConfig, batch: int, dtype: DTypeLike, mosaic: bool) -> dict[str, Config | Ring]:
-    """How each group's product is cut into programs on this device, `mosaic` where tuning found that the faster one."""
+def product_configs(config: LlamaConfig, params: Params, batch: int, mosaic: bool) -> dict[str, Config | Ring]:
+    """How each group's product is cut into programs on this device, `mosaic` where tuning found that the faster one.
+
+    The Mosaic kernel takes activations in bfloat16 only, whatever the weights are in.
+    """
+    dtype = params["blocks"][0]["q"]["kernel"].dtype
+    mosaic = mosaic and params["embed"].dtype == jnp.bfloat16
     shapes = {g: [config.layer_shapes[n] for n in layers] for g, layers in INPUT_GROUPS.items()}
     return {g: config_for(s[0][0], tuple(out for _, out in s), batch, dtype, mosaic) for g, s in shapes.items()}
 
@@ -61,9 +65,7 @@ def kernel_token_logits(
     where = layout(config, len(tokens), 1, slot, start)
     cos, sin = where.cos[:, 0], where.sin[:, 0]
     if configs is None:
-        configs = product_configs(
-            config, len(tokens), params["blocks"][0]["q"]["kernel"].dtype, implementation == "mosaic"
-        )
+        configs = product_configs(config, params, len(tokens), implementation == "mosaic")
     how: dict[str, Any] = {"implementation": "triton", "interpret": interpret}
 
     x, parts, bias = params["embed"][tokens], None, None
