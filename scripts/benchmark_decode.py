@@ -30,7 +30,7 @@ from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, r
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_loop
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig, read_config
-from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import (
     Cache,
     Params,
@@ -103,7 +103,7 @@ def compare(
     ]
     for sparsity in args.sparsity:
         found = given or calibrated(config, params, cache, context, batch, sparsity)
-        best = "triton" if batch > 1 else decode_implementation(found, 1)
+        best = "triton" if batch > 1 else decode_implementation(config, small, found, 1)
         for kind in args.implementation or (best,):
             name = f"sparse, {kind}, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
             runs.append(Run(name, kind, found, small, group_thresholds(found)))
@@ -214,9 +214,9 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
 
     @jax.jit
     def step(params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, grouped: Any) -> Any:
-        records: list[dict[str, Any]] = []
+        records: list[Record] = []
         logits, cache = kernel_token_logits(config, params, tokens, slot, start, cache, grouped, kind, records=records)
-        kept = [jnp.concatenate([r[g].counts.sum(1) for g in INPUT_GROUPS]) for r in records]
+        kept = [jnp.concatenate([r[g] for g in INPUT_GROUPS]) for r in records]
         return jnp.argmax(logits, -1).astype(jnp.int32), cache, jnp.stack(kept)
 
     return step

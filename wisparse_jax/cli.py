@@ -180,7 +180,8 @@ class Generate:
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         model, tokenizer = load(self.model, weights=self.weights), load_tokenizer(self.model)
         writer = model if plan is None else apply(model, plan)
-        chosen = decode_implementation(getattr(writer, "thresholds", None), 1, self.implementation)
+        thresholds = getattr(writer, "thresholds", None)
+        chosen = decode_implementation(writer.config, writer.params, thresholds, 1, self.implementation)
         if plan is not None:
             print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
         stream, shown = TextStream(tokenizer.decode), [self.prompt]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.implementation import IMPLEMENTATIONS, choose, mosaic_problem
+from kernels_pallas.implementation import choose
 from kernels_pallas.kept import Kept
-from kernels_pallas.sparse_product.config import Config, Ring, config_for, ring_problem
+from kernels_pallas.sparse_product.config import Config, config_for
 from kernels_pallas.sparse_product.reference import sparse_product_reference
 
 
@@ -17,7 +16,7 @@ def sparse_product(
     kept: Kept,
     weights: Sequence[Array],
     scales: Sequence[Array | None] | None = None,
-    config: Config | Ring | None = None,
+    config: Config | None = None,
     implementation: str | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "parts batch _"], ...]:
@@ -27,8 +26,8 @@ def sparse_product(
         kept: the lists, one layer of them per weight; their chunks must be those of `config`.
         weights: `[in, out]` each, bf16, f16, f32 or int8.
         scales: float32 `[out]` of each int8 weight, None for the others.
-        config: how a kernel is cut into programs, a `Ring` for Mosaic; None asks `config_for`.
-        implementation: "triton", "mosaic", "xla" or None, on a GPU the one that `config` is for.
+        config: how the kernel is cut into programs; None asks `config_for`.
+        implementation: "triton", "xla" or None.
         interpret: interpret the kernel, on any device.
 
     Returns:
@@ -48,26 +47,13 @@ def sparse_product(
             )
     if len({weight.dtype for weight in weights}) > 1:
         raise ValueError(f"expected weights of one dtype, found {', '.join(str(w.dtype) for w in weights)}")
-    chosen, batch = choose(implementation, interpret, (*IMPLEMENTATIONS, "mosaic")), kept.values.shape[2]
-    if chosen == "xla":
+    if choose(implementation, interpret) == "xla":
         return sparse_product_reference(kept, weights, scales)
-    sizes, dtype = tuple(w.shape[1] for w in weights), weights[0].dtype
     if config is None:
-        mosaic = implementation != "triton" and not interpret and mosaic_problem() is None
-        mosaic = mosaic and kept.values.dtype == jnp.bfloat16
-        config = config_for(weights[0].shape[0], sizes, batch, dtype, mosaic)
-    if implementation is None and isinstance(config, Ring):
-        chosen = choose("mosaic", offered=("mosaic",))
+        sizes = tuple(w.shape[1] for w in weights)
+        config = config_for(weights[0].shape[0], sizes, kept.values.shape[2], weights[0].dtype)
     if kept.rows != config.rows:
         raise ValueError(f"the lists have chunks of {kept.rows} channels; the configuration expects {config.rows}")
-    if chosen == "triton" and isinstance(config, Config):
-        from kernels_pallas.sparse_product.triton import sparse_product_triton
+    from kernels_pallas.sparse_product.triton import sparse_product_triton
 
-        return sparse_product_triton(kept, weights, scales, config, interpret)
-    if chosen != "mosaic" or not isinstance(config, Ring):
-        raise ValueError(f"implementation = {chosen!r} cannot run with {config}: Triton takes a Config, Mosaic a Ring")
-    if (problem := ring_problem(config, sizes, batch, dtype, kept.values.dtype)) is not None:
-        raise ValueError(f"implementation = 'mosaic': {problem}")
-    from kernels_pallas.sparse_product.mosaic import sparse_product_mosaic
-
-    return sparse_product_mosaic(kept, weights, scales, config)
+    return sparse_product_triton(kept, weights, scales, config, interpret)

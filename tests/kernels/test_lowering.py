@@ -13,6 +13,7 @@ from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.testing import lower_for_gpu
+from wisparse_jax.testing.lowering import MOSAIC_CALL, TRITON_CALL
 
 MODELS = ["llama-3.2-1b", "llama-3.1-8b", "llama-3-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "demo"]
 LAUNCHES = 9  # of a block
@@ -22,20 +23,35 @@ LAUNCHES = 9  # of a block
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_decode_step_lowers(repository, name, batch, weights):
+    text = lowered_step(repository, name, batch, weights, 1, "triton")
+    assert text.count(TRITON_CALL) == LAUNCHES
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fused_decode_step_lowers(repository, name, weights):
+    """Two blocks: a selection and a product of Triton's, then in each block an attention and the fused launch."""
+    pytest.importorskip("kernels_pallas.lanes.mosaic", reason="needs jax 0.11", exc_type=ImportError)
+    text = lowered_step(repository, name, 1, weights, 2, "mosaic")
+    assert text.count(f"@{MOSAIC_CALL}") == 2
+    assert text.count(TRITON_CALL) >= 3 and "output_operand_alias" in text
+
+
+def lowered_step(repository, name, batch, weights, blocks, implementation):
     folder = (
         str(resources.files("wisparse_jax") / "demo_model") if name == "demo" else repository / f"configs/{name}.json"
     )
     config = read_config(folder)
-    config = dataclasses.replace(config, num_blocks=1, windows=config.windows[:1])
+    config = dataclasses.replace(config, num_blocks=blocks, windows=config.windows[:blocks])
     params = param_shapes(config, "bfloat16" if weights == "int8" else weights)
     if weights == "int8":
         params = jax.eval_shape(quantise_params, params)
     cache = jax.eval_shape(lambda: empty_cache(config, batch, 1024, params["embed"].dtype))
-    thresholds = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS}]
+    thresholds = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS}] * blocks
 
     def step(params, tokens, slot, start, cache, thresholds):
-        return kernel_token_logits(config, params, tokens, slot, start, cache, group_thresholds(thresholds))
+        grouped = group_thresholds(thresholds)
+        return kernel_token_logits(config, params, tokens, slot, start, cache, grouped, implementation)
 
     ids, slot = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    text = lower_for_gpu(step, params, ids, slot, ids, cache, thresholds)
-    assert text.count("__gpu$xla.gpu.triton") == LAUNCHES
+    return lower_for_gpu(step, params, ids, slot, ids, cache, thresholds)

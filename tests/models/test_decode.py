@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas.fused_block import FusedConfig
+from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.inference.loop import token_logits
-from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
+from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.testing import tiny_config, tiny_model
@@ -62,3 +64,39 @@ def test_its_logits_and_cache_are_the_plain_steps(name, batch):
         if slot >= 2:  # every row has begun
             assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert len(records) == 2 and set(records[0]) == {"attn_in", "attn_out", "mlp_in", "mlp_mid"}
+
+
+@pytest.mark.parametrize("name", ["plain", "all biases", "tied"])
+def test_the_fused_step_is_the_separate_one(name):
+    """In bfloat16, by its lists of kept channels and its logits; simulated where there is no Hopper GPU."""
+    config = tiny_config(**{"num_blocks": 2, "windows": (None, None)} | VARIANTS[name])
+    model = with_random_vectors(tiny_model(config))
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), model.params)
+    thresholds = [
+        {n: jnp.full(config.layer_shapes[n][0], 0.5 if n != "down" else 0.1) for n in LAYERS} for _ in range(2)
+    ]
+    grouped, start, interpret = group_thresholds(thresholds), jnp.zeros(1, jnp.int32), mosaic_problem() is not None
+    small = FusedConfig(blocks=6, threads=128, splits_out=2, splits_down=2, splits_in=1)
+    caches = [empty_cache(config, 1, 32, jnp.bfloat16)] * 2
+    differences, kept = [], [[], []]
+    for slot in range(6):
+        token, out = jnp.array([3 + 5 * slot]), []
+        for i, implementation in enumerate(("triton", "mosaic")):
+            records = []
+            logits, caches[i] = kernel_token_logits(
+                config, params, token, jnp.int32(slot), start, caches[i], grouped, implementation, interpret, records,
+                fused_config=small,
+            )  # fmt: skip
+            out.append(np.asarray(logits))
+            kept[i].append([int(n) for record in records for g in INPUT_GROUPS for n in record[g]])
+        differences.append(np.abs(out[1] - out[0]).max() / np.abs(out[0]).max())
+    # A channel at its threshold may be kept by one and skipped by the other, as bfloat16 rounds.
+    assert np.median(differences) < 0.02 and np.abs(np.diff(kept, axis=0)).max() <= 2
+
+
+def test_a_model_that_the_fused_step_cannot_run_says_why():
+    model = tiny_model(tiny_config())
+    assert "activations in bfloat16" in str(fused_step_problem(model.config, model.params, 1))
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), model.params)
+    assert fused_step_problem(model.config, params, 1) is None
+    assert "takes one sequence, found 2" in str(fused_step_problem(model.config, params, 2))

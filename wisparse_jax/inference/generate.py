@@ -81,7 +81,7 @@ def generate(
     values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
     params, thresholds = model.params, getattr(model, "thresholds", None)
 
-    chosen = decode_implementation(thresholds, batch, implementation)
+    chosen = decode_implementation(config, params, thresholds, batch, implementation)
     key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     out: list[list[int]] = [[] for _ in rows]

@@ -21,7 +21,7 @@ from kernels_pallas.kept import LARGEST_BATCH
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import Cache, Params, Thresholds, empty_cache, head, hidden_states, layout
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
@@ -70,16 +70,25 @@ def prefill(
 KERNEL_BATCH = 1
 
 
-def decode_implementation(thresholds: Thresholds | None, batch: int, implementation: str | None = None) -> str:
+def decode_implementation(
+    config: LlamaConfig,
+    params: Params,
+    thresholds: Thresholds | None,
+    batch: int,
+    implementation: str | None = None,
+) -> str:
     """What `decode` runs.
 
-    "triton": the sparse kernels; "mosaic": the same, the product by the Mosaic kernel where tuning found that faster;
-    "xla": dense or masked-dense products.
+    "mosaic": the sparse kernels, everything between two attentions in one launch of a Mosaic kernel; "triton": the
+    sparse kernels as launches of their own, by Triton; "xla": dense or masked-dense products.
 
     Args:
+        config: of the model.
+        params: its weights.
         thresholds: of a sparse model, None for a dense one, which XLA runs.
         batch: sequences.
-        implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences.
+        implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
+            Mosaic kernel if it can run the model.
 
     Raises:
         WisparseError: the named one cannot run: the reason is in the message.
@@ -95,10 +104,14 @@ def decode_implementation(thresholds: Thresholds | None, batch: int, implementat
             raise WisparseError(
                 f"implementation = {implementation!r} takes at most {LARGEST_BATCH} sequences, found {batch}"
             )
+        problem = fused_step_problem(config, params, batch) if implementation == "mosaic" else None
+        if problem is not None:
+            raise WisparseError(f"implementation = 'mosaic' {problem}")
         return chosen
     if chosen == "xla" or thresholds is None or batch > KERNEL_BATCH:
         return "xla"
-    return "mosaic" if mosaic_problem() is None else "triton"
+    fits = mosaic_problem() is None and fused_step_problem(config, params, batch) is None
+    return "mosaic" if fits else "triton"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)

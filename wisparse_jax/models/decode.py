@@ -1,28 +1,38 @@
-"""One token through the decoder with the sparse kernels: nine launches a block.
+"""One token through the decoder with the sparse kernels.
 
 The arithmetic and the rounding are `forward.block`'s with thresholds; what differs is where the launches are cut.
-Partial sums of a product are added by whichever kernel reads them next: norm, attention, or the gate.
+"triton" has nine launches a block, and a product's partial sums are added by whichever kernel reads them next: norm,
+attention, or the gate. "mosaic" has two: attention, and everything up to the next block's attention.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.decode_attention import HeadNorms, decode_attention
+from kernels_pallas.decode_attention import HeadNorms, decode_attention, splits_for
+from kernels_pallas.fused_block import (
+    FusedConfig,
+    FusedShape,
+    block_shape,
+    first_exchange,
+    fused_block,
+    fused_block_problem,
+)
 from kernels_pallas.kept import Kept
 from kernels_pallas.select import select_attention, select_gated, select_norm
 from kernels_pallas.select.reference import add_parts
-from kernels_pallas.sparse_product import Config, Ring, config_for, sparse_product
-from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
+from kernels_pallas.sparse_product import Config, config_for, sparse_product
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, layout, rms_norm
 
 # One block's thresholds stacked by input group: group -> float32 [layers, in].
 GroupThresholds = dict[str, Float[Array, "layers _"]]
+# How many channels each layer of a group kept in any sequence: group -> int32 [layers].
+Record = dict[str, Int[Array, " layers"]]
 
 
 def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
@@ -30,15 +40,22 @@ def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
     return [{g: jnp.stack([b[n] for n in layers]) for g, layers in INPUT_GROUPS.items()} for b in thresholds]
 
 
-def product_configs(config: LlamaConfig, params: Params, batch: int, mosaic: bool) -> dict[str, Config | Ring]:
-    """How each group's product is cut into programs on this device, `mosaic` where tuning found that the faster one.
-
-    The Mosaic kernel takes activations in bfloat16 only, whatever the weights are in.
-    """
+def product_configs(config: LlamaConfig, params: Params, batch: int) -> dict[str, Config]:
+    """How the Triton kernel cuts each group's product into programs on this device."""
     dtype = params["blocks"][0]["q"]["kernel"].dtype
-    mosaic = mosaic and params["embed"].dtype == jnp.bfloat16
     shapes = {g: [config.layer_shapes[n] for n in layers] for g, layers in INPUT_GROUPS.items()}
-    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, dtype, mosaic) for g, s in shapes.items()}
+    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, dtype) for g, s in shapes.items()}
+
+
+def fused_step_problem(config: LlamaConfig, params: Params, batch: int) -> str | None:
+    """Why the "mosaic" step cannot run a model, if it cannot."""
+    shape = _fused_shape(config, params, 1)
+    return fused_block_problem(shape, batch, params["blocks"][0]["o"]["kernel"].dtype, params["embed"].dtype)
+
+
+def _fused_shape(config: LlamaConfig, params: Params, attention_splits: int) -> FusedShape:
+    layers = {name: params["blocks"][0][name] for name in LAYERS}
+    return block_shape(layers, config.num_heads, attention_splits, config.norm_eps)
 
 
 def kernel_token_logits(
@@ -51,78 +68,145 @@ def kernel_token_logits(
     thresholds: list[GroupThresholds],
     implementation: str = "triton",
     interpret: bool = False,
-    records: list[dict[str, Kept]] | None = None,
-    configs: dict[str, Config | Ring] | None = None,
+    records: list[Record] | None = None,
+    configs: dict[str, Config] | None = None,
+    fused_config: FusedConfig | None = None,
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
     """The logits after one more token a row, and the cache with it, by the kernels.
 
-    `implementation` is "triton", or "mosaic" for the Mosaic product where tuning found it faster. `records`, if given,
-    receives each block's lists of kept channels by input group; `configs` replaces the products' own configurations.
+    `implementation` is "triton" or "mosaic". `records`, if given, receives how many channels each layer of each block
+    kept; `configs` and `fused_config` replace the kernels' own configurations.
 
     Raises:
-        ValueError: the kernels cannot run on this device.
+        ValueError: the kernels cannot run on this device, or not this model.
     """
     where = layout(config, len(tokens), 1, slot, start)
-    cos, sin = where.cos[:, 0], where.sin[:, 0]
-    if configs is None:
-        configs = product_configs(config, params, len(tokens), implementation == "mosaic")
+    configs = product_configs(config, params, len(tokens)) if configs is None else configs
     how: dict[str, Any] = {"implementation": "triton", "interpret": interpret}
-
-    x, parts, bias = params["embed"][tokens], None, None
-    new = []
-    for i, (block, limits) in enumerate(zip(params["blocks"], thresholds, strict=True)):
-        record: dict[str, Kept] = {}
-        multiply = functools.partial(_multiply, block, configs, how, record)
-        biases = {name: block[name].get("bias") for layers in INPUT_GROUPS.values() for name in layers}
-        norms = HeadNorms(block["q_norm"], block["k_norm"]) if config.qk_norm else None
-        rows = {group: configs[group].rows for group in configs}
-        with jax.named_scope(f"block_{i}"):
-            x, kept = select_norm(
-                x, parts, bias, block["attn_norm"], config.norm_eps, limits["attn_in"], rows["attn_in"], **how
-            )
-            query, key, value = multiply("attn_in", kept)
-            partial, highest, total, keys, values = decode_attention(
-                (query, key, value),
-                (biases["q"], biases["k"], biases["v"]),
-                norms,
-                cos,
-                sin,
-                *cache[i],
-                slot,
-                start,
-                config.windows[i],
-                config.norm_eps,
-                **how,
-            )
-            new.append(BlockCache(keys, values))
-            kept = select_attention(partial, highest, total, limits["attn_out"], rows["attn_out"], x.dtype, **how)
-            (parts,) = multiply("attn_out", kept)
-            x, kept = select_norm(
-                x, parts, biases["o"], block["mlp_norm"], config.norm_eps, limits["mlp_in"], rows["mlp_in"], **how
-            )
-            gate, up = multiply("mlp_in", kept)
-            kept = select_gated(
-                gate, up, biases["gate"], biases["up"], limits["mlp_mid"], rows["mlp_mid"], x.dtype, **how
-            )
-            (parts,), bias = multiply("mlp_mid", kept), biases["down"]
-        if records is not None:
-            records.append(record)
-    x = add_parts(x, parts, bias)
+    step = _Step(config, configs, how, where.cos[:, 0], where.sin[:, 0], slot, start)
+    kept_counts: list[Record] = [{} for _ in params["blocks"]] if records is None else records
+    kept_counts.extend({} for _ in range(config.num_blocks - len(kept_counts)))
+    run = step.fused if implementation == "mosaic" else step.separate
+    arguments = {} if implementation != "mosaic" else {"fused_config": fused_config}
+    x, new = run(params, params["embed"][tokens], cache, thresholds, kept_counts, **arguments)
     return head(params, rms_norm(x, params["norm"], config.norm_eps)), new
 
 
-def _multiply(
-    block: Params,
-    configs: dict[str, Config | Ring],
-    how: dict[str, Any],
-    record: dict[str, Kept],
-    group: str,
-    kept: Kept,
-) -> tuple[Array, ...]:
-    record[group] = kept
-    layers = [block[name] for name in INPUT_GROUPS[group]]
-    if isinstance(configs[group], Ring):
-        how = {"implementation": "mosaic"}
-    return sparse_product(
-        kept, [layer["kernel"] for layer in layers], [layer.get("scale") for layer in layers], configs[group], **how
-    )
+class _Step:
+    """What all blocks of one step share."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        configs: dict[str, Config],
+        how: dict[str, Any],
+        cos: Array,
+        sin: Array,
+        slot: Array,
+        start: Array,
+    ):
+        self.config, self.configs, self.how = config, configs, how
+        self.angles, self.slot, self.start = (cos, sin), slot, start
+
+    def separate(
+        self, params: Params, x: Array, cache: Cache, thresholds: list[GroupThresholds], records: list[Record]
+    ) -> tuple[Array, Cache]:
+        """Selections and products as launches of their own."""
+        parts, bias, new = None, None, []
+        for i, (block, limits) in enumerate(zip(params["blocks"], thresholds, strict=True)):
+            with jax.named_scope(f"block_{i}"):
+                x, inputs = self.inputs(block, x, parts, bias, limits, records[i])
+                attention, block_cache = self.attention(i, block, inputs, cache)
+                new.append(block_cache)
+                kept = select_attention(*attention, limits["attn_out"], self.rows("attn_out"), x.dtype, **self.how)
+                (parts,) = self.multiply(block, "attn_out", kept, records[i])
+                x, kept = select_norm(
+                    x, parts, block["o"].get("bias"), block["mlp_norm"], self.config.norm_eps, limits["mlp_in"],
+                    self.rows("mlp_in"), **self.how,
+                )  # fmt: skip
+                gate, up = self.multiply(block, "mlp_in", kept, records[i])
+                kept = select_gated(
+                    gate, up, block["gate"].get("bias"), block["up"].get("bias"), limits["mlp_mid"],
+                    self.rows("mlp_mid"), x.dtype, **self.how,
+                )  # fmt: skip
+                (parts,), bias = self.multiply(block, "mlp_mid", kept, records[i]), block["down"].get("bias")
+        return add_parts(x, parts, bias), new
+
+    def fused(
+        self,
+        params: Params,
+        x: Array,
+        cache: Cache,
+        thresholds: list[GroupThresholds],
+        records: list[Record],
+        fused_config: FusedConfig | None,
+    ) -> tuple[Array, Cache]:
+        """One launch from the attention of a block to that of the next."""
+        blocks, eps, new = params["blocks"], self.config.norm_eps, []
+        splits = splits_for(len(x), self.config.num_kv_heads, cache[0].keys.shape[1])
+        # Zeroed in every step, so that a launch is told from the others by its block.
+        exchange = first_exchange(_fused_shape(self.config, params, splits), fused_config)
+        x, inputs = self.inputs(blocks[0], x, None, None, thresholds[0], records[0])
+        for i, (block, limits) in enumerate(zip(blocks, thresholds, strict=True)):
+            with jax.named_scope(f"block_{i}"):
+                attention, block_cache = self.attention(i, block, inputs, cache)
+                new.append(block_cache)
+                layers = {n: block[n] for n in ("o", "gate", "up", "down")}
+                limits = {g: limits[g] for g in limits if g != "attn_in"}
+                next_norm = None
+                if i + 1 < len(blocks):
+                    following, next_norm = blocks[i + 1], blocks[i + 1]["attn_norm"]
+                    layers |= {n: following[n] for n in INPUT_GROUPS["attn_in"]}
+                    limits["attn_in"] = thresholds[i + 1]["attn_in"]
+                x, inputs, counts, exchange = fused_block(
+                    x, attention, layers, (block["mlp_norm"], next_norm), limits, eps, exchange, i + 1, fused_config,
+                    "mosaic", self.how["interpret"],
+                )  # fmt: skip
+                if "attn_in" in counts:
+                    records[i + 1]["attn_in"] = counts.pop("attn_in")
+                records[i].update(counts)
+        return x, new
+
+    def inputs(
+        self, block: Params, x: Array, parts: Array | None, bias: Array | None, limits: GroupThresholds, record: Record
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """The stream with a product added, and partial sums of q, k and v."""
+        x, kept = select_norm(
+            x,
+            parts,
+            bias,
+            block["attn_norm"],
+            self.config.norm_eps,
+            limits["attn_in"],
+            self.rows("attn_in"),
+            **self.how,
+        )
+        return x, self.multiply(block, "attn_in", kept, record)
+
+    def attention(
+        self, i: int, block: Params, inputs: tuple[Array, ...], cache: Cache
+    ) -> tuple[tuple[Array, Array, Array], BlockCache]:
+        """The splits of attention, and the block's cache with the new token."""
+        norms = HeadNorms(block["q_norm"], block["k_norm"]) if self.config.qk_norm else None
+        partial, highest, total, keys, values = decode_attention(
+            (inputs[0], inputs[1], inputs[2]),
+            (block["q"].get("bias"), block["k"].get("bias"), block["v"].get("bias")),
+            norms,
+            *self.angles,
+            *cache[i],
+            self.slot,
+            self.start,
+            self.config.windows[i],
+            self.config.norm_eps,
+            **self.how,
+        )
+        return (partial, highest, total), BlockCache(keys, values)
+
+    def rows(self, group: str) -> int:
+        return self.configs[group].rows
+
+    def multiply(self, block: Params, group: str, kept: Kept, record: Record) -> tuple[Array, ...]:
+        record[group] = kept.counts.sum(1)
+        layers = [block[name] for name in INPUT_GROUPS[group]]
+        weights, scales = [layer["kernel"] for layer in layers], [layer.get("scale") for layer in layers]
+        return sparse_product(kept, weights, scales, self.configs[group], **self.how)

@@ -1,0 +1,357 @@
+"""Lane code as MLIR and PTX, inside a Pallas kernel on the Mosaic GPU backend.
+
+The public API works on whole blocks; single lanes need private names of JAX, and jax 0.11.2 or newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax._src.lib.mlir import ir  # pyright: ignore[reportPrivateImportUsage]
+from jax._src.lib.mlir.dialects import arith, llvm, scf
+from jax.experimental.mosaic.gpu import utils as mgpu
+from jax.experimental.mosaic.gpu.utils import inline_ptx  # pyright: ignore[reportAttributeAccessIssue]
+
+POLLS = 1 << 22  # looks at a word that never comes, about three seconds, before the kernel gives up
+STREAMED = "ld.global.nc.L1::no_allocate.L2::cache_hint"
+
+
+class Value:
+    """A lane's integer, float, address or condition, with Python's operators."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def _both(self, other: Any) -> tuple[Any, Any]:
+        own = self.value.type
+        if isinstance(other, Value):
+            other = other.value
+            if str(own) == "i64" and str(other.type) == "i32":
+                other = arith.extui(own, other)
+        else:
+            other = arith.constant(own, float(other) if str(own) == "f32" else int(other))
+        return self.value, other
+
+    def _arithmetic(self, other: Any, on_integers: Any, on_floats: Any) -> Value:
+        a, b = self._both(other)
+        return Value((on_floats if str(a.type) == "f32" else on_integers)(a, b))
+
+    def __add__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.addi, arith.addf)
+
+    def __sub__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.subi, arith.subf)
+
+    def __mul__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.muli, arith.mulf)
+
+    def __truediv__(self, other: Any) -> Value:
+        return self._arithmetic(other, None, arith.divf)
+
+    def __floordiv__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.divui, None)
+
+    def __mod__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.remui, None)
+
+    def __and__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.andi, None)
+
+    def __or__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.ori, None)
+
+    def __xor__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.xori, None)
+
+    def __lshift__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.shli, None)
+
+    def _compare(self, other: Any, how: str) -> Value:
+        a, b = self._both(other)
+        if str(a.type) == "f32":
+            return Value(arith.cmpf(getattr(arith.CmpFPredicate, "O" + how.upper()), a, b))
+        return Value(arith.cmpi(getattr(arith.CmpIPredicate, how if how == "eq" else "s" + how), a, b))
+
+    def __rshift__(self, other: Any) -> Value:
+        return self._arithmetic(other, arith.shrui, None)
+
+    def __lt__(self, other: Any) -> Value:
+        return self._compare(other, "lt")
+
+    def __ge__(self, other: Any) -> Value:
+        return self._compare(other, "ge")
+
+    def equals(self, other: Any) -> Value:
+        """Whether two integers are the same."""
+        return self._compare(other, "eq")
+
+
+Post = tuple[Value, Value]  # its address, and whether the lane wants it
+
+
+class Mosaic:
+    """The machine that emits code; to be used inside `plgpu.inline_mgpu`."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._policy: Any = None
+
+    def thread(self) -> Value:
+        """The lane's place in its block."""
+        return Value(mgpu.thread_idx())
+
+    def block(self) -> Value:
+        """The block's place in the grid."""
+        return Value(mgpu.block_idx())
+
+    def warp(self) -> Value:
+        """The warp's place in its block, the same in all its lanes."""
+        return Value(mgpu.warp_idx(sync=True))
+
+    def integer(self, value: int) -> Value:
+        return Value(arith.constant(_i32(), value))
+
+    def number(self, value: float) -> Value:
+        return Value(arith.constant(_f32(), value))
+
+    def device(self, ref: Any) -> Value:
+        """The address of an array in device memory."""
+        return Value(llvm.ptrtoint(ir.IntegerType.get_signless(64), mgpu.memref_ptr(ref)))
+
+    def shared(self, ref: Any) -> Value:
+        """The address of an array in shared memory."""
+        return Value(llvm.ptrtoint(_i32(), mgpu.memref_ptr(ref)))
+
+    def select(self, condition: Value, a: Value, b: Value) -> Value:
+        return Value(arith.select(condition.value, a.value, b.value))
+
+    def least(self, a: Value, b: Any) -> Value:
+        return Value(arith.minsi(*a._both(b)))
+
+    def most(self, a: Value, b: Any) -> Value:
+        """Of two integers or of two floats."""
+        return a._arithmetic(b, arith.maxsi, arith.maxnumf)
+
+    def as_float(self, bits: Value) -> Value:
+        return Value(arith.bitcast(_f32(), bits.value))
+
+    def as_bits(self, number: Value) -> Value:
+        return Value(arith.bitcast(_i32(), number.value))
+
+    def absolute(self, a: Value) -> Value:
+        return self._pure("abs.f32 $0, $1;", a, result=_f32())
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        return self._pure("fma.rn.f32 $0, $1, $2, $3;", a, b, c, result=_f32())
+
+    def exp(self, a: Value) -> Value:
+        return self._pure("ex2.approx.f32 $0, $1;", a * 1.4426950408889634, result=_f32())
+
+    def reciprocal_root(self, a: Value) -> Value:
+        return self._pure("rsqrt.approx.f32 $0, $1;", a, result=_f32())
+
+    def rounded(self, a: Value) -> Value:
+        """To the nearest bfloat16, as a float32."""
+        text = "{ .reg .b16 t, z; mov.b16 z, 0; cvt.rn.bf16.f32 t, $1; mov.b32 $0, {z, t}; }"
+        return self._pure(text, a, result=_f32())
+
+    def permute(self, a: Value, b: Value, selector: int) -> Value:
+        """Four of the eight bytes of two words, from the lowest on; `selector` has a hexadecimal digit for each."""
+        return self._pure(f"prmt.b32 $0, $1, $2, {selector};", a, b, result=_i32())
+
+    def halves(self, low: Value, high: Value) -> Value:
+        """Two floats as float16 in a word."""
+        return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
+
+    def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        """`c + a @ b` of the whole warp on the tensor cores, 16 x 16 by 16 x 8, every lane with its fragments."""
+        text = (
+            f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32 {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, "
+            "{$8, $9}, {$10, $11, $12, $13};"
+        )
+        return self._emit(text, *a, *b, *c, result=[_f32()] * 4, convergent=True)
+
+    def sum_of_warp(self, word: Value) -> Value:
+        """The sum of the integers of the lanes of the warp."""
+        return self._emit("redux.sync.add.u32 $0, $1, 0xffffffff;", word, result=_i32(), convergent=True)
+
+    def highest(self, word: Value) -> Value:
+        """The highest integer of the lanes of the warp."""
+        return self._emit("redux.sync.max.u32 $0, $1, 0xffffffff;", word, result=_i32(), convergent=True)
+
+    def exchange(self, number: Value, distance: int) -> Value:
+        """The float of the lane whose place in the warp differs in the bit `distance`."""
+        text = f"shfl.sync.bfly.b32 $0, $1, {distance}, 31, 0xffffffff;"
+        return self._emit(text, number, result=_f32(), convergent=True)
+
+    def sum_before(self, word: Value) -> Value:
+        """The sum of the integers of the lanes of the warp before this one."""
+        total = word
+        for distance in (1, 2, 4, 8, 16):
+            text = (
+                f"{{ .reg .pred p; .reg .b32 t; shfl.sync.up.b32 t|p, $1, {distance}, 0, 0xffffffff; "
+                "@!p mov.b32 t, 0; add.u32 $0, $1, t; }"
+            )
+            total = self._emit(text, total, result=_i32(), convergent=True)
+        return total - word
+
+    def opaque(self, value: int) -> Value:
+        """A constant that the compiler does not know, so that a loop over it is not unrolled."""
+        return self._emit(f"mov.u32 $0, {value};", result=_i32())
+
+    def sync(self) -> None:
+        """Wait for all lanes of the block."""
+        self._emit("bar.sync 0;", convergent=True)
+
+    def load(self, address: Value) -> Value:
+        """One word of device memory; it is in flight from here on."""
+        return self._emit("ld.global.b32 $0, [$1];", address, result=_i32())
+
+    def load_two(self, address: Value) -> list[Value]:
+        """Two words of device memory."""
+        return self._emit("ld.global.v2.b32 {$0, $1}, [$2];", address, result=[_i32()] * 2)
+
+    def load_four(self, address: Value) -> list[Value]:
+        """Four words of device memory."""
+        return self._emit("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", address, result=[_i32()] * 4)
+
+    def load_bfloat16(self, address: Value) -> Value:
+        """As a float32, of which it is the upper half."""
+        half = self._emit("ld.global.u16 $0, [$1];", address, result=_i32())
+        return self.as_float(half << 16)
+
+    def stream(self, address: Value, when: Value) -> list[Value]:
+        """Four words of device memory that are read once, or zeros."""
+        if self._policy is None:
+            raise ValueError("stream: open_stream comes first")
+        text = (
+            "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
+            f"@$6 {STREAMED}.v4.b32 {{t0, t1, t2, t3}}, [$4], $5; "
+            "mov.b32 $0, t0; mov.b32 $1, t1; mov.b32 $2, t2; mov.b32 $3, t3; }"
+        )
+        return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
+
+    def open_stream(self) -> None:
+        """Before the first `stream`, outside any branch or loop."""
+        text = "createpolicy.fractional.L2::evict_first.b64 $0, 1.0;"
+        self._policy = self._emit(text, result=ir.IntegerType.get_signless(64))
+
+    def store(self, address: Value, word: Value, when: Value) -> None:
+        self._emit("@$2 st.global.b32 [$0], $1;", address, word, when)
+
+    def store_bfloat16(self, address: Value, number: Value, when: Value) -> None:
+        """A float that is a bfloat16."""
+        text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; @$2 st.global.b16 [$0], h; }"
+        self._emit(text, address, number, when)
+
+    def read(self, address: Value) -> Value:
+        """One word of shared memory."""
+        return self._emit("ld.shared.b32 $0, [$1];", address, result=_i32())
+
+    def read_or_zero(self, address: Value, when: Value) -> Value:
+        """One word of shared memory, or zero."""
+        text = "{ .reg .b32 t; mov.b32 t, 0; @$2 ld.shared.b32 t, [$1]; mov.b32 $0, t; }"
+        return self._emit(text, address, when, result=_i32())
+
+    def read_four_or_zeros(self, address: Value, when: Value) -> list[Value]:
+        """Four words of shared memory, or zeros."""
+        text = (
+            "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
+            "@$5 ld.shared.v4.b32 {t0, t1, t2, t3}, [$4]; "
+            "mov.b32 $0, t0; mov.b32 $1, t1; mov.b32 $2, t2; mov.b32 $3, t3; }"
+        )
+        return self._emit(text, address, when, result=[_i32()] * 4)
+
+    def read_four(self, address: Value) -> list[Value]:
+        """Four words of shared memory."""
+        return self._emit("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", address, result=[_i32()] * 4)
+
+    def write(self, address: Value, words: Sequence[Value], when: Value | None = None) -> None:
+        """One, two or four words into shared memory."""
+        n = len(words)
+        names = ", ".join(f"${k + 1}" for k in range(n))
+        some = f".b32 [$0], {names};" if n == 1 else f".v{n}.b32 [$0], {{{names}}};"
+        guard, last = ("", []) if when is None else (f"@${n + 1} ", [when])
+        self._emit(f"{guard}st.shared{some}", address, *words, *last)
+
+    def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
+        """A word and a tag, in one store of 8 bytes, for whoever polls for the tag."""
+        self._emit("@$3 st.relaxed.gpu.global.v2.b32 [$0], {$1, $2};", address, word, tag, when)
+
+    def poll(self, pairs: Sequence[Post], singles: Sequence[Post], tag: Value) -> list[Value]:
+        """The words that were posted at the addresses, two at each of `pairs`, once every one of them has the tag.
+
+        A post comes with a condition: where it does not hold, nothing is waited for and the words are zero.
+        """
+        posts = [*((post, 2) for post in pairs), *((post, 1) for post in singles)]
+        words = 2 * len(pairs) + len(singles)
+        loads, w, want = [], 0, f"${words + 2 * len(posts)}"
+        for i, (_, many) in enumerate(posts):
+            names = ", ".join(f"v{k}, t{k}" for k in range(w, w + many))
+            where, when = f"${words + 2 * i}", f"${words + 2 * i + 1}"
+            loads.append(f"@{when} ld.relaxed.gpu.global.v{2 * many}.b32 {{{names}}}, [{where}];")
+            w += many
+        first = " ".join(f"mov.b32 v{k}, 0; mov.b32 t{k}, {want};" for k in range(words))
+        checks = f"setp.ne.b32 p, t0, {want}; "
+        checks += " ".join(f"setp.ne.or.b32 p, t{k}, {want}, p;" for k in range(1, words))
+        moves = " ".join(f"mov.b32 ${k}, v{k};" for k in range(words))
+        text = (
+            f"{{ .reg .pred p, q; .reg .b32 v<{words}>, t<{words}>, c; mov.b32 c, 0; {first}\nLOOK: {' '.join(loads)} "
+            f"{checks} @!p bra FOUND; add.u32 c, c, 1; setp.gt.u32 q, c, {POLLS}; @q trap; bra LOOK;\n"
+            f"FOUND: {moves} }}"
+        )
+        return self._emit(text, *(v for post, _ in posts for v in post), tag, result=[_i32()] * words)
+
+    def choose(
+        self,
+        condition: Value,
+        kinds: str,
+        then: Callable[[], Sequence[Value]],
+        other: Callable[[], Sequence[Value]],
+    ) -> list[Value]:
+        """What one of two bodies gives, whichever the lanes run: an "i"nteger or a "f"loat for each letter."""
+        op = scf.IfOp(condition.value, [_i32() if kind == "i" else _f32() for kind in kinds], has_else=True)
+        for block, body in ((op.then_block, then), (op.else_block, other)):
+            with ir.InsertionPoint(block):
+                scf.YieldOp([v.value for v in body()])
+        return [Value(r) for r in op.results]
+
+    def when(self, condition: Value, body: Callable[[], Any]) -> None:
+        """Run the body in the lanes where the condition holds."""
+        op = scf.IfOp(condition.value)
+        with ir.InsertionPoint(op.then_block):
+            body()
+            scf.YieldOp([])
+
+    def loop(
+        self, turns: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+    ) -> list[Value]:
+        """`carry = body(i, carry)` for i below `turns`."""
+        zero, one = arith.constant(_i32(), 0), arith.constant(_i32(), 1)
+        op = scf.ForOp(zero, turns.value, one, [c.value for c in carry])
+        with ir.InsertionPoint(op.body):
+            out = body(Value(op.induction_variable), [Value(c) for c in op.inner_iter_args])
+            scf.YieldOp([c.value for c in out])
+        return [Value(r) for r in op.results]
+
+    def _pure(self, text: str, *arguments: Value, result: Any) -> Value:
+        """An instruction that only computes."""
+        return Value(inline_ptx(text, *(a.value for a in arguments), result_types=result))
+
+    def _emit(self, text: str, *arguments: Value, result: Any = None, **how: Any) -> Any:
+        """An instruction that stays where it is."""
+        out = inline_ptx(text, *(a.value for a in arguments), result_types=result, has_side_effects=True, **how)
+        if result is None:
+            return None
+        if not isinstance(result, list):
+            return Value(out)
+        return [Value(word) for word in out]
+
+
+def _i32() -> Any:
+    return ir.IntegerType.get_signless(32)
+
+
+def _f32() -> Any:
+    return ir.F32Type.get()

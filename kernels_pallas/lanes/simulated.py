@@ -1,0 +1,330 @@
+"""Lane code in NumPy: all lanes of all blocks in lockstep, for tests on machines without a GPU.
+
+What a lane posts is seen by every lane that polls later in the program, so a body that would wait for something that
+is never posted is found out. Missing barriers are not: lockstep needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+WARP = 32
+
+
+class Value:
+    """The values of all lanes: an array of int64, float32 or bool, or one for all."""
+
+    def __init__(self, value: Any):
+        self.value = np.asarray(value)
+
+    def _with(self, other: Any, how: Callable[[Any, Any], Any]) -> Value:
+        other = other.value if isinstance(other, Value) else self.value.dtype.type(other)
+        with np.errstate(all="ignore"):
+            return Value(how(self.value, other))
+
+    def __add__(self, other: Any) -> Value:
+        return self._with(other, np.add)
+
+    def __sub__(self, other: Any) -> Value:
+        return self._with(other, np.subtract)
+
+    def __mul__(self, other: Any) -> Value:
+        return self._with(other, np.multiply)
+
+    def __truediv__(self, other: Any) -> Value:
+        return self._with(other, np.divide)
+
+    def __floordiv__(self, other: Any) -> Value:
+        return self._with(other, lambda a, b: a // np.maximum(b, 1))  # lanes that are off may divide by zero
+
+    def __mod__(self, other: Any) -> Value:
+        return self._with(other, lambda a, b: a % np.maximum(b, 1))
+
+    def __and__(self, other: Any) -> Value:
+        return self._with(other, np.bitwise_and)
+
+    def __or__(self, other: Any) -> Value:
+        return self._with(other, np.bitwise_or)
+
+    def __xor__(self, other: Any) -> Value:
+        return self._with(other, np.bitwise_xor)
+
+    def __lshift__(self, other: Any) -> Value:
+        return self._with(other, np.left_shift)
+
+    def __rshift__(self, other: Any) -> Value:
+        return self._with(other, lambda a, b: (a & 0xFFFFFFFF) >> b)
+
+    def __lt__(self, other: Any) -> Value:
+        return self._with(other, np.less)
+
+    def __ge__(self, other: Any) -> Value:
+        return self._with(other, np.greater_equal)
+
+    def equals(self, other: Any) -> Value:
+        return self._with(other, np.equal)
+
+
+Post = tuple[Value, Value]  # its address, and whether the lane wants it
+
+
+class Simulated:
+    """The machine that runs a body on arrays; see `Mosaic` for what each method means."""
+
+    def __init__(self, blocks: int, threads: int, arrays: Sequence[np.ndarray], shared_bytes: int):
+        self.threads, self.lanes = threads, blocks * threads
+        self._thread = np.tile(np.arange(threads), blocks)
+        self._block = np.repeat(np.arange(blocks), threads)
+        self._on = np.ones(self.lanes, bool)
+        sizes = [-(-a.nbytes // 16) * 16 for a in arrays]
+        self._starts = np.cumsum([16, *sizes]).tolist()
+        self._memory = np.zeros(self._starts[-1] + 16, np.uint8)
+        for start, a in zip(self._starts[:-1], arrays, strict=True):
+            self._memory[start : start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
+        # As on the device, what was not written is anything but zero.
+        self._shared = np.full((blocks, shared_bytes // 4), 0x7FC0DEAD, np.uint32)
+
+    def array(self, index: int, like: np.ndarray) -> np.ndarray:
+        """What an array holds now."""
+        start = self._starts[index]
+        return self._memory[start : start + like.nbytes].view(like.dtype).reshape(like.shape).copy()
+
+    def thread(self) -> Value:
+        return Value(self._thread)
+
+    def block(self) -> Value:
+        return Value(self._block)
+
+    def warp(self) -> Value:
+        return Value(self._thread // WARP)
+
+    def integer(self, value: int) -> Value:
+        return Value(np.int64(value))
+
+    def number(self, value: float) -> Value:
+        return Value(np.float32(value))
+
+    def device(self, ref: int) -> Value:
+        return Value(np.int64(self._starts[ref]))
+
+    def shared(self, ref: int) -> Value:
+        return Value(np.int64(ref))
+
+    def select(self, condition: Value, a: Value, b: Value) -> Value:
+        return Value(np.where(condition.value, a.value, b.value))
+
+    def least(self, a: Value, b: Any) -> Value:
+        return a._with(b, np.minimum)
+
+    def most(self, a: Value, b: Any) -> Value:
+        return a._with(b, np.fmax if a.value.dtype == np.float32 else np.maximum)
+
+    def as_float(self, bits: Value) -> Value:
+        return Value(np.asarray(bits.value & 0xFFFFFFFF, np.uint32).view(np.float32))
+
+    def as_bits(self, number: Value) -> Value:
+        return Value(np.asarray(number.value, np.float32).view(np.uint32).astype(np.int64))
+
+    def absolute(self, a: Value) -> Value:
+        return Value(np.abs(a.value))
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        with np.errstate(all="ignore"):
+            return Value((a.value.astype(np.float64) * b.value + c.value).astype(np.float32))
+
+    def exp(self, a: Value) -> Value:
+        with np.errstate(all="ignore"):
+            return Value(np.exp(a.value))
+
+    def reciprocal_root(self, a: Value) -> Value:
+        with np.errstate(all="ignore"):
+            return Value((1 / np.sqrt(a.value)).astype(np.float32))
+
+    def rounded(self, a: Value) -> Value:
+        import ml_dtypes
+
+        with np.errstate(all="ignore"):
+            return Value(np.asarray(a.value, ml_dtypes.bfloat16).astype(np.float32))
+
+    def permute(self, a: Value, b: Value, selector: int) -> Value:
+        both, out = (a.value & 0xFFFFFFFF) | ((b.value & 0xFFFFFFFF) << 32), 0
+        both = np.asarray(both).astype(np.uint64)
+        for k in range(4):
+            byte = np.uint64((selector >> (4 * k)) & 7) * np.uint64(8)
+            out = out | (((both >> byte) & np.uint64(0xFF)) << np.uint64(8 * k))
+        return Value(np.asarray(out).astype(np.int64))
+
+    def halves(self, low: Value, high: Value) -> Value:
+        with np.errstate(all="ignore"):
+            bits = [np.asarray(v.value, np.float16).view(np.uint16).astype(np.int64) for v in (low, high)]
+        return Value(bits[0] | (bits[1] << 16))
+
+    def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        warps, lane = self.lanes // WARP, np.arange(WARP)
+        g, q = lane // 4, lane % 4
+
+        def numbers(words: Sequence[Value]) -> list[np.ndarray]:
+            out = []
+            for word in words:
+                bits = np.broadcast_to(word.value, self.lanes).reshape(warps, WARP)
+                for half in (bits & 0xFFFF, (bits >> 16) & 0xFFFF):
+                    half = half.astype(np.uint16)
+                    wide = half.view(np.float16) if dtype == "f16" else (half.astype(np.uint32) << 16).view(np.float32)
+                    out.append(wide.astype(np.float64))
+            return out
+
+        left, right = np.zeros((warps, 16, 16)), np.zeros((warps, 16, 8))
+        for i, values in enumerate(numbers(a)):
+            left[:, g + 8 * (i // 2 % 2), 2 * q + i % 2 + 8 * (i // 4)] = values
+        for i, values in enumerate(numbers(b)):
+            right[:, 2 * q + i % 2 + 8 * (i // 2), g] = values
+        with np.errstate(all="ignore"):
+            product = left @ right
+            return [
+                Value((c[i].value + product[:, g + 8 * (i // 2), 2 * q + i % 2].reshape(-1)).astype(np.float32))
+                for i in range(4)
+            ]
+
+    def highest(self, word: Value) -> Value:
+        return Value(np.repeat(np.broadcast_to(word.value, self.lanes).reshape(-1, WARP).max(1), WARP))
+
+    def exchange(self, number: Value, distance: int) -> Value:
+        return Value(np.broadcast_to(number.value, self.lanes)[np.arange(self.lanes) ^ distance])
+
+    def sum_before(self, word: Value) -> Value:
+        warps = np.broadcast_to(word.value, self.lanes).reshape(-1, WARP)
+        return Value((warps.cumsum(1) - warps).reshape(-1))
+
+    def sum_of_warp(self, word: Value) -> Value:
+        return Value(np.repeat(np.broadcast_to(word.value, self.lanes).reshape(-1, WARP).sum(1), WARP))
+
+    def opaque(self, value: int) -> Value:
+        return self.integer(value)
+
+    def sync(self) -> None:
+        pass
+
+    def _words(self, address: Value, words: int, on: np.ndarray) -> list[Value]:
+        at = np.where(on, np.broadcast_to(address.value, self.lanes), 16)
+        self._check(at, 4 * words, self._starts[-1])
+        memory = self._memory.view(np.uint32)
+        return [Value(memory[at // 4 + k].astype(np.int64)) for k in range(words)]
+
+    @staticmethod
+    def _check(at: np.ndarray, width: int, end: int) -> None:
+        if (at < 0).any() or (at % width).any() or (at + width > end).any():
+            raise IndexError(f"an address that is misaligned to {width} bytes or outside of memory")
+
+    def load(self, address: Value) -> Value:
+        return self._words(address, 1, self._on)[0]
+
+    def load_two(self, address: Value) -> list[Value]:
+        return self._words(address, 2, self._on)
+
+    def load_four(self, address: Value) -> list[Value]:
+        return self._words(address, 4, self._on)
+
+    def load_bfloat16(self, address: Value) -> Value:
+        at = np.where(self._on, np.broadcast_to(address.value, self.lanes), 16)
+        self._check(at, 2, self._starts[-1])
+        return self.as_float(Value(self._memory.view(np.uint16)[at // 2].astype(np.int64) << 16))
+
+    def open_stream(self) -> None:
+        pass
+
+    def stream(self, address: Value, when: Value) -> list[Value]:
+        on = self._on & when.value
+        return [Value(np.where(on, w.value, 0)) for w in self._words(address, 4, on)]
+
+    def _put(self, memory: np.ndarray, address: Value, word: np.ndarray, width: int, when: Value) -> None:
+        on = self._on & when.value
+        at = np.broadcast_to(address.value, self.lanes)[on]
+        self._check(at, width, self._starts[-1])
+        memory[at // width] = np.broadcast_to(word, self.lanes)[on]
+
+    def store(self, address: Value, word: Value, when: Value) -> None:
+        bits = self.as_bits(word) if word.value.dtype == np.float32 else word
+        self._put(self._memory.view(np.uint32), address, bits.value.astype(np.uint32), 4, when)
+
+    def store_bfloat16(self, address: Value, number: Value, when: Value) -> None:
+        half = self.as_bits(number).value >> 16
+        self._put(self._memory.view(np.uint16), address, half.astype(np.uint16), 2, when)
+
+    def _place(self, address: Value, words: int, on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = np.where(on, np.broadcast_to(address.value, self.lanes), 0)
+        self._check(at, 4 * words, 4 * self._shared.shape[1])
+        return self._block, at // 4
+
+    def read(self, address: Value) -> Value:
+        block, at = self._place(address, 1, self._on)
+        return Value(self._shared[block, at].astype(np.int64))
+
+    def read_or_zero(self, address: Value, when: Value) -> Value:
+        on = self._on & when.value
+        block, at = self._place(address, 1, on)
+        return Value(np.where(on, self._shared[block, at], 0).astype(np.int64))
+
+    def read_four_or_zeros(self, address: Value, when: Value) -> list[Value]:
+        on = self._on & when.value
+        block, at = self._place(address, 4, on)
+        return [Value(np.where(on, self._shared[block, at + k], 0).astype(np.int64)) for k in range(4)]
+
+    def read_four(self, address: Value) -> list[Value]:
+        block, at = self._place(address, 4, self._on)
+        return [Value(self._shared[block, at + k].astype(np.int64)) for k in range(4)]
+
+    def write(self, address: Value, words: Sequence[Value], when: Value | None = None) -> None:
+        on = self._on if when is None else self._on & when.value
+        block, at = self._place(address, len(words), on)
+        for k, word in enumerate(words):
+            bits = self.as_bits(word) if word.value.dtype == np.float32 else word
+            self._shared[block[on], at[on] + k] = np.broadcast_to(bits.value, self.lanes)[on].astype(np.uint32)
+
+    def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
+        self.store(address, word, when)
+        self.store(address + 4, tag, when)
+
+    def poll(self, pairs: Sequence[Post], singles: Sequence[Post], tag: Value) -> list[Value]:
+        out = []
+        for i, (address, when) in enumerate([*pairs, *singles]):
+            on = self._on & when.value
+            found = self._words(address, 4 if i < len(pairs) else 2, on)
+            if any((mark.value != tag.value)[on].any() for mark in found[1::2]):
+                raise RuntimeError("a lane waits for something that nobody has posted")
+            out += [Value(np.where(on, word.value, 0)) for word in found[::2]]
+        return out
+
+    def choose(
+        self,
+        condition: Value,
+        kinds: str,
+        then: Callable[[], Sequence[Value]],
+        other: Callable[[], Sequence[Value]],
+    ) -> list[Value]:
+        found: list[Sequence[Value]] = []
+        for on, body in ((condition, then), (condition ^ True, other)):
+            self.when(on, lambda body=body: found.append(body()))
+        if len(found) == 1:
+            return list(found[0])
+        return [Value(np.where(condition.value, a.value, b.value)) for a, b in zip(*found, strict=True)]
+
+    def when(self, condition: Value, body: Callable[[], Any]) -> None:
+        before = self._on
+        self._on = before & condition.value
+        if self._on.any():
+            body()
+        self._on = before
+
+    def loop(
+        self, turns: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+    ) -> list[Value]:
+        before, now = self._on, list(carry)
+        for i in range(int(np.max(np.where(before, turns.value, 0), initial=0))):
+            self._on = before & (i < turns.value)
+            new = body(self.integer(i), now)
+            now = [Value(np.where(self._on, n.value, c.value)) for n, c in zip(new, now, strict=True)]
+        self._on = before
+        return now
