@@ -216,7 +216,7 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
     def step(params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, grouped: Any) -> Any:
         records: list[Record] = []
         logits, cache = kernel_token_logits(config, params, tokens, slot, start, cache, grouped, kind, records=records)
-        kept = [jnp.concatenate([r[g] for g in INPUT_GROUPS]) for r in records]
+        kept = [jnp.concatenate([r[g].sum(1) for g in INPUT_GROUPS]) for r in records]
         return jnp.argmax(logits, -1).astype(jnp.int32), cache, jnp.stack(kept)
 
     return step
@@ -238,11 +238,16 @@ def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> 
     }
     top = dict(sorted(rows.items(), key=lambda item: -item[1]["us"])[:14])
     per_block = 1e6 / tokens / config.num_blocks
-    product = sum(sum(t) for name, t in spent.items() if "sparse_product" in name) * per_block
+
+    def of(kernel: str) -> float:
+        return sum(sum(t) for name, t in spent.items() if kernel in name) * per_block
+
     return {
         "busy_us": sum(row["us"] for row in rows.values()),
         "launches": sum(row["launches"] for row in rows.values()),
-        "product_us_per_block": product,
+        "product_us_per_block": of("sparse_product"),
+        "fused_us_per_block": of("fused_block"),
+        "attention_us_per_block": of("decode_attention"),
         "kernels": top,
     }
 
@@ -268,7 +273,8 @@ def report(args: Arguments, device: str, runs: list[dict[str, Any]]) -> str:
             p = r["profile"]
             lines.append(
                 f"\n{r['run']}, batch {r['batch']}, context {r['context']}: {p['launches']:.0f} launches a token, "
-                f"{p['busy_us']:.0f} us in kernels; products {p['product_us_per_block']:.1f} us a block"
+                f"{p['busy_us']:.0f} us in kernels; a block: products on their own {p['product_us_per_block']:.1f} us, "
+                f"fused {p['fused_us_per_block']:.1f} us, attention {p['attention_us_per_block']:.1f} us"
             )
             lines += [f"- {name}: {k['launches']:.1f} launches, {k['us']:.1f} us" for name, k in p["kernels"].items()]
     return "\n".join(lines)

@@ -26,20 +26,18 @@ from device_time import PEAK_BANDWIDTH, measure
 from random_model import CONFIGS, calibrated, random_cache, random_params
 
 from kernels_pallas.decode_attention import splits_for
-from kernels_pallas.kept import Kept
 from kernels_pallas.sparse_linear.reference import dot
-from kernels_pallas.sparse_product import Config, Ring
+from kernels_pallas.sparse_product import Config
 from kernels_pallas.sparse_product.config import splits
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.loop import decode_implementation
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
-from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, product_configs
+from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, product_configs
 from wisparse_jax.models.forward import Cache, Params
 from wisparse_jax.models.quantise import quantise_params
 
 SPARE = 64  # slots of the cache beyond the context
 DENSE_BYTES, DENSE_RUNS = 400e6, 8  # of the weights of one dense chain, many times any cache, and how often it runs
-Configs = dict[str, Config | Ring]
+Configs = dict[str, Config]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +49,6 @@ class Arguments:
     batch: int = 1
     context: int = 512
     dtype: str = "bfloat16"
-    implementation: Literal["triton", "mosaic"] | None = None  # by default the faster one
     weights: Literal["stored", "int8"] = "stored"  # of the sparse products; the dense ones keep dtype
     steps: int = 16  # decode steps under the profiler
     json: bool = False  # one JSON object and nothing else
@@ -85,13 +82,11 @@ def benchmark(args: Arguments, config: LlamaConfig) -> list[dict[str, Any]]:
     joined = fused(params)[0]
     dense = {f"sparse_product {group}": dense_seconds(joined[group], args.batch) for group in INPUT_GROUPS}
     params = quantise_params(params) if args.weights == "int8" else params
-    mosaic = decode_implementation(thresholds, 1, args.implementation) == "mosaic"
-    configs = product_configs(config, params, args.batch, mosaic)
+    configs = product_configs(config, params, args.batch)
     seconds, kept = sparse_seconds(args, config, configs, params, group_thresholds(thresholds), cache)
     needed = bytes_needed(args, config, configs, kept)
-    labels = {f"sparse_product {g}": f"sparse_product {g}, mosaic" for g, c in configs.items() if isinstance(c, Ring)}
     peak = PEAK_BANDWIDTH.get(jax.devices()[0].device_kind)
-    return [row(labels.get(n, n), seconds[n], needed[n], peak, dense.get(n)) for n in seconds]
+    return [row(n, seconds[n], needed[n], peak, dense.get(n)) for n in seconds]
 
 
 def events_of(config: LlamaConfig) -> dict[str, str]:
@@ -109,10 +104,10 @@ def events_of(config: LlamaConfig) -> dict[str, str]:
 
 def one_step(config: LlamaConfig, how: dict[str, Any], params: Params, thresholds: Any, *token: Any) -> Any:
     """The next tokens, the cache, and the counts of each group's lists; `how` as `kernel_token_logits` takes it."""
-    records: list[dict[str, Kept]] = []
+    records: list[Record] = []
     logits, cache = kernel_token_logits(config, params, *token, thresholds=thresholds, records=records, **how)
     # Not summed here: the sum would be a kernel, and might run beside those that are timed.
-    return jnp.argmax(logits, -1).astype(jnp.int32), cache, {group: kept.counts for group, kept in records[0].items()}
+    return jnp.argmax(logits, -1).astype(jnp.int32), cache, records[0]
 
 
 def sparse_seconds(

@@ -1,9 +1,10 @@
-"""Find the fastest configurations of the sparse product on this GPU, inside the decode step that runs them.
+"""Find the fastest configurations of the sparse kernels on this GPU, inside the decode step that runs them.
 
     python scripts/tune_kernels.py --shapes llama-3.1-8b mistral-7b --batch 1 2 4
 
 writes `kernels_pallas/tuned/<device>.json`, adding to what is there. Each trial is a decode step of one block with one
-candidate for each of the four products; the profiler says how long each of them took, half of its rows kept.
+candidate for each of the four products, half of its rows kept, and the profiler says how long each of them took; for
+one sequence then a step of two blocks with one candidate for the fused block between their attentions.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,36 +27,33 @@ import tyro
 from device_time import measure
 from random_model import CONFIGS, calibrated, random_cache, random_params
 
-from kernels_pallas.implementation import mosaic_problem
-from kernels_pallas.sparse_product import Config, Ring, config_for
-from kernels_pallas.sparse_product.config import (
-    RING_COLUMNS,
-    heuristic,
-    ring_space,
-    search_space,
-    shape_key,
-    splits,
-    tuned_file,
-)
+from kernels_pallas.fused_block import FusedConfig
+from kernels_pallas.fused_block.config import config_for as fused_config_for
+from kernels_pallas.fused_block.config import heuristic as fused_heuristic
+from kernels_pallas.fused_block.config import search_space as fused_search_space
+from kernels_pallas.fused_block.config import shape_key as fused_shape_key
+from kernels_pallas.implementation import mosaic_problem, processors
+from kernels_pallas.sparse_product import Config, config_for
+from kernels_pallas.sparse_product.config import heuristic, search_space, shape_key, splits
+from kernels_pallas.tuned import tuned_file
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
-from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import fused_shape, fused_step_problem, group_thresholds, kernel_token_logits
 from wisparse_jax.models.quantise import quantise_params
 
 CONTEXT, STEPS = 512, 4
 PART_COST = 0.15e-6  # seconds that the kernel after a product spends on one more partial sum of it
-WORTH = 0.97  # of the Triton kernel's time that the Mosaic kernel may take to be chosen
-MOSAIC_COST = 0.65e-6  # seconds between a Mosaic kernel and its neighbours, which no kernel's own time shows
+Candidate = TypeVar("Candidate", Config, FusedConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Tune the sparse product."""
+    """Tune the sparse product and the fused block."""
 
     shapes: tuple[str, ...] = ("llama-3.1-8b",)  # files of configs/
     batch: tuple[int, ...] = (1,)
     dtype: str = "bfloat16"
     weights: Literal["stored", "int8"] = "stored"
-    trials: int = 40  # of each kind of kernel
+    trials: int = 40  # of each kernel
     most_splits: int = 16
     threads: int = 8  # compilations at once
     seed: int = 0
@@ -63,7 +61,7 @@ class Arguments:
 
 
 def main() -> None:
-    """Tune every group of every shape."""
+    """Tune every kernel for every shape."""
     args = tyro.cli(Arguments, description=__doc__)
     if jax.default_backend() != "gpu":
         sys.exit("tune_kernels: needs an NVIDIA GPU")
@@ -73,45 +71,44 @@ def main() -> None:
     tuned = {"triton": {}, "mosaic": {}, "microseconds": {}} | tuned
     for name in args.shapes:
         config = read_config(CONFIGS / f"{name}.json")
-        # One block's weights are many times the cache.
-        config = dataclasses.replace(config, num_blocks=1, windows=config.windows[:1])
         for batch in args.batch:
-            for key, times in tune(args, config, batch).items():
-                best = {kind: min(found, key=found.__getitem__) for kind, found in times.items() if found}
-                tuned["triton"][key] = dataclasses.asdict(best[Config])
-                tuned["mosaic"].pop(key, None)
-                if Ring in best and times[Ring][best[Ring]] < WORTH * times[Config][best[Config]]:
-                    tuned["mosaic"][key] = dataclasses.asdict(best[Ring])
-                tuned["microseconds"][key] = {
-                    name: round(times[kind][best[kind]] * 1e6, 2)
-                    for name, kind in (("triton", Config), ("mosaic", Ring))
-                    if kind in best
-                }
+            found: dict[str, dict[str, Any]] = {"triton": tune_products(args, first_blocks(config, 1), batch)}
+            if batch == 1:
+                found["mosaic"] = tune_fused(args, first_blocks(config, 2))
+            for kind, by_key in found.items():
+                for key, times in by_key.items():
+                    if not times:
+                        sys.exit(f"tune_kernels: {key}: no candidate compiled")
+                    best = min(times, key=times.__getitem__)
+                    tuned[kind][key] = dataclasses.asdict(best)
+                    tuned["microseconds"][key] = round(times[best] * 1e6, 2)
+                    print(f"{key}: {len(times)} tried", flush=True)
+                    for candidate in sorted(times, key=times.__getitem__)[:4]:
+                        print(f"  {times[candidate] * 1e6:.1f} us {candidate}", flush=True)
             tuned |= {"device": device, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d")}
             args.out.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(tuned, indent=1) + "\n", encoding="utf-8")
 
 
-def candidates(args: Arguments, size_in: int, sizes_out: tuple[int, ...], batch: int) -> list[Config | Ring]:
-    """What is in use now, the heuristic's configuration, the search space in random order, and then Mosaic's."""
+def first_blocks(config: LlamaConfig, blocks: int) -> LlamaConfig:
+    """A model of the shape's first blocks, each of whose weights are many times the cache."""
+    return dataclasses.replace(config, num_blocks=blocks, windows=config.windows[:blocks])
 
-    def few_splits(c: Config | Ring) -> bool:
-        return splits(c, size_in) <= args.most_splits
 
-    def chosen(first: list[Any], others: Iterable[Any]) -> list[Any]:
-        others = list(filter(few_splits, others))
-        random.Random(args.seed).shuffle(others)
-        every = [*first, *others]
-        return (every * args.trials)[: args.trials]
+def chosen(args: Arguments, first: list[Candidate], others: Iterable[Candidate]) -> list[Candidate]:
+    """As many candidates as trials: some first, and the others in random order."""
+    others = list(others)
+    random.Random(args.seed).shuffle(others)
+    every = list(dict.fromkeys([*first, *others]))
+    return (every * args.trials)[: args.trials]
 
+
+def candidates(args: Arguments, size_in: int, sizes_out: tuple[int, ...], batch: int) -> list[Config]:
+    """What is in use now, the heuristic's configuration, and the search space in random order."""
     dtype = weight_dtype(args)
-    now = [config_for(size_in, sizes_out, batch, dtype, mosaic) for mosaic in (False, True)]
-    configs = chosen(
-        [now[0], heuristic(size_in, sizes_out, batch, dtype.itemsize)], search_space(size_in, sizes_out, batch)
-    )
-    if batch > 1 or dtype.name not in RING_COLUMNS or mosaic_problem() is not None:
-        return configs
-    return configs + chosen([c for c in now if isinstance(c, Ring)], ring_space(size_in, sizes_out, dtype))
+    first = [config_for(size_in, sizes_out, batch, dtype), heuristic(size_in, sizes_out, batch, dtype.itemsize)]
+    few = (c for c in search_space(size_in, sizes_out, batch) if splits(c, size_in) <= args.most_splits)
+    return chosen(args, first, few)
 
 
 def weight_dtype(args: Arguments) -> np.dtype:
@@ -119,52 +116,77 @@ def weight_dtype(args: Arguments) -> np.dtype:
     return jnp.dtype("int8" if args.weights == "int8" else args.dtype)
 
 
-def tune(args: Arguments, config: LlamaConfig, batch: int) -> dict[str, dict[type, dict[Config | Ring, float]]]:
-    """The seconds of each product of a block, by its key, kind of kernel and configuration."""
+def step_inputs(args: Arguments, config: LlamaConfig, batch: int) -> tuple[Any, ...]:
+    """Random weights, a token, its place, a full cache, and thresholds that skip half."""
     params = random_params(config, args.dtype)
     cache = random_cache(config, batch, CONTEXT + 64, params["embed"].dtype)
     thresholds = group_thresholds(calibrated(config, params, cache, CONTEXT, batch, 0.5))
-    if args.weights == "int8":
-        params = quantise_params(params)
-    shapes = {
-        g: (config.layer_shapes[names[0]][0], tuple(config.layer_shapes[n][1] for n in names))
-        for g, names in INPUT_GROUPS.items()
-    }
-    tried = {g: candidates(args, *shape, batch) for g, shape in shapes.items()}
-    trials = range(min(map(len, tried.values())))
+    params = quantise_params(params) if args.weights == "int8" else params
     start, tokens = jnp.zeros(batch, jnp.int32), jnp.arange(5, 5 + batch, dtype=jnp.int32)
-    inputs = (params, tokens, jnp.int32(CONTEXT), start, cache, thresholds)
+    return params, tokens, jnp.int32(CONTEXT), start, cache, thresholds
 
-    def compiled(trial: int) -> Any:
-        step = functools.partial(kernel_token_logits, config, configs={g: tried[g][trial] for g in shapes})
+
+def trials(
+    args: Arguments, steps: list[Callable[..., Any]], inputs: tuple[Any, ...]
+) -> Iterable[tuple[int, dict[str, list[float]]]]:
+    """The seconds of every launch of each step that compiles, by kernel."""
+
+    def compiled(step: Callable[..., Any]) -> Any:
         try:
             return jax.jit(step).lower(*inputs).compile()
         except Exception as error:  # what the compiler refuses is not a candidate
             return error
 
-    times: dict[str, dict[type, dict[Config | Ring, float]]] = {g: {Config: {}, Ring: {}} for g in shapes}
     with ThreadPoolExecutor(args.threads) as pool:
-        programs = list(pool.map(compiled, trials))
+        programs = list(pool.map(compiled, steps))
     for trial, program in enumerate(programs):
         if isinstance(program, Exception):
             print(f"skipped trial {trial}: {str(program).splitlines()[0][:160]}", file=sys.stderr)
             continue
         jax.block_until_ready(program(*inputs))
-        spent = measure(functools.partial(_steps, program, inputs))
+        yield trial, measure(functools.partial(_steps, program, inputs))
+
+
+def tune_products(args: Arguments, config: LlamaConfig, batch: int) -> dict[str, dict[Config, float]]:
+    """The seconds of each product of a block, by its key and configuration."""
+    shapes = {
+        g: (config.layer_shapes[names[0]][0], tuple(config.layer_shapes[n][1] for n in names))
+        for g, names in INPUT_GROUPS.items()
+    }
+    tried = {g: candidates(args, *shape, batch) for g, shape in shapes.items()}
+    steps = [
+        functools.partial(kernel_token_logits, config, configs={g: tried[g][i] for g in shapes})
+        for i in range(args.trials)
+    ]
+    times: dict[str, dict[Config, float]] = {g: {} for g in shapes}
+    for trial, spent in trials(args, steps, step_inputs(args, config, batch)):
         for group, (size_in, sizes_out) in shapes.items():
-            name = f"sparse_product_{size_in}x{sum(sizes_out)}"
+            name, candidate = f"sparse_product_{size_in}x{sum(sizes_out)}", tried[group][trial]
             events = [t for kernel, launches in spent.items() if name in kernel for t in launches]
-            candidate = tried[group][trial]
-            cost = PART_COST * splits(candidate, size_in)
-            cost += MOSAIC_COST if isinstance(candidate, Ring) else 0.0
-            times[group][type(candidate)][candidate] = float(np.median(events)) + cost
-    keyed = {shape_key(*shapes[group], batch, weight_dtype(args).itemsize): found for group, found in times.items()}
-    for key, kinds in keyed.items():
-        every = kinds[Config] | kinds[Ring]
-        print(f"{key}: {len(every)} tried", flush=True)
-        for candidate in sorted(every, key=every.__getitem__)[:4]:
-            print(f"  {every[candidate] * 1e6:.1f} us {candidate}", flush=True)
-    return keyed
+            times[group][candidate] = float(np.median(events)) + PART_COST * splits(candidate, size_in)
+    return {shape_key(*shapes[group], batch, weight_dtype(args).itemsize): found for group, found in times.items()}
+
+
+def tune_fused(args: Arguments, config: LlamaConfig) -> dict[str, dict[FusedConfig, float]]:
+    """The seconds of two launches, the last without q, k and v, and of an attention, by the fused block's key."""
+    inputs = step_inputs(args, config, 1)
+    problem = mosaic_problem() or fused_step_problem(config, inputs[0], 1)
+    if problem is not None:
+        print(f"the fused block {problem}", file=sys.stderr)
+        return {}
+    shape, blocks = fused_shape(config, inputs[0], 1), processors()
+    first = [fused_config_for(shape, blocks), fused_heuristic(shape, blocks)]
+    tried = chosen(args, first, fused_search_space(shape, blocks, weight_dtype(args)))
+    steps = [
+        functools.partial(kernel_token_logits, config, implementation="mosaic", fused_config=candidate)
+        for candidate in tried
+    ]
+    times = {}
+    for trial, spent in trials(args, steps, inputs):
+        # The attention of the second block adds up the splits of q, k and v.
+        kernels = [launches for name, launches in spent.items() if "fused_block" in name or "attention" in name]
+        times[tried[trial]] = sum(map(sum, kernels)) / STEPS
+    return {fused_shape_key(shape): times}
 
 
 def _steps(program: Any, inputs: tuple[Any, ...]) -> list[Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.fused_block.config import COUNTED, Config, Shape, heuristic, problem, products
+from kernels_pallas.fused_block.config import config_for, problem
 from kernels_pallas.fused_block.launch import exchange_shape, launch_mosaic, launch_simulated
+from kernels_pallas.fused_block.layout import COUNTED, FusedConfig, FusedShape, products
 from kernels_pallas.fused_block.reference import fused_block_reference
 from kernels_pallas.implementation import choose, processors
 
@@ -18,7 +19,7 @@ NAMES = {"attn_out": ["o"], "mlp_in": ["gate", "up"], "mlp_mid": ["down"], "attn
 LIMITS = {"attn_out": "limits_out", "mlp_in": "limits_mlp", "mlp_mid": "limits_down", "attn_in": "limits_next"}
 
 
-def block_shape(layers: Layers, heads: int, attention_splits: int, eps: float) -> Shape:
+def block_shape(layers: Layers, heads: int, attention_splits: int, eps: float) -> FusedShape:
     """What a kernel for these layers is compiled for: o, gate, up, down, and q, k and v of the next block if any.
 
     Args:
@@ -28,7 +29,7 @@ def block_shape(layers: Layers, heads: int, attention_splits: int, eps: float) -
         eps: of the norms.
     """
     next_ = [layers[n]["kernel"].shape[1] for n in "qkv"] if "q" in layers else []
-    return Shape(
+    return FusedShape(
         hidden=layers["o"]["kernel"].shape[1],
         intermediate=layers["gate"]["kernel"].shape[1],
         attended=layers["o"]["kernel"].shape[0],
@@ -41,14 +42,14 @@ def block_shape(layers: Layers, heads: int, attention_splits: int, eps: float) -
     )
 
 
-def fused_block_problem(shape: Shape, batch: int, weights: Any, activations: Any) -> str | None:
+def fused_block_problem(shape: FusedShape, batch: int, weights: Any, activations: Any) -> str | None:
     """Why the kernel cannot run such a block, if it cannot."""
-    return problem(shape, heuristic(shape, processors()), batch, weights, activations)
+    return problem(shape, config_for(shape, processors()), batch, weights, activations)
 
 
-def first_exchange(shape: Shape, config: Config | None = None) -> Int[Array, "posts 2"]:
+def first_exchange(shape: FusedShape, config: FusedConfig | None = None) -> Int[Array, "posts 2"]:
     """An exchange without posts, for any number of launches with tags of their own."""
-    return jnp.zeros(exchange_shape(shape, config or heuristic(shape, processors())), jnp.int32)
+    return jnp.zeros(exchange_shape(shape, config or config_for(shape, processors())), jnp.int32)
 
 
 def fused_block(
@@ -60,13 +61,13 @@ def fused_block(
     eps: float,
     exchange: Int[Array, "posts 2"] | None = None,
     tag: int | Int[Array, ""] = 1,
-    config: Config | None = None,
+    config: FusedConfig | None = None,
     implementation: str | None = None,
     interpret: bool = False,
 ) -> tuple[
     Float[Array, "1 hidden"],
     tuple[Float[Array, "parts 1 _"], ...],
-    dict[str, Int[Array, " layers"]],
+    dict[str, Int[Array, "_ _"]],
     Int[Array, "posts 2"] | None,
 ]:
     """From the attention of one block to the q, k and v of the next, for one sequence, in one launch.
@@ -85,13 +86,13 @@ def fused_block(
         eps: of the norms.
         exchange: from `first_exchange` or an earlier launch; changed.
         tag: a number other than 0 that no launch since `first_exchange` had.
-        config: how the work is shared; None asks `heuristic`.
+        config: how the work is shared; None asks `config_for`.
         implementation: "mosaic", "xla" or None.
         interpret: simulate the kernel in NumPy, on any device.
 
     Returns:
         The new residual stream; partial sums of q, k and v in float32, or none; how many channels each layer of each
-        group kept; and the exchange.
+        group kept in each part of them; and the exchange.
 
     Raises:
         ValueError: an implementation that cannot run here.
@@ -99,10 +100,12 @@ def fused_block(
     if choose(implementation, interpret, ("mosaic", "xla")) == "xla":
         return *fused_block_reference(x, attention, layers, norms, limits, eps), exchange
     shape = block_shape(layers, attention[1].shape[2], attention[0].shape[1], eps)
-    config = config or heuristic(shape, processors())
+    config = config or config_for(shape, processors())
     weights = layers["o"]["kernel"].dtype
     if (reason := problem(shape, config, len(x), weights, x.dtype)) is not None:
         raise ValueError(f"implementation = 'mosaic': {reason}")
+    if not interpret and config.blocks > processors():
+        raise ValueError(f"{config}: expected at most {processors()} blocks, the processors of the device")
     expected = exchange_shape(shape, config)
     if exchange is None or exchange.shape != expected:
         found = None if exchange is None else exchange.shape
@@ -126,7 +129,7 @@ def fused_block(
     made, exchange = run(inputs, exchange, shape, config)
     kept = made["counts"]
     counts = {
-        group: kept[COUNTED[group] : COUNTED[group] + len(NAMES[group]), : product.splits].sum(1)
+        group: kept[COUNTED[group] : COUNTED[group] + len(NAMES[group]), : product.splits]
         for group, product in products(shape, config).items()
     }
     return made["new_x"], tuple(made[f"new_{n}"] for n in "qkv") if shape.sizes_next else (), counts, exchange

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas.fused_block.body import Block
-from kernels_pallas.fused_block.config import Config, Shape, most_splits, products, room, tasks
+from kernels_pallas.fused_block.layout import FusedConfig, FusedShape, most_splits, products, room, tasks
 from kernels_pallas.lanes.simulated import Simulated
 
 WARPGROUP = 128
 COUNTED = 7  # rows of the counts: o, gate, up, down, q, k, v
 
 
-def outputs(shape: Shape, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+def outputs(shape: FusedShape, config: FusedConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """What a launch makes beside the exchange."""
     made = {
         "new_x": jax.ShapeDtypeStruct((1, shape.hidden), jnp.bfloat16),
@@ -30,13 +30,13 @@ def outputs(shape: Shape, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     return made
 
 
-def exchange_shape(shape: Shape, config: Config) -> tuple[int, int]:
+def exchange_shape(shape: FusedShape, config: FusedConfig) -> tuple[int, int]:
     """Posts, of a float's bits and a tag each."""
     return room(shape, config).posts, 2
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "config"))
-def launch_mosaic(inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: Shape, config: Config) -> Any:
+def launch_mosaic(inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: FusedShape, config: FusedConfig) -> Any:
     """The outputs by name, and the exchange, which keeps its memory.
 
     Args:
@@ -82,7 +82,9 @@ def launch_mosaic(inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: S
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "config"))
-def launch_simulated(inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: Shape, config: Config) -> Any:
+def launch_simulated(
+    inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: FusedShape, config: FusedConfig
+) -> Any:
     """The same in NumPy, on the host."""
     inputs = dict(inputs) | {"tasks": jnp.asarray(tasks(shape, config))}
     names, made = list(inputs), outputs(shape, config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.select.api import select_attention, select_gated, select_norm
@@ -19,13 +18,13 @@ def fused_block_reference(
     norms: tuple[Array, Array | None],
     limits: Mapping[str, Array],
     eps: float,
-) -> tuple[Array, tuple[Array, ...], dict[str, Int[Array, "layers"]]]:
+) -> tuple[Array, tuple[Array, ...], dict[str, Int[Array, "_ _"]]]:
     """See `fused_block`."""
     how: dict[str, Any] = {"implementation": "xla"}
     counts = {}
 
     def multiply(group: str, kept: Any, names: str | list[str]) -> tuple[Array, ...]:
-        counts[group] = kept.counts.sum(1)
+        counts[group] = kept.counts
         some = [layers[name] for name in names]
         return sparse_product(kept, [w["kernel"] for w in some], [w.get("scale") for w in some], **how)
 
@@ -47,8 +46,3 @@ def fused_block_reference(
         return x + (y if bias is None else y + bias), (), counts
     x, kept = select_norm(x, parts, bias, norms[1], eps, limits["attn_in"], rows("attn_in"), **how)
     return x, multiply("attn_in", kept, ["q", "k", "v"]), counts
-
-
-def empty_exchange() -> Int[Array, "0 2"]:
-    """What stands for the exchange where none is needed."""
-    return jnp.zeros((0, 2), jnp.int32)

@@ -31,8 +31,8 @@ from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, h
 
 # One block's thresholds stacked by input group: group -> float32 [layers, in].
 GroupThresholds = dict[str, Float[Array, "layers _"]]
-# How many channels each layer of a group kept in any sequence: group -> int32 [layers].
-Record = dict[str, Int[Array, " layers"]]
+# How many channels each layer of a group kept in any sequence, in each part of them: group -> int32 [layers, parts].
+Record = dict[str, Int[Array, "_ _"]]
 
 
 def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
@@ -49,11 +49,12 @@ def product_configs(config: LlamaConfig, params: Params, batch: int) -> dict[str
 
 def fused_step_problem(config: LlamaConfig, params: Params, batch: int) -> str | None:
     """Why the "mosaic" step cannot run a model, if it cannot."""
-    shape = _fused_shape(config, params, 1)
+    shape = fused_shape(config, params, 1)
     return fused_block_problem(shape, batch, params["blocks"][0]["o"]["kernel"].dtype, params["embed"].dtype)
 
 
-def _fused_shape(config: LlamaConfig, params: Params, attention_splits: int) -> FusedShape:
+def fused_shape(config: LlamaConfig, params: Params, attention_splits: int) -> FusedShape:
+    """What the fused block is compiled for, in every block but the last."""
     layers = {name: params["blocks"][0][name] for name in LAYERS}
     return block_shape(layers, config.num_heads, attention_splits, config.norm_eps)
 
@@ -145,7 +146,7 @@ class _Step:
         blocks, eps, new = params["blocks"], self.config.norm_eps, []
         splits = splits_for(len(x), self.config.num_kv_heads, cache[0].keys.shape[1])
         # Zeroed in every step, so that a launch is told from the others by its block.
-        exchange = first_exchange(_fused_shape(self.config, params, splits), fused_config)
+        exchange = first_exchange(fused_shape(self.config, params, splits), fused_config)
         x, inputs = self.inputs(blocks[0], x, None, None, thresholds[0], records[0])
         for i, (block, limits) in enumerate(zip(blocks, thresholds, strict=True)):
             with jax.named_scope(f"block_{i}"):
@@ -206,7 +207,7 @@ class _Step:
         return self.configs[group].rows
 
     def multiply(self, block: Params, group: str, kept: Kept, record: Record) -> tuple[Array, ...]:
-        record[group] = kept.counts.sum(1)
+        record[group] = kept.counts
         layers = [block[name] for name in INPUT_GROUPS[group]]
         weights, scales = [layer["kernel"] for layer in layers], [layer.get("scale") for layer in layers]
         return sparse_product(kept, weights, scales, self.configs[group], **self.how)

@@ -1,0 +1,99 @@
+"""The last part of a phase: what becomes of the sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernels_pallas.fused_block.base import POST, Base
+from kernels_pallas.fused_block.layout import WARP
+
+
+class Results(Base):
+    """Hands a product on to the next phase."""
+
+    def hand_on(self, task: Any, total: Any) -> None:
+        """Post partial sums of the stream, or silu(gate) * up, or store partial sums of q, k and v."""
+        m, shape, at = self.m, self.shape, self.at
+        inside = self.thread < task.columns
+        column = task.first_column + m.least(self.thread, task.columns - 1)
+        m.when(self.gating, lambda: self.gate(task, total, column, inside))
+        part = m.select(self.merging, m.integer(self.room.exchange["out"]), m.integer(self.room.exchange["down"]))
+        where = at["exchange"] + (part + task.out + column) * POST
+        m.post(where, m.as_bits(total), self.tag, inside & self.adding)
+        if shape.sizes_next:
+            new = [at[f"new_{n}"] for n in "qkv"]
+            where = self.by_phase(new[0], new[0], new[0], new, task) + (task.out + column) * 4
+            m.store(where, m.as_bits(total), inside & self.last)
+
+    def gate(self, task: Any, total: Any, column: Any, inside: Any) -> None:
+        """Both products in bfloat16 with their biases, their sum's silu, and a post for every two columns."""
+        m = self.m
+        m.write(self.place("terms", self.thread), [m.as_bits(total)])
+        m.sync()
+        mine = m.least(self.thread, task.columns - 1)
+        both = [m.as_float(m.read(self.place("terms", mine + task.columns * k))) for k in range(2)]
+        for k, layer in enumerate(("gate", "up")):
+            both[k] = m.rounded(both[k])
+            if layer in self.shape.biases:
+                both[k] = m.rounded(both[k] + m.load_bfloat16(self.at[f"bias_{layer}"] + column * 2))
+        gate, up = both
+        hidden = m.rounded(gate / (m.exp(gate * -1.0) + 1.0) * up)
+        word = self.pair(hidden)
+        m.post(self.post_of("gated", column // 2), word, self.tag, inside & (self.thread % 2).equals(0))
+
+    def pair(self, number: Any) -> Any:
+        """This lane's bfloat16 below the next lane's, in a word; for even lanes."""
+        m = self.m
+        return (m.as_bits(number) >> 16) | (m.as_bits(m.exchange(number, 1)) & -65536)
+
+    def add(self) -> None:
+        """Add a product's partial sums to the stream, each block for channels of its own, and post it."""
+        m, room, lanes, hidden = self.m, self.room, self.room.own_lanes, self.shape.hidden
+        splits = m.select(self.merging, *(m.integer(n) for n in self.added_splits()))
+        part = m.select(self.merging, m.integer(room.exchange["out"]), m.integer(room.exchange["down"]))
+        split, place = self.thread // lanes, self.thread % lanes
+        channel = m.least(self.block * room.own + place, hidden - 1)
+
+        def fetch() -> None:
+            where = self.at["exchange"] + (part + split * hidden + channel) * POST
+            m.write(self.place("terms", self.thread), m.poll([], [(where, self.always)], self.tag))
+
+        m.when(split < splits, fetch)
+        m.sync()
+        m.when(self.thread < lanes, lambda: self.add_own(splits))
+
+    def added_splits(self) -> tuple[int, int]:
+        """Of o and of down."""
+        cuts = self.cuts
+        return cuts["attn_out"].splits, cuts["mlp_mid"].splits
+
+    def add_own(self, splits: Any) -> None:
+        """The first warps add up the terms."""
+        m, room, lanes = self.m, self.room, self.room.own_lanes
+        most = max(self.added_splits())
+        terms = [
+            m.as_float(m.read_or_zero(self.place("terms", self.thread + lanes * s), m.integer(s) < splits))
+            for s in range(most)
+        ]
+        total = m.rounded(self.sum(terms))
+        for layer, here in (("o", self.merging), ("down", self.adding & (self.merging ^ True))):
+            if layer in self.shape.biases:
+                bias = m.load_bfloat16(self.at[f"bias_{layer}"] + self.owned * 2)
+                total = m.select(here, m.rounded(total + bias), total)
+        stream = m.rounded(m.as_float(m.read(self.place("stream", self.thread))) + total)
+        m.write(self.place("stream", self.thread), [m.as_bits(stream)])
+        m.store_bfloat16(self.at["new_x"] + self.owned * 2, stream, self.owns)
+        names = ("middle", "middle squares"), ("stream", "stream squares")
+        (first, squares) = (
+            m.select(self.merging, m.integer(room.exchange[names[0][k]]), m.integer(room.exchange[names[1][k]]))
+            for k in range(2)
+        )
+        word = self.pair(stream)
+        where = self.at["exchange"] + (first + self.owned // 2) * POST
+        m.post(where, word, self.tag, self.owns & (self.thread % 2).equals(0))
+        square = m.select(self.owns, stream * stream, m.number(0.0))
+        for distance in (16, 8, 4, 2, 1):
+            square = square + m.exchange(square, distance)
+        index = self.block * (lanes // WARP) + self.warp
+        where = self.at["exchange"] + (squares + index) * POST
+        m.post(where, m.as_bits(square), self.tag, self.lane.equals(0) & (index < room.squares))

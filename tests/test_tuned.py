@@ -1,0 +1,44 @@
+"""The files of tuned values hold what the kernels run."""
+
+import json
+from importlib import resources
+
+import pytest
+
+from kernels_pallas.fused_block import FusedConfig, FusedShape
+from kernels_pallas.fused_block.config import config_for as fused_config_for
+from kernels_pallas.fused_block.config import heuristic as fused_heuristic
+from kernels_pallas.fused_block.config import problem, search_space, shape_key
+from kernels_pallas.sparse_product import Config, config_for
+from kernels_pallas.sparse_product.config import valid
+from kernels_pallas.tuned import tuned, tuned_file
+
+FILES = [f for f in (resources.files("kernels_pallas") / "tuned").iterdir() if f.name.endswith(".json")]
+SHAPE = FusedShape(4096, 14336, 4096, 32, 16, (4096, 1024, 1024), 2, 1e-5, ())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
+def test_values_are_ones_that_run(file):
+    found = json.loads(file.read_text())
+    assert found["triton"] and tuned_file(found["device"]) == file.name
+    for key, fields in found["triton"].items():
+        shape, _, batch, _, width = key.split()
+        assert valid(Config(**fields), int(batch))
+        size_in, sizes = shape.split("x")
+        sizes = tuple(int(n) for n in sizes.split("+"))
+        dtype = {"1": "int8", "2": "bfloat16", "4": "float32"}[width]
+        assert config_for(int(size_in), sizes, int(batch), dtype, found["device"]) == Config(**fields)
+    for fields in found["mosaic"].values():
+        FusedConfig(**fields)
+
+
+def test_a_device_without_values_gets_the_heuristics():
+    assert tuned("a device without tuned values", "mosaic") == {}
+    assert fused_config_for(SHAPE, 132, "a device without tuned values") == fused_heuristic(SHAPE, 132)
+    assert shape_key(SHAPE) == "4096-4096-14336 bytes 2"
+
+
+def test_the_search_space_of_the_fused_block_holds_what_runs():
+    configs = list(search_space(SHAPE, 132, "bfloat16"))
+    assert len(configs) > 50 and len(set(configs)) == len(configs)
+    assert all(problem(SHAPE, c, 1, "bfloat16", "bfloat16") is None for c in configs)
