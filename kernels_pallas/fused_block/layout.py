@@ -172,7 +172,7 @@ class Room:
     """Where things are in shared memory, in bytes, and in the exchange, in posts of 8 bytes."""
 
     lists: int  # of kept channels
-    capacity: int  # entries of a list
+    second: int  # entries after which the list of up begins
     turns: int  # fours of channels that a lane looks at
     counts: int  # of kept channels, of each turn and warp
     sums: int  # of the lanes
@@ -229,6 +229,6 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
         exchange[name] = posts
         posts += -(-size // LOAD) * LOAD
     return Room(
-        **at, capacity=capacity, turns=turns, shared=shared, own=own, own_lanes=own_lanes, squares=squares,
+        **at, second=cuts["mlp_in"].channels, turns=turns, shared=shared, own=own, own_lanes=own_lanes, squares=squares,
         exchange=exchange, posts=posts,
     )  # fmt: skip

@@ -95,7 +95,7 @@ class Lists(Base):
         start = m.sum_of_warp(self.sum(lower)) + turn.before
 
         def some(layer: int) -> None:
-            place = ((start >> (16 * layer)) & 0xFFFF) + layer * self.room.capacity
+            place = ((start >> (16 * layer)) & 0xFFFF) + layer * self.room.second
             for k, entry in enumerate(turn.entries):
                 bit = (turn.mask >> (TURN * layer + k)) & 1
                 m.write(self.place("lists", place), [entry], bit.equals(1))

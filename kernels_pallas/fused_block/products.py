@@ -65,7 +65,7 @@ class Products(Base):
             second = turn >= turns[0]
             own = m.select(second, turn - turns[0], turn)
             count = m.select(idle, m.integer(0), m.select(second, counts[1], counts[0]))
-            start = self.place("lists", m.select(second, m.integer(self.room.capacity), m.integer(0)))
+            start = self.place("lists", m.select(second, m.integer(self.room.second), m.integer(0)))
             base = m.select(second, at_up, weight) + offset
             out = []
             for u in range(unroll):
