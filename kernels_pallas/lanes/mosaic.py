@@ -209,6 +209,7 @@ class Mosaic:
 
     def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
         """A word and a tag, in one store of 8 bytes, for whoever polls for the tag."""
+        # The hardware keeps aligned 8 bytes of a vector store together, as libraries of collectives rely on.
         self._emit("@$3 st.relaxed.gpu.global.v2.b32 [$0], {$1, $2};", address, word, tag, when)
 
     def poll(self, pairs: Sequence[Post], singles: Sequence[Post], tag: Value) -> list[Value]:
