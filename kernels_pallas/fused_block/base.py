@@ -15,8 +15,7 @@ POST = 8  # bytes
 class Turn:
     """Four channels of a lane, as integers and conditions of it, and what becomes of them."""
 
-    first: Any  # place in the split
-    place: Any  # the same, or the last ones
+    place: Any  # in the split, or the last ones
     channel: Any
     active: Any  # whether any lane of the warp has channels
     real: Any  # whether this lane has

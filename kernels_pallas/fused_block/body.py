@@ -8,9 +8,9 @@ All blocks of threads run at once and walk through the same phases, one product 
     q, k and v            of the stream, normed for the next block  -> partial sums for its attention
 
 A phase lists the channels that its layers keep, then multiplies one tile of columns with the channels of one split.
-The lanes stand side by side over the tile's vectors of 16 bytes, in as many rows as there are lanes for; what they
-read they add up in registers. All phases run the same instructions in a loop: a launch runs each phase once, and
-instructions that are not in the processor's cache have to be fetched like the weights.
+Fours of lanes stand side by side over the tile's vectors of 16 bytes, in as many rows as there are lanes for; what they
+read goes from registers to the tensor cores. All phases run the same instructions in a loop: a launch runs each phase
+once, and instructions that are not in the processor's cache have to be fetched like the weights.
 
 Where a phase needs what all blocks made in the phase before, values travel through device memory as posts: eight bytes
 that hold a word and a tag, written and read in one piece, so that who finds the tag has the value, and no barrier is

@@ -75,7 +75,7 @@ class Inputs(Base):
 
             # On their way before anything is waited for.
             *limits, a, b = m.choose(active, "i" * (2 * TURN + 2), words, lambda: [zero] * (2 * TURN + 2))
-            turns.append(Turn(first, place, channel, active, first < task.channels, limits, [a, b]))
+            turns.append(Turn(place, channel, active, first < task.channels, limits, [a, b]))
         kinds = "i" * (TURN // 2 * len(turns)) + "f"
         *values, square = m.choose(
             self.merging, kinds, lambda: self.recall(turns), lambda: self.receive(task, turns)

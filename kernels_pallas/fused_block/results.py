@@ -64,8 +64,7 @@ class Results(Base):
 
     def added_splits(self) -> tuple[int, int]:
         """Of o and of down."""
-        cuts = self.cuts
-        return cuts["attn_out"].splits, cuts["mlp_mid"].splits
+        return self.cuts["attn_out"].splits, self.cuts["mlp_mid"].splits
 
     def add_own(self, splits: Any) -> None:
         """The first warps add up the terms."""
