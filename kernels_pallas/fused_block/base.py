@@ -77,6 +77,12 @@ class Base:
         layer = m.select(task.layer.equals(0), inputs[0], m.select(task.layer.equals(1), inputs[1], inputs[2]))
         return m.select(self.last, layer, chosen)
 
+    def sum_of_warp(self, number: Any) -> Any:
+        """The sum of the floats of the lanes of the warp, in every lane."""
+        for distance in (16, 8, 4, 2, 1):
+            number = number + self.m.exchange(number, distance)
+        return number
+
     @staticmethod
     def sum(terms: Sequence[Any]) -> Any:
         """Of values, two and two."""

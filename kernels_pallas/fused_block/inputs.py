@@ -82,14 +82,9 @@ class Inputs(Base):
         )  # fmt: skip
         for number, turn in enumerate(turns):
             turn.values = values[TURN // 2 * number : TURN // 2 * (number + 1)]
-
-        def of_warp() -> list[Any]:
-            total = square
-            for distance in (16, 8, 4, 2, 1):
-                total = total + m.exchange(total, distance)
-            return [total]
-
-        (square,) = m.choose(self.warp * WARP < self.room.squares, "f", of_warp, lambda: [m.number(0.0)])
+        (square,) = m.choose(
+            self.warp * WARP < self.room.squares, "f", lambda: [self.sum_of_warp(square)], lambda: [m.number(0.0)]
+        )
         m.write(self.place("warps", self.warp), [m.as_bits(square)], self.lane.equals(0))
         m.sync()
         return turns

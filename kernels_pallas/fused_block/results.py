@@ -90,9 +90,7 @@ class Results(Base):
         word = self.pair(stream)
         where = self.at["exchange"] + (first + self.owned // 2) * POST
         m.post(where, word, self.tag, self.owns & (self.thread % 2).equals(0))
-        square = m.select(self.owns, stream * stream, m.number(0.0))
-        for distance in (16, 8, 4, 2, 1):
-            square = square + m.exchange(square, distance)
+        square = self.sum_of_warp(m.select(self.owns, stream * stream, m.number(0.0)))
         index = self.block * (lanes // WARP) + self.warp
         where = self.at["exchange"] + (squares + index) * POST
         m.post(where, m.as_bits(square), self.tag, self.lane.equals(0) & (index < room.squares))

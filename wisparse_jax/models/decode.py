@@ -87,9 +87,8 @@ def kernel_token_logits(
     step = _Step(config, configs, how, where.cos[:, 0], where.sin[:, 0], slot, start)
     kept_counts: list[Record] = [{} for _ in params["blocks"]] if records is None else records
     kept_counts.extend({} for _ in range(config.num_blocks - len(kept_counts)))
-    run = step.fused if implementation == "mosaic" else step.separate
-    arguments = {} if implementation != "mosaic" else {"fused_config": fused_config}
-    x, new = run(params, params["embed"][tokens], cache, thresholds, kept_counts, **arguments)
+    arguments = params, params["embed"][tokens], cache, thresholds, kept_counts
+    x, new = step.fused(*arguments, fused_config) if implementation == "mosaic" else step.separate(*arguments)
     return head(params, rms_norm(x, params["norm"], config.norm_eps)), new
 
 
