@@ -12,6 +12,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+def pytest_runtest_setup(item):
+    """Most tests compile for longer than they run; on a CPU only the long ones are worth XLA's optimisations."""
+    quick = jax.default_backend() == "cpu" and item.get_closest_marker("long") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
 @pytest.fixture(scope="session")
 def repository():
     """The checkout."""
