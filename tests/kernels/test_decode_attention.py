@@ -10,7 +10,8 @@ from kernels_pallas.select.reference import merge_reference
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    # NumPy's numbers: JAX's would compile for every shape.
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 def problem(batch, kv_heads, group, dim, slots, slot, dtype, biased=False, normed=False, window=None) -> Any:
