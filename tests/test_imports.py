@@ -31,3 +31,13 @@ def test_every_public_name_exists():
         assert getattr(wisparse_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = wisparse_jax.nonsense
+
+
+def test_whatever_states_shapes_is_checked(repository, pytestconfig):
+    """The modules are named one by one in pyproject.toml, so that a new one could be forgotten."""
+    checked = pytestconfig.getoption("jaxtyping_packages").split(",")
+    for package in ("kernels_pallas", "wisparse_jax"):
+        for file in (repository / package).rglob("*.py"):
+            name = ".".join(file.relative_to(repository).with_suffix("").parts)
+            if "from jaxtyping import" in file.read_text(encoding="utf-8"):
+                assert any(name == one or name.startswith(f"{one}.") for one in checked), name

@@ -7,11 +7,7 @@ import pytest
 
 from kernels_pallas.decode_attention import HeadNorms, decode_attention, splits_for
 from kernels_pallas.select.reference import merge_reference
-
-
-def normal(seed, *shape):
-    # NumPy's numbers: JAX's would compile for every shape.
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+from wisparse_jax.testing import normal
 
 
 def problem(batch, kv_heads, group, dim, slots, slot, dtype, biased=False, normed=False, window=None) -> Any:

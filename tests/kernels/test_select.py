@@ -8,15 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels_pallas.select import select, select_attention, select_gated, select_norm
+from wisparse_jax.testing import normal
 
 EXAMPLES = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 XLA: dict[str, Any] = {"implementation": "xla"}
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    # NumPy's numbers: JAX's would compile for every shape.
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
 def kept_channels(lists):

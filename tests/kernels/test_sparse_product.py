@@ -11,17 +11,13 @@ from hypothesis import strategies as st
 from kernels_pallas.select import select
 from kernels_pallas.sparse_product import Config, config_for, sparse_product
 from kernels_pallas.sparse_product.config import heuristic, search_space, shape_key, valid
+from wisparse_jax.testing import normal
 
 EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CONFIG = Config(rows=32, lists=2, block_rows=16, block_columns=32, warps=4)
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-3, jnp.float16: 1e-3}
 
 XLA: dict[str, Any] = {"implementation": "xla"}
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    # NumPy's numbers: JAX's would compile for every shape.
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
 def exact(x, thresholds, weights, scales=None):
