@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import operator
@@ -9,8 +10,7 @@ import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,6 +41,7 @@ def convert(name: str | Path, out: Path) -> None:
     """Write a model as an Orbax checkpoint folder: its weights as stored, configuration and tokenizer.
 
     The folder appears whole or not at all: it is written beside `out` under another name, and renamed at the end.
+    An interruption takes effect once the weights on their way are written; nothing stays then.
 
     Args:
         name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
@@ -126,7 +127,7 @@ def _save(folder: Path, params: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
     # By path, not nested: then one tensor can be restored without the others.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+    with _signals_wait(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(folder.absolute(), args=ocp.args.PyTreeSave(flat(params)))
 
 
@@ -165,26 +166,42 @@ def _whole(out: Path) -> Iterator[Path]:
                 raise WisparseError(f"{out} exists already; nothing is overwritten")
             partial.rename(out)
     except BaseException:
-        for _ in range(50):  # Orbax's threads may still be writing
-            shutil.rmtree(partial, ignore_errors=True)
-            if not partial.exists():
-                break
-            time.sleep(0.1)
+        # After a failed write Orbax's threads may write on; Python waits for them before it runs this.
+        atexit.register(shutil.rmtree, partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-@contextlib.contextmanager
-def _termination_raises() -> Iterator[None]:
+def _termination_raises() -> contextlib.AbstractContextManager[None]:
     """SIGTERM as an exception, so that clean-up runs; Python does so for SIGINT (Ctrl-C) only."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    return _handled(stop, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM once the body has ended: Orbax's threads cannot be stopped, and would write on."""
+    came: list[int] = []
+    try:
+        with _handled(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
+            yield
+    finally:
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
+    """The handler of some signals while the body runs; only the main thread may, and need, set one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, old in previous.items():
+            signal.signal(number, old)
