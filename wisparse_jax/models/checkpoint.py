@@ -189,8 +189,8 @@ def _signals_wait() -> Iterator[None]:
         with _handled(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
             yield
     finally:
-        for number in came[:1]:
-            signal.raise_signal(number)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
