@@ -4,7 +4,7 @@
 
 writes `kernels_pallas/tuned/<device>.json`, adding to what is there. Each trial is a decode step of one block with one
 candidate for each of the four products, half of its rows kept, and the profiler says how long each of them took; for
-one sequence then a step of two blocks with one candidate for the fused block between their attentions.
+one sequence then a step of two blocks with one candidate for the launch of both.
 """
 
 from __future__ import annotations
@@ -168,14 +168,14 @@ def tune_products(args: Arguments, config: LlamaConfig, batch: int) -> dict[str,
 
 
 def tune_fused(args: Arguments, config: LlamaConfig) -> dict[str, dict[FusedConfig, float]]:
-    """The seconds of two launches, the last without q, k and v, and of an attention, by the fused block's key."""
+    """The seconds of a launch of two decoder blocks, by their key."""
     inputs = step_inputs(args, config, 1)
     problem = mosaic_problem() or fused_step_problem(config, inputs[0], 1)
     if problem is not None:
         print(f"the fused block {problem}", file=sys.stderr)
         return {}
-    shape, blocks = fused_shape(config, inputs[0], 1), processors()
-    first = [fused_config_for(shape, blocks), fused_heuristic(shape, blocks)]
+    shape, blocks, slots = fused_shape(config, inputs[0]), processors(), inputs[4][0].keys.shape[1]
+    first = [fused_config_for(shape, blocks, slots), fused_heuristic(shape, blocks, slots)]
     tried = chosen(args, first, fused_search_space(shape, blocks, weight_dtype(args)))
     steps = [
         functools.partial(kernel_token_logits, config, implementation="mosaic", fused_config=candidate)
@@ -183,9 +183,8 @@ def tune_fused(args: Arguments, config: LlamaConfig) -> dict[str, dict[FusedConf
     ]
     times = {}
     for trial, spent in trials(args, steps, inputs):
-        # The attention of the second block adds up the splits of q, k and v.
-        kernels = [launches for name, launches in spent.items() if "fused_block" in name or "attention" in name]
-        times[tried[trial]] = sum(map(sum, kernels)) / STEPS
+        launches = [t for name, own in spent.items() if "fused_block" in name for t in own]
+        times[tried[trial]] = float(np.median(launches))
     return {fused_shape_key(shape): times}
 
 

@@ -14,7 +14,7 @@ from kernels_pallas.sparse_product.config import valid
 from kernels_pallas.tuned import tuned, tuned_file
 
 FILES = [f for f in (resources.files("kernels_pallas") / "tuned").iterdir() if f.name.endswith(".json")]
-SHAPE = FusedShape(4096, 14336, 4096, 32, 16, (4096, 1024, 1024), 2, 1e-5, ())
+SHAPE = FusedShape(4096, 14336, 32, 8, 128, 2, 1e-5, (), False)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
@@ -34,8 +34,8 @@ def test_values_are_ones_that_run(file):
 
 def test_a_device_without_values_gets_the_heuristics():
     assert tuned("a device without tuned values", "mosaic") == {}
-    assert fused_config_for(SHAPE, 132, "a device without tuned values") == fused_heuristic(SHAPE, 132)
-    assert shape_key(SHAPE) == "4096-4096-14336 bytes 2"
+    assert fused_config_for(SHAPE, 132, 640, "a device without tuned values") == fused_heuristic(SHAPE, 132, 640)
+    assert shape_key(SHAPE) == "4096-14336 heads 32-8-128 bytes 2"
 
 
 def test_the_search_space_of_the_fused_block_holds_what_runs():

@@ -6,7 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from kernels_pallas.fused_block.layout import LOAD, WARP, FusedConfig, FusedShape, Product, Room, Task, products, room
+from kernels_pallas.fused_block.layout import (
+    LOAD,
+    PHASES,
+    WARP,
+    FusedConfig,
+    FusedShape,
+    Product,
+    Task,
+    entries,
+    products,
+)
+from kernels_pallas.fused_block.room import Room, room
 
 POST = 8  # bytes
 
@@ -30,24 +41,35 @@ class Turn:
 class Base:
     """What a block of threads knows of its launch. `at` has the address of every array by name."""
 
-    def __init__(self, m: Any, shape: FusedShape, config: FusedConfig, at: dict[str, Any], shared: Any):
-        self.m, self.shape, self.config, self.at = m, shape, config, at
+    def __init__(self, m: Any, shape: FusedShape, config: FusedConfig, depth: int, at: dict[str, Any], shared: Any):
+        self.m, self.shape, self.config, self.depth, self.at = m, shape, config, depth, at
         self.cuts: dict[str, Product] = products(shape, config)
         self.room: Room = room(shape, config)
+        self.entries = entries(shape)
         self.shared = shared
         self.each = LOAD // shape.item
         self.threads, self.warps = config.threads, config.threads // WARP
-        self.thread, self.block, self.warp = m.thread(), m.block(), m.warp()
+        self.block, self._thread, self._warp = m.block(), m.thread(), m.warp()
+        self.turn: Any = None  # of all decoder blocks' phases
+        self.first_tag: Any = None  # of the first decoder block
+        self.tag: Any = None  # of the decoder block that the phase is of
+        self.decoder: Any = None  # which one that is
+        self.opening: Any = None  # which phase it is
+        self.merging: Any = None
+        self.gating: Any = None
+        self.adding: Any = None
+        self.find_place()
+
+    def find_place(self) -> None:
+        """Who the lane is; anew, so that nothing that follows from it is kept in registers where it is not needed."""
+        m = self.m
+        self.thread, self.warp = m.again(self._thread), m.again(self._warp)
         self.lane = self.thread % WARP
         self.always = self.thread >= 0
         # The channel of the stream that the lane adds up, and whether it has one.
         own = self.block * self.room.own + self.thread
-        self.owned, self.owns = m.least(own, shape.hidden - 1), (self.thread < self.room.own) & (own < shape.hidden)
-        self.tag: Any = None  # of the launch, read first
-        self.merging: Any = None  # which phase it is
-        self.gating: Any = None
-        self.last: Any = None
-        self.adding: Any = None
+        hidden = self.shape.hidden
+        self.owned, self.owns = m.least(own, hidden - 1), (self.thread < self.room.own) & (own < hidden)
 
     def place(self, name: str, index: Any = 0) -> Any:
         """The address of a word of a part of shared memory."""
@@ -58,30 +80,54 @@ class Base:
         """The address of a post."""
         return self.at["exchange"] + (index + self.room.exchange[part]) * POST
 
-    def begin_phase(self, phase: Any) -> Any:
-        """Note which phase it is, and read the block's task in it."""
-        m, words = self.m, []
+    def go_to(self, turn: Any, first_tag: Any) -> None:
+        """Note which of all decoder blocks' phases comes, and the first of them's tag; each warp for itself."""
+        m = self.m
+        m.sync_warp()  # what stands there has been read
+        m.write(self.place("turns", self.warp * 2), [turn, first_tag], self.lane.equals(0))
+        m.sync_warp()
+
+    def begin_phase(self) -> Any:
+        """Note which phase it is, and who the lane is; the phase's number.
+
+        From shared memory, as what a register has to keep meanwhile is kept in device memory.
+        """
+        self.find_place()
+        self.turn, self.first_tag = self.m.read_two(self.place("turns", self.warp * 2))
+        phase, self.decoder = self.turn & (len(PHASES) - 1), self.turn >> (len(PHASES) // 2)
+        self.tag = self.first_tag + self.decoder
+        self.opening, self.merging, self.gating = phase.equals(0), phase.equals(1), phase.equals(2)
+        self.adding = (phase & 1).equals(1)
+        return phase
+
+    def task(self, phase: Any) -> Any:
+        """Read the block's task in a phase."""
+        words = []
         for k in range(0, len(Task._fields), 4):
-            words += m.read_four(self.place("tasks", phase * len(Task._fields) + k))
-        self.merging, self.gating = phase.equals(0), phase.equals(1)
-        self.last = phase.equals(3)
-        self.adding = self.merging | phase.equals(2)
+            words += self.m.read_four(self.place("tasks", phase * len(Task._fields) + k))
         return Task(*words)
 
-    def by_phase(self, o: Any, gate: Any, down: Any, inputs: Sequence[Any], task: Any) -> Any:
-        """What belongs to the phase, and of q, k and v to the layer."""
-        m = self.m
-        chosen = m.select(self.merging, o, m.select(self.gating, gate, down))
-        if not self.shape.sizes_next:
-            return chosen
-        layer = m.select(task.layer.equals(0), inputs[0], m.select(task.layer.equals(1), inputs[1], inputs[2]))
-        return m.select(self.last, layer, chosen)
+    def address(self, name: str, further: Any = 0) -> Any:
+        """Where the decoder block's array of this name is, or one that stands further behind it."""
+        return self.m.read_address(self.where(name, further))
+
+    def where(self, name: str, further: Any = 0) -> Any:
+        """Where that address stands in shared memory."""
+        row = self.shared + self.room.addresses + self.decoder * (8 * len(self.entries))
+        if not isinstance(further, int):
+            row, further = row + further * 8, 0
+        return row + 8 * (further + self.entries[name])
 
     def sum_of_warp(self, number: Any) -> Any:
         """The sum of the floats of the lanes of the warp, in every lane."""
         for distance in (16, 8, 4, 2, 1):
             number = number + self.m.exchange(number, distance)
         return number
+
+    def pair(self, number: Any) -> Any:
+        """This lane's bfloat16 below the next lane's, in a word; for even lanes."""
+        m = self.m
+        return (m.as_bits(number) >> 16) | (m.as_bits(m.exchange(number, 1)) & -65536)
 
     @staticmethod
     def sum(terms: Sequence[Any]) -> Any:

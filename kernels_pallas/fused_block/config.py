@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -14,16 +15,18 @@ from kernels_pallas.fused_block.layout import (
     LOAD,
     MOST_CHANNELS,
     QUAD,
+    QUERIES,
     SHARED_MEMORY,
-    TURN,
     WARP,
     FusedConfig,
     FusedShape,
     cut,
     products,
-    room,
 )
+from kernels_pallas.fused_block.room import room
 from kernels_pallas.tuned import tuned
+
+HEAD_DIMS = (32, 64, 128)
 
 
 def problem(
@@ -36,14 +39,20 @@ def problem(
     if batch != 1:
         return f"takes one sequence, found {batch}"
     each = LOAD // shape.item
-    columns = (shape.hidden, shape.intermediate, *shape.sizes_next)
+    columns = (shape.hidden, shape.intermediate, *shape.sizes_in)
     if any(n % each for n in columns):
         return f"takes columns in multiples of {each}, found {list(columns)}"
-    if shape.attended % (shape.heads * TURN):
-        return f"takes heads of a multiple of {TURN} features, found {shape.heads} in {shape.attended} features"
-    splits = (config.splits_out, config.splits_down, config.splits_in)
-    if max(splits) * max(1, len(shape.sizes_next)) > config.blocks or config.threads % WARP:
+    if shape.head_dim not in HEAD_DIMS or shape.heads % shape.kv_heads:
+        return f"takes heads of {HEAD_DIMS} features, as many to a key head, found {shape}"
+    if shape.group > min(QUERIES, config.threads // WARP):
+        return f"{config}: takes at most {QUERIES} queries to a key head and one a warp, found {shape.group}"
+    if 0 < len({"q", "k", "v"} & set(shape.biases)) < 3:
+        return f"takes biases of q, k and v or of none of them, found {list(shape.biases)}"
+    splits = (config.splits_in * len(shape.sizes_in), config.splits_out, config.splits_down)
+    if max(splits) > config.blocks or config.threads % WARP:
         return f"{config}: expected a block for every split and layer, and whole warps"
+    if shape.kv_heads * config.attention_splits > config.blocks:
+        return f"{config}: expected a block for every key head and split, found {shape.kv_heads} key heads"
     cuts, where = products(shape, config), room(shape, config)
     for group, p in cuts.items():
         wide = p.widest * each * (2 if group == "mlp_in" else 1)
@@ -62,39 +71,50 @@ def problem(
     return None
 
 
-def config_for(shape: FusedShape, blocks: int, device: str | None = None) -> FusedConfig:
+def config_for(shape: FusedShape, blocks: int, slots: int, device: str | None = None) -> FusedConfig:
     """The tuned configuration of the device for a block of such weights, or the heuristic's.
 
     Args:
         shape: of the block.
         blocks: at most one a processor of the device.
+        slots: of the cache.
         device: `jax.Device.device_kind`; None is the default device.
     """
     found = tuned(device, "mosaic").get(shape_key(shape))
     # Blocks that do not all run at once would wait for each other without end.
-    return heuristic(shape, blocks) if found is None or found["blocks"] > blocks else FusedConfig(**found)
+    if found is None or found["blocks"] > blocks:
+        return heuristic(shape, blocks, slots)
+    return dataclasses.replace(FusedConfig(**found), attention_splits=attention_splits(shape, blocks, slots))
+
+
+def attention_splits(shape: FusedShape, blocks: int, slots: int) -> int:
+    """Parts of the slots: more of a longer cache, as each has to be read, and its own part merged."""
+    return max(1, min(8 if slots <= LONG_CACHE else 16, blocks // shape.kv_heads))
 
 
 def shape_key(shape: FusedShape) -> str:
-    """How a shape is named in the files of tuned values: the last block has no q, k and v, and the same values."""
-    return f"{shape.attended}-{shape.hidden}-{shape.intermediate} bytes {shape.item}"
+    """How a shape is named in the files of tuned values."""
+    heads = f"{shape.heads}-{shape.kv_heads}-{shape.head_dim}"
+    return f"{shape.hidden}-{shape.intermediate} heads {heads} bytes {shape.item}"
 
 
 def search_space(shape: FusedShape, blocks: int, weights: DTypeLike) -> Iterator[FusedConfig]:
     """The configurations that a tuner tries."""
     for out, down, inputs in itertools.product((4, 6, 8, 11, 16), (4, 6, 8, 11, 16), (4, 5, 7, 9, 11)):
-        for unit, unroll in itertools.product((1, 2), (1, 2)):
+        for unit, early in itertools.product((1, 2), (0, 1, 2)):
             config = FusedConfig(
-                blocks, unroll=unroll, splits_out=out, splits_down=down, splits_in=inputs, unit=unit
+                blocks, splits_out=out, splits_down=down, splits_in=inputs, unit=unit, early=early,
+                attention_splits=attention_splits(shape, blocks, LONG_CACHE),
             )  # fmt: skip
             if problem(shape, config, 1, weights, jnp.bfloat16) is None:
                 yield config
 
 
-ATTENTION_PART = 9000  # bytes that a partial sum of q, k and v costs the attention, which adds many in each program
+ATTENTION_PART = 9000  # bytes that a partial sum of q, k and v costs the attention, where each lane adds some
+LONG_CACHE = 1024  # slots
 
 
-def heuristic(shape: FusedShape, blocks: int) -> FusedConfig:
+def heuristic(shape: FusedShape, blocks: int, slots: int) -> FusedConfig:
     """Splits that leave few blocks idle and tiles of about 512 bytes, where the sizes allow that."""
     own_lanes = -(-math.ceil(shape.hidden / blocks) // WARP) * WARP
     each = LOAD // shape.item
@@ -114,12 +134,10 @@ def heuristic(shape: FusedShape, blocks: int) -> FusedConfig:
         ]
         return min(fitting, key=cost) if fitting else 1
 
-    # Edges on sectors of 32 bytes, unless that makes the widest tile of gate and up wider.
-    widest = [cut(shape.hidden, (shape.intermediate,), 1, blocks, shape.item, unit).widest for unit in (1, 2)]
     return FusedConfig(
         blocks=blocks,
-        unit=2 if widest[1] <= widest[0] else 1,
         splits_out=splits(shape.attended, (shape.hidden,)),
         splits_down=splits(shape.intermediate, (shape.hidden,)),
-        splits_in=splits(shape.hidden, shape.sizes_next, ATTENTION_PART) if shape.sizes_next else 1,
+        splits_in=splits(shape.hidden, shape.sizes_in, ATTENTION_PART),
+        attention_splits=attention_splits(shape, blocks, slots),
     )

@@ -11,23 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas.fused_block.body import Block
-from kernels_pallas.fused_block.layout import FusedConfig, FusedShape, most_splits, products, room, tasks
+from kernels_pallas.fused_block.layout import COUNTS, FusedConfig, FusedShape, most_splits
+from kernels_pallas.fused_block.room import room
+from kernels_pallas.fused_block.tasks import tasks
 from kernels_pallas.lanes.simulated import Simulated
 
 WARPGROUP = 128
-COUNTED = 7  # rows of the counts: o, gate, up, down, q, k, v
+Arrays = Mapping[str, jax.Array]
+Made = tuple[dict[str, jax.Array], dict[str, jax.Array]]
 
 
-def outputs(shape: FusedShape, config: FusedConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a launch makes beside the exchange."""
-    made = {
+def outputs(shape: FusedShape, config: FusedConfig, depth: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a launch makes."""
+    return {
         "new_x": jax.ShapeDtypeStruct((1, shape.hidden), jnp.bfloat16),
-        "counts": jax.ShapeDtypeStruct((COUNTED, most_splits(shape, config)), jnp.int32),
+        "counts": jax.ShapeDtypeStruct((depth, COUNTS, most_splits(shape, config)), jnp.int32),
     }
-    for name, size in zip("qkv", shape.sizes_next, strict=False):
-        splits = products(shape, config)["attn_in"].splits
-        made[f"new_{name}"] = jax.ShapeDtypeStruct((splits, 1, size), jnp.float32)
-    return made
 
 
 def exchange_shape(shape: FusedShape, config: FusedConfig) -> tuple[int, int]:
@@ -35,34 +34,35 @@ def exchange_shape(shape: FusedShape, config: FusedConfig) -> tuple[int, int]:
     return room(shape, config).posts, 2
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "config"))
-def launch_mosaic(inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: FusedShape, config: FusedConfig) -> Any:
-    """The outputs by name, and the exchange, which keeps its memory.
+@functools.partial(jax.jit, static_argnames=("shape", "config", "depth"))
+def launch_mosaic(inputs: Arrays, changed: Arrays, shape: FusedShape, config: FusedConfig, depth: int) -> Made:
+    """The outputs by name, and what the kernel changed, which keeps its memory.
 
     Args:
-        inputs: every array that the body reads, by name.
-        exchange: int32 `[posts, 2]`, without a post of this launch's tag.
-        shape: of the block.
+        inputs: every array that the body reads, by name; of a decoder block, with its number behind it.
+        changed: the exchange, without a post of this launch's tags, and the keys and values of each decoder block.
+        shape: of a decoder block.
         config: how the work is shared.
+        depth: decoder blocks.
     """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     from kernels_pallas.lanes.mosaic import Mosaic
 
     inputs = dict(inputs) | {"tasks": jnp.asarray(tasks(shape, config))}
-    names, made = list(inputs), outputs(shape, config)
-    arrays = [*names, "exchange", *made]
+    made = outputs(shape, config, depth)
+    arrays = [*inputs, *changed, *made]
 
     def body(*refs: Any) -> None:
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs))
         def emit(_: Any, *refs: Any) -> None:
             m = Mosaic(config.threads)
             at = {name: m.device(ref) for name, ref in zip(arrays, refs[:-1], strict=True)}
-            Block(m, shape, config, at, m.shared(refs[-1])).run()
+            Block(m, shape, config, depth, at, m.shared(refs[-1])).run()
 
         emit(*refs)
 
-    body.__name__ = f"fused_block_{shape.hidden}x{shape.intermediate}"
+    body.__name__ = f"fused_block_{shape.hidden}x{shape.intermediate}_{depth}"
     call = plgpu.kernel(
         body,
         out_type=tuple(made.values()),
@@ -75,28 +75,27 @@ def launch_mosaic(inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: F
             lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True, reduction_scratch_bytes=0
         ),
     )
-    # As a reference, the kernel may change it where it is.
-    changed = jax.new_ref(exchange)
-    found = call(*inputs.values(), changed)
-    return dict(zip(made, found, strict=True)), jax.freeze(changed)
+    # As references, the kernel may change them where they are.
+    refs = {name: jax.new_ref(array) for name, array in changed.items()}
+    found = call(*inputs.values(), *refs.values())
+    return dict(zip(made, found, strict=True)), {name: jax.freeze(ref) for name, ref in refs.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "config"))
-def launch_simulated(
-    inputs: Mapping[str, jax.Array], exchange: jax.Array, shape: FusedShape, config: FusedConfig
-) -> Any:
+@functools.partial(jax.jit, static_argnames=("shape", "config", "depth"))
+def launch_simulated(inputs: Arrays, changed: Arrays, shape: FusedShape, config: FusedConfig, depth: int) -> Made:
     """The same in NumPy, on the host."""
     inputs = dict(inputs) | {"tasks": jnp.asarray(tasks(shape, config))}
-    names, made = list(inputs), outputs(shape, config)
+    made = outputs(shape, config, depth)
+    given = dict(inputs) | dict(changed)
 
-    def run(exchange: Any, *inputs: Any) -> Any:
-        host = [np.asarray(a) for a in (*inputs, exchange)]
-        host += [np.full(o.shape, -77).astype(o.dtype) for o in made.values()]
-        machine = Simulated(config.blocks, config.threads, host, room(shape, config).shared)
-        at = {name: machine.device(i) for i, name in enumerate([*names, "exchange", *made])}
-        Block(machine, shape, config, at, machine.shared(0)).run()
-        found = {name: machine.array(len(names) + 1 + i, host[len(names) + 1 + i]) for i, name in enumerate(made)}
-        return found, machine.array(len(names), host[len(names)])
+    def run(*arrays: Any) -> Any:
+        host = dict(zip(given, map(np.asarray, arrays), strict=True))
+        host |= {name: np.full(o.shape, -77).astype(o.dtype) for name, o in made.items()}
+        machine = Simulated(config.blocks, config.threads, list(host.values()), room(shape, config).shared)
+        at = {name: machine.device(i) for i, name in enumerate(host)}
+        Block(machine, shape, config, depth, at, machine.shared(0)).run()
+        found = {name: machine.array(i, array) for i, (name, array) in enumerate(host.items())}
+        return {name: found[name] for name in made}, {name: found[name] for name in changed}
 
-    types = (made, jax.ShapeDtypeStruct(exchange.shape, jnp.int32))
-    return jax.pure_callback(run, types, exchange, *inputs.values())
+    same = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in changed.items()}
+    return jax.pure_callback(run, (made, same), *given.values())

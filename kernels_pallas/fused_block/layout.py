@@ -1,4 +1,4 @@
-"""How the blocks of the kernel share the work: all arithmetic that is known before a kernel runs."""
+"""How the blocks of the kernel share the work: sizes, and the products cut into tiles and splits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-import numpy as np
-
 LOAD = 16  # bytes that a lane reads of a row at once: a vector of weights
 WARP = 32
 QUAD = 4  # lanes that share a vector of columns
+CHUNK = 16  # slots of attention that a warp takes at once
+ATTENDING = 4  # warps of a block that do, at most
+QUERIES = 8  # of a key head, at most
+PADDED = CHUNK + 4  # words of a query's weights in a chunk, in banks of their own
 TURN = 4  # channels that a lane looks at together
+ENTRIES = 16  # of a list that four lanes take at once
+BATCHES = 3  # of these that are on their way, or being multiplied
 SHARED_MEMORY = 227 * 1024  # bytes that one block may have on Hopper
 LARGEST_WEIGHT = 2**31  # bytes: offsets of rows are 32 bits wide
 MOST_CHANNELS = 2**15  # an entry of a list has 16 bits for the channel, and a count less than that
@@ -23,11 +27,14 @@ class FusedConfig:
 
     blocks: int  # of threads, at most one a processor: they wait for each other, so all must run at once
     threads: int = 512
-    unroll: int = 1  # times four rows that a lane has on their way, and again as many behind them
-    splits_out: int = 8  # into how many partial sums the output projection is split
+    splits_in: int = 5  # into how many partial sums q, k and v are split
+    splits_out: int = 8  # likewise the output projection
     splits_down: int = 8
-    splits_in: int = 5  # likewise q, k and v
-    unit: int = 2  # vectors that a tile's edges are multiples of, where the columns are
+    unit: int = 1  # vectors that a tile's edges are multiples of, where the columns are
+    attention_splits: int = 16  # parts of the slots
+    depth: int = 8  # decoder blocks of a launch
+    ahead: int = 0  # channels of gate and up that are guessed while attention runs, at most two a lane
+    early: int = 0  # batches' worth of channels, the kept rows of which are asked for before they are listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +63,35 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class FusedShape:
-    """Everything about a block that the kernel is compiled for."""
+    """Everything about a decoder block that the kernel is compiled for."""
 
     hidden: int
     intermediate: int
-    attended: int  # features of attention: heads times head_dim
     heads: int
-    attention_splits: int
-    sizes_next: tuple[int, ...]  # columns of the next block's q, k and v; empty after the last block
+    kv_heads: int
+    head_dim: int
     item: int  # bytes of a weight
     eps: float
-    biases: tuple[str, ...]  # layers of o, gate, up and down that have one
+    biases: tuple[str, ...]  # layers that have one
+    qk_norm: bool
+
+    @property
+    def attended(self) -> int:
+        """Features of the queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def sizes_in(self) -> tuple[int, int, int]:
+        """Columns of q, k and v."""
+        return self.attended, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
+
+    @property
+    def group(self) -> int:
+        """Queries of a key head."""
+        return self.heads // self.kv_heads
 
 
-def cut(size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, item: int, unit: int = 2) -> Product:
+def cut(size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, item: int, unit: int = 1) -> Product:
     """Share the columns of the layers among the blocks of one split, the widest tiles as narrow as they can be."""
     each = LOAD // item
     channels = -(-size_in // (splits * WARP)) * WARP
@@ -87,22 +109,35 @@ def cut(size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, item
     return Product(size_in, sizes_out, splits, tuple(counts), each, unit)
 
 
+PHASES = ("attn_in", "attn_out", "mlp_in", "mlp_mid")  # input groups in the order of their products
+COUNTED = {"attn_in": 0, "attn_out": 3, "mlp_in": 4, "mlp_mid": 6}  # rows of the counts: q, k, v, o, gate, up, down
+COUNTS = 7
+FIRST_LAYER = {"attn_in": "q", "attn_out": "o", "mlp_in": "gate", "mlp_mid": "down"}
+ENTERED = ("q", "k", "v", "o", "gate", "down", "up")  # layers in the order of the addresses
+
+
 @functools.cache
 def products(shape: FusedShape, config: FusedConfig) -> dict[str, Product]:
-    """The products of the kernel by input group; gate and up are one, whose tiles have the same columns of both."""
+    """The products of a decoder block by input group; gate and up are one, with the same columns of both in a tile."""
     make = functools.partial(cut, blocks=config.blocks, item=shape.item, unit=config.unit)
-    found = {
+    return {
+        "attn_in": make(shape.hidden, shape.sizes_in, config.splits_in),
         "attn_out": make(shape.attended, (shape.hidden,), config.splits_out),
         "mlp_in": make(shape.hidden, (shape.intermediate,), 1),
         "mlp_mid": make(shape.intermediate, (shape.hidden,), config.splits_down),
     }
-    if shape.sizes_next:
-        found["attn_in"] = make(shape.hidden, shape.sizes_next, config.splits_in)
-    return found
 
 
-PHASES = ("attn_out", "mlp_in", "mlp_mid", "attn_in")  # in their order; the last one is missing after the last block
-COUNTED = {"attn_out": 0, "mlp_in": 1, "mlp_mid": 3, "attn_in": 4}  # rows of the counts: o, gate, up, down, q, k, v
+@functools.cache
+def entries(shape: FusedShape) -> dict[str, int]:
+    """The arrays that every decoder block has of its own, and their places in its row of addresses."""
+    names = [f"kernel_{n}" for n in ENTERED]
+    names += [f"limits_{group}" for group in PHASES]
+    names += [f"scale_{n}" for n in ENTERED] if shape.item == 1 else []
+    names += ["attn_norm", "mlp_norm", "keys", "values"]
+    names += ["q_norm", "k_norm"] if shape.qk_norm else []
+    names += [f"bias_{n}" for n in ENTERED if n in shape.biases]
+    return {name: i for i, name in enumerate(names)}
 
 
 class Task(NamedTuple):
@@ -117,118 +152,23 @@ class Task(NamedTuple):
     columns: int  # of the tile
     first_column: int
     stride: int  # bytes of a row of the weight
-    layer: int  # of q, k and v
+    entry: int  # the layer, as in ENTERED
     note: int  # where the length of the list is noted
     notes: int  # 1 if this block notes it
-    out: int  # where the partial sums of the split begin
+    out: int  # the post of the first column's partial sum
+    source: int  # the post of the input's first channels
+    squares: int  # the post of the first sum of the stream's squares
     normed: int  # 1 if the input is the normed stream
-    size_in: int
-    unused: int = 0
-
-
-def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
-    """Every block's tasks: int32 `[blocks, phases, fields]`."""
-    found = []
-    for block in range(config.blocks):
-        for group, p in products(shape, config).items():
-            split, tile = divmod(block, sum(p.tiles))
-            layer = 0
-            while tile >= p.tiles[layer]:
-                tile -= p.tiles[layer]
-                layer += 1
-            size, units = p.sizes_out[layer], p.sizes_out[layer] // (p.each * p.unit)
-            low, high = (units * (tile + k) // p.tiles[layer] * p.unit for k in (0, 1))
-            start = split * p.channels
-            working = split < p.splits
-            found.append(
-                Task(
-                    working=int(working),
-                    first_channel=start,
-                    channels=min(p.channels, p.size_in - start),
-                    lists=2 if group == "mlp_in" else 1,
-                    width=high - low,
-                    rows=config.threads // QUAD // (high - low),
-                    columns=(high - low) * p.each,
-                    first_column=low * p.each,
-                    stride=size * shape.item,
-                    layer=layer,
-                    note=(COUNTED[group] + layer) * most_splits(shape, config) + split,
-                    notes=int(tile == 0),
-                    out=split * size,
-                    normed=int(group in ("mlp_in", "attn_in")),
-                    size_in=p.size_in,
-                )
-            )
-    return np.array(found, np.int32).reshape(config.blocks, -1, len(Task._fields))
+    limits: int  # bytes before the layer's thresholds
+    second_limits: int  # bytes from these to up's
+    behind: int  # 1 if the input was posted under the tag of the decoder block before
+    phase: int
+    step: int  # entries of a list that the block takes at once
+    narrow: int  # 2^16 / width, rounded up
+    share: int  # 2^32 / entries of a turn, rounded up
+    early: int  # channels of whose rows the first are asked for as soon as it is known that they are kept
 
 
 def most_splits(shape: FusedShape, config: FusedConfig) -> int:
     """Of any product."""
     return max(p.splits for p in products(shape, config).values())
-
-
-@dataclasses.dataclass(frozen=True)
-class Room:
-    """Where things are in shared memory, in bytes, and in the exchange, in posts of 8 bytes."""
-
-    lists: int  # of kept channels
-    second: int  # entries after which the list of up begins
-    turns: int  # fours of channels that a lane looks at
-    counts: int  # of kept channels, of each turn and warp
-    sums: int  # of the lanes
-    terms: int  # of the stream's channels, or of columns of gate and up
-    warps: int  # one word a warp
-    largest: int  # likewise
-    merged: int  # values of attention
-    stream: int  # the block's own channels of it
-    tasks: int
-    shared: int  # bytes in all
-    own: int  # channels of the stream that a block adds up
-    own_lanes: int  # lanes that do, whole warps
-    squares: int  # sums of squares that are posted
-    exchange: dict[str, int]  # where each part of the exchange begins
-    posts: int  # of the exchange in all
-
-
-@functools.cache
-def room(shape: FusedShape, config: FusedConfig) -> Room:
-    """Lay out shared memory and the exchange."""
-    cuts = products(shape, config)
-    warps = config.threads // WARP
-    capacity = max(p.channels for p in cuts.values())
-    turns = -(-capacity // (TURN * config.threads))
-    own = -(-shape.hidden // (2 * config.blocks)) * 2
-    own_lanes = -(-own // WARP) * WARP
-    sizes = {
-        "lists": 4 * max(capacity, 2 * cuts["mlp_in"].channels),  # gate and up have a list each
-        "counts": 4 * -(-turns * warps // WARP) * WARP,
-        "sums": 4 * 2 * config.threads // QUAD * LOAD // shape.item,
-        "terms": 4 * config.threads,
-        "warps": 4 * warps,
-        "largest": 4 * warps,
-        "merged": 4 * cuts["attn_out"].channels,
-        "stream": 4 * own_lanes,
-        "tasks": 4 * len(PHASES) * len(Task._fields),
-    }
-    at, shared = {}, 0
-    for name, size in sizes.items():
-        at[name] = shared
-        shared += -(-size // LOAD) * LOAD
-    squares = -(-shape.hidden // own) * own_lanes // WARP
-    parts = {
-        "out": cuts["attn_out"].splits * shape.hidden,
-        "middle": shape.hidden // 2,
-        "middle squares": squares,
-        "gated": shape.intermediate // 2,
-        "down": cuts["mlp_mid"].splits * shape.hidden,
-        "stream": shape.hidden // 2,
-        "stream squares": squares,
-    }
-    exchange, posts = {}, 0
-    for name, size in parts.items():
-        exchange[name] = posts
-        posts += -(-size // LOAD) * LOAD
-    return Room(
-        **at, second=cuts["mlp_in"].channels, turns=turns, shared=shared, own=own, own_lanes=own_lanes, squares=squares,
-        exchange=exchange, posts=posts,
-    )  # fmt: skip

@@ -5,84 +5,104 @@ from __future__ import annotations
 from typing import Any
 
 from kernels_pallas.fused_block.base import Base, Turn
-from kernels_pallas.fused_block.layout import TURN, WARP, most_splits
+from kernels_pallas.fused_block.layout import COUNTS, TURN, WARP, most_splits
 
 
 class Lists(Base):
     """Writes the lists of kept channels."""
 
-    def list_kept(self, task: Any, turns: list[Turn]) -> list[Any]:
+    def list_kept(self, task: Any, turns: list[Turn], scale: Any) -> list[Any]:
         """Write a list for each layer: a word for each kept channel, its number below and its value above.
 
         The channels of a turn come before those of the next, a warp's before the next warp's, and a lane's before the
         next lane's. Two counts share a word, gate's and up's.
         """
         m, zero = self.m, self.m.integer(0)
-        (scale,) = m.choose(turns[0].active, "f", lambda: self.norm_scale(), lambda: [m.number(0.0)])
         largest = zero
-        for number, turn in enumerate(turns):
-            *entries, turn.mask, turn.before, count, most = m.choose(
-                turn.active,
-                "i" * (TURN + 4),
-                lambda turn=turn: self.mark(task, turn, scale),
-                lambda: [zero] * (TURN + 4),
+        for first in range(0, len(turns), 2):
+            both, count = turns[first : first + 2], zero
+            for k, turn in enumerate(both):
+                *turn.entries, turn.mask, kept, most = m.choose(
+                    turn.active,
+                    "i" * (TURN + 3),
+                    lambda turn=turn: self.mark(task, turn, scale),
+                    lambda: [zero] * (TURN + 3),
+                )
+                count, largest = count | (kept << 8 * k), m.most(largest, most)
+            if first == 0 and self.config.early:
+                m.when(self.warp * (WARP * TURN) < task.early, lambda: self.ask(task, turns[0]))
+            before, count = m.choose(
+                both[0].active,
+                "ii",
+                lambda count=count: [m.sum_before(count), m.sum_of_warp(count)],
+                lambda: [zero, zero],
             )
-            turn.entries, largest = entries, m.most(largest, most)
-            m.write(self.place("counts", self.warp + number * self.warps), [count], self.lane.equals(0))
+            for k, turn in enumerate(both):
+                turn.before = (before >> 8 * k) & 0x00FF00FF
+            m.write(self.place("counts", self.warp + first // 2 * self.warps), [count], self.lane.equals(0))
         if self.shape.item == 1:
-            m.write(self.place("largest", self.warp), [largest], self.lane.equals(0))
+            m.write(self.place("largest", self.warp), [m.highest(largest)], self.lane.equals(0))
         m.sync()
         words = self.warp_counts()
         total = m.sum_of_warp(self.sum(words))
         for number, turn in enumerate(turns):
             m.when(turn.active, lambda turn=turn, number=number: self.put(turn, number, words))
         counts = [total & 0xFFFF, total >> 16]
-        notes = self.thread.equals(0) & task.notes.equals(1)
-        for layer, count in enumerate(counts):
-            where = self.at["counts"] + (task.note + layer * most_splits(self.shape, self.config)) * 4
-            m.store(where, count, notes if layer == 0 else notes & self.gating)
+        m.when(self.warp < task.lists, lambda: self.close(task, counts))
         m.sync()
         return counts
 
-    def norm_scale(self) -> list[Any]:
-        """One over the root of the mean square of the stream, from the warps' sums."""
-        m = self.m
-        squares = [m.as_float(word) for w in range(0, self.warps, 4) for word in m.read_four(self.place("warps", w))]
-        return [m.reciprocal_root(self.sum(squares) * (1.0 / self.shape.hidden) + self.shape.eps)]
+    def ask(self, task: Any, turn: Turn) -> None:
+        """Ask for the block's part of a lane's kept rows, while they are being listed."""
+        m, item = self.m, self.shape.item
+        start = self.address("kernel_q", task.entry) + task.first_column * item
+        for k in range(TURN):
+            kept = (turn.mask & (1 << k)).equals(1 << k)
+            m.ask(start + (turn.channel + k) * task.stride, task.columns * item, kept)
+
+    def close(self, task: Any, counts: list[Any]) -> None:
+        """End the warp's list with zeros, as entries are read four at a time, and note its length."""
+        m, second = self.m, self.warp.equals(1)
+        count, start = m.select(second, counts[1], counts[0]), m.select(second, *map(m.integer, (self.room.second, 0)))
+        m.write(self.place("lists", start + count + self.lane), [m.integer(0)], self.lane < ((count ^ 3) + 1) % 4)
+        parts = most_splits(self.shape, self.config)
+        where = self.at["counts"] + (self.decoder * (COUNTS * parts) + task.note + self.warp * parts) * 4
+        m.store(where, count, self.lane.equals(0) & task.notes.equals(1))
 
     def mark(self, task: Any, turn: Turn, scale: Any) -> list[Any]:
-        """A lane's entries, which of them are kept as bits, how many in the lanes before, in the warp, and the largest.
+        """A lane's entries, which of them are kept as bits, how many, and the bits of the largest.
 
         Gate's count has the lower 16 bits of a word, up's the upper ones; up's bits are above gate's.
         """
-        m, normed = self.m, task.normed.equals(1)
-        gains = [m.as_float(bits) for word in turn.gains for bits in (word << 16, word & -65536)]
-        values = [m.as_float(bits) for word in turn.values for bits in (word << 16, word & -65536)]
-        values = [
-            m.select(normed, m.rounded(m.rounded(x * scale) * gain), x) for x, gain in zip(values, gains, strict=True)
-        ]
-        mask, count, zero = m.integer(0), m.integer(0), m.integer(0)
-        for layer in range(2):
-            here = turn.real if layer == 0 else turn.real & self.gating
-            for k, x in enumerate(values):
-                keep = (m.absolute(x) >= m.as_float(turn.limits[TURN * layer + k])) & here
-                mask = mask + m.select(keep, m.integer(1 << (TURN * layer + k)), zero)
-                count = count + m.select(keep, m.integer(1 << (16 * layer)), zero)
-        entries = [(m.as_bits(x) & -65536) | (turn.channel + k) for k, x in enumerate(values)]
-        largest = zero
+        m, normed, words = self.m, task.normed.equals(1), []
+        for word, gain in zip(turn.values, turn.gains, strict=True):
+            low, high = (m.as_float(bits) * scale for bits in (word << 16, word & -65536))
+            words.append(m.select(normed, m.product_of_pairs(m.packed(low, high), gain), word))
+        values = [bits for word in words for bits in (word << 16, word & -65536)]
+        mask, zero, largest = m.integer(0), m.integer(0), m.integer(0)
+        for k, limit in enumerate(turn.limits):
+            keep = m.absolute(m.as_float(values[k % TURN])) >= m.as_float(limit)
+            mask = mask | m.select(keep, m.integer(1 << k), zero)
+        first = (1 << TURN) - 1
+        both = m.select(self.gating, m.integer(first << TURN | first), m.integer(first))
+        mask = mask & m.select(turn.real, both, zero)
+        count = m.count_bits(mask & first) | (m.count_bits(mask >> TURN) << 16)
         if self.shape.item == 1:
-            for x in values:
-                largest = m.most(largest, m.as_bits(m.absolute(x)))
-            largest = m.highest(largest)
-        return [*entries, mask, m.sum_before(count), m.sum_of_warp(count), largest]
+            for bits in values:
+                largest = m.most(largest, bits & 0x7FFFFFFF)
+        entries = [bits | (turn.channel + k) for k, bits in enumerate(values)]
+        return [*entries, mask, count, largest]
 
     def warp_counts(self) -> list[Any]:
         """The counts of all turns and warps, shared out among the lanes of each warp."""
-        m, many = self.m, self.room.turns * self.warps
+        m, many = self.m, self.room.looks * self.warps
         words = []
         for first in range(0, many, WARP):
-            at = self.lane + first
-            words.append(m.select(at < many, m.read(self.place("counts", at)), m.integer(0)))
+            at = m.least(self.lane + first, many - 1)
+            turn, warp = at // self.warps, at % self.warps
+            two = m.read(self.place("counts", warp + (turn >> 1) * self.warps))
+            word = (two >> ((turn & 1) * 8)) & 0x00FF00FF
+            words.append(m.select(self.lane + first < many, word, m.integer(0)))
         return words
 
     def put(self, turn: Turn, number: int, words: list[Any]) -> None:
@@ -95,11 +115,9 @@ class Lists(Base):
         start = m.sum_of_warp(self.sum(lower)) + turn.before
 
         def some(layer: int) -> None:
-            place = ((start >> (16 * layer)) & 0xFFFF) + layer * self.room.second
+            place = self.place("lists", ((start >> (16 * layer)) & 0xFFFF) + layer * self.room.second)
             for k, entry in enumerate(turn.entries):
-                bit = (turn.mask >> (TURN * layer + k)) & 1
-                m.write(self.place("lists", place), [entry], bit.equals(1))
-                place = place + bit
+                place = m.append(place, entry, turn.mask, 1 << (TURN * layer + k))
 
         some(0)
         m.when(self.gating, lambda: some(1))

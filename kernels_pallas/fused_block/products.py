@@ -5,23 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from kernels_pallas.fused_block.base import Base
-from kernels_pallas.fused_block.layout import LOAD, QUAD
+from kernels_pallas.fused_block.layout import BATCHES, ENTRIES, LOAD, MOST_CHANNELS, QUAD, WARP
 
-ENTRIES = 16  # of a list that four lanes take at once
-ADDED_AT_ONCE = 4  # rows of a column whose sums are read together
+BATCH = 4 * QUAD + 2  # words of one: the rows, and their values
+ADDED_AT_ONCE = 5  # rows of a column whose sums are read together
 
 
 class Products(Base):
     """Multiplies the lists with a tile of columns."""
 
-    def product(self, task: Any, counts: list[Any]) -> Any:
+    def total(self, task: Any) -> Any:
         """The sum of a lane's column: of the tile, or of gate's tile and behind it of up's."""
-        m, at = self.m, self.at
-        weight = self.by_phase(
-            at["weight_o"], at["weight_gate"], at["weight_down"], [at.get(f"weight_{n}") for n in "qkv"], task
-        )
-        self.multiply(task, counts, weight)
-        m.sync()
+        m = self.m
         of_second = self.thread >= task.columns
         column = m.least(m.select(of_second, self.thread - task.columns, self.thread), task.columns - 1)
         start = m.select(of_second, m.integer(self.threads // QUAD * self.each), m.integer(0))
@@ -29,80 +24,94 @@ class Products(Base):
         def mine() -> list[Any]:
             total = self.column_sum(task, start + column)
             if self.shape.item == 1:
-                total = total * self.of_layer("scale", task, column, of_second)
+                total = total * m.as_float(m.read(self.place("scales", self.thread)))
             return [total]
 
-        (total,) = m.choose(self.thread < task.columns * task.lists, "f", mine, lambda: [m.number(0.0)])
-        return total
+        return m.choose(self.thread < task.columns * task.lists, "f", mine, lambda: [m.number(0.0)])[0]
 
-    def of_layer(self, kind: str, task: Any, column: Any, second: Any) -> Any:
-        """The scale of a column of the phase's layer."""
-        m, at = self.m, self.at
-        scale = self.by_phase(
-            at[f"{kind}_o"], m.select(second, at[f"{kind}_up"], at[f"{kind}_gate"]), at[f"{kind}_down"],
-            [at.get(f"{kind}_{n}") for n in "qkv"], task,
-        )  # fmt: skip
-        return m.as_float(m.load(scale + (task.first_column + column) * 4))
-
-    def multiply(self, task: Any, counts: list[Any], weight: Any) -> None:
-        """Leave the sums of value times weight over each list for `column_sum`.
+    def multiply(self, task: Any, counts: list[Any]) -> None:
+        """Leave the sums of value times weight over each list for `total`.
 
         Four lanes have one vector of columns and 16 rows of it, which the tensor cores multiply with the 16 values:
         each four is a column of values of its own, and of what the warp's product has only its diagonal is wanted.
         While some rows are being multiplied, as many more are on their way.
         """
-        m, unroll = self.m, self.config.unroll
+        m = self.m
+        weights = [self.where("kernel_q", task.entry), self.where("kernel_up")]
         quad = self.thread // QUAD
-        vector, row = quad % task.width, quad // task.width
+        row = (quad * task.narrow) >> 16
+        vector = quad - row * task.width
         offset = task.first_column * self.shape.item + vector * LOAD
-        idle = row >= task.rows
-        step = task.rows * (2 * unroll * ENTRIES)
-        turns = [(count + (step - 1)) // step for count in counts]
+        mine = m.select(row < task.rows, row * ENTRIES + self.lane % QUAD * QUAD, m.integer(MOST_CHANNELS))
+        full = task.rows * task.width >= (self.warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
+        turns = [m.high_product(count + (task.step * BATCHES - 1), task.share) for count in counts]
         scale, unscale = self.value_scale()
 
-        def fetch(turn: Any, half: int) -> list[Any]:
+        def fetch(turn: Any, batch: int) -> list[Any]:
             # Turns go on from gate's list to up's.
             second = turn >= turns[0]
             own = m.select(second, turn - turns[0], turn)
-            count = m.select(idle, m.integer(0), m.select(second, counts[1], counts[0]))
-            start = self.place("lists", m.select(second, m.integer(self.room.second), m.integer(0)))
-            base = m.select(second, at_up, weight) + offset
-            out = []
-            for u in range(unroll):
-                first = ((own * 2 + half) * unroll + u) * task.rows + row
-                first = first * ENTRIES + self.lane % QUAD * QUAD
-                entries = m.read_four_or_zeros(start + first * 4, first < count)
-                for k, entry in enumerate(entries):
-                    real = first + k < count
-                    entry = m.select(real, entry, m.integer(0))
-                    out += [*m.stream(base + (entry & 0xFFFF) * task.stride, real), entry]
-            return out
+            before = (own * BATCHES + batch) * task.step
+            count = m.select(second, counts[1], counts[0])
+            place = self.place("lists", m.select(second, m.integer(self.room.second), m.integer(0)) + before + mine)
+            base = m.read_address(m.select(second, weights[1], weights[0])) + offset
 
-        at_up = m.select(self.gating, self.at["weight_up"], weight)
+            def rows(entries: list[Any], real: Any = None) -> list[Any]:
+                found = [m.stream(base + (entry & 0xFFFF) * task.stride, real) for entry in entries]
+                return [*entries, *(word for row in found for word in row)]
 
-        def add(totals: list[Any], read: list[Any]) -> list[Any]:
-            for u in range(unroll):
-                rows = [read[5 * (QUAD * u + k) : 5 * (QUAD * u + k) + 5] for k in range(QUAD)]
-                totals = self.add_rows(totals, rows, scale)
-            return totals
+            def some() -> list[Any]:
+                real = before + mine < count
+                return rows(m.read_four_or_zeros(place, real), real)
 
-        def twice(turn: Any, carry: list[Any]) -> list[Any]:
-            totals, first = carry[:held], carry[held:]
-            second = fetch(turn, 1)
-            totals = add(totals, first)
-            first = fetch(turn + 1, 0)
-            return [*add(totals, second), *first]
+            # A branch of its own for the usual case: fewer instructions.
+            all_real = full & (count >= before + task.step)
+            words = m.choose(all_real, "i" * (QUAD + 4 * QUAD), lambda: rows(m.read_four(place)), some)
+            return [*words[QUAD:], *self.values(words[:QUAD], scale)]
+
+        def one_turn(turn: Any, left: Any, carry: list[Any], batch: int = 0) -> list[Any]:
+            # So many batches are on their way while one is multiplied, and the compiler shall not put that off.
+            ahead = batch + BATCHES - 1
+            new = fetch(turn + ahead // BATCHES, ahead % BATCHES)
+            m.sync_warp()
+            # Each batch has a place of its own, where it stays.
+            out = [*carry, *[None] * (held + BATCH * BATCHES - len(carry))]
+            to, at = held + ahead % BATCHES * BATCH, held + batch * BATCH
+            out[to : to + BATCH] = new
+            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH])
+            if batch + 1 == BATCHES:
+                return out
+            more = left >= task.step * (batch + 1) + 1
+            kept = held + (BATCHES - 1) * BATCH
+            kinds = "f" * held + "i" * (kept - held)
+            return m.choose(more, kinds, lambda: one_turn(turn, left, out, batch + 1)[:kept], lambda: out[:kept])
 
         def one_list(layer: Any, ahead: list[Any]) -> list[Any]:
-            before = m.select(layer.equals(0), m.integer(0), turns[0])
-            many = m.select(layer.equals(0), turns[0], turns[1])
+            first = layer.equals(0)
+            before = m.select(first, m.integer(0), turns[0])
+            many = m.select(first, turns[0], turns[1])
+            # What follows is on its way already, so all of a turn's batches are taken but in the last list.
+            count = m.select(task.lists.equals(layer + 1), m.select(first, *counts), m.integer(MOST_CHANNELS))
             zero = [m.number(0.0)] * held
-            carry = m.loop(many, [*zero, *ahead], lambda turn, carry: twice(turn + before, carry))
+            carry = m.loop(
+                many,
+                [*zero, *ahead],
+                lambda turn, carry: one_turn(turn + before, count - turn * (task.step * BATCHES), carry),
+            )
             self.put_sums(carry[:held], layer * (self.threads // QUAD) + quad, unscale)
             return carry[held:]
 
         held = 4 * self.each // 2 + (4 if self.shape.item == 1 else 0)
-        m.loop(task.lists, fetch(m.integer(0), 0), one_list)
+        ahead = [word for batch in range(BATCHES - 1) for word in fetch(m.integer(0), batch)]
+        m.loop(task.lists, ahead, one_list)
+
+    def values(self, entries: list[Any], scale: Any) -> list[Any]:
+        """Four entries' values, as the tensor cores take them."""
+        m = self.m
+        if self.shape.item == 2:
+            return [m.permute(entries[k], entries[k + 1], 0x7632) for k in (0, 2)]
+        numbers = [m.as_float(entry & -65536) * scale for entry in entries]
+        return [m.halves(numbers[k], numbers[k + 1]) for k in (0, 2)]
 
     def value_scale(self) -> tuple[Any, Any]:
         """What int8 weights' values are multiplied with so that the largest fits in float16, and its inverse."""
@@ -120,20 +129,17 @@ class Products(Base):
         unscale = m.select(finite, exponent - 14, m.integer(127))
         return m.as_float(scale << 23), m.as_float(unscale << 23)
 
-    def add_rows(self, totals: list[Any], rows: list[list[Any]], scale: Any) -> list[Any]:
-        """Multiply four rows a lane, each of four words of weights and an entry of the list."""
+    def add_rows(self, totals: list[Any], batch: list[Any]) -> list[Any]:
+        """Multiply four rows a lane, of four words of weights each, with their values."""
         m = self.m
-        entries = [row[4] for row in rows]
+        rows, values = [batch[4 * k : 4 * k + 4] for k in range(QUAD)], batch[4 * QUAD :]
         if self.shape.item == 2:
-            values = [m.permute(entries[k], entries[k + 1], 0x7632) for k in (0, 2)]
             out = []
             for w in range(4):
                 a = [m.permute(rows[k][w], rows[k + 1][w], s) for k in (0, 2) for s in (0x5410, 0x7632)]
                 out += m.matrix("bf16", a, values, totals[4 * w : 4 * w + 4])
             return out
-        numbers = [m.as_float(entry & -65536) * scale for entry in entries]
-        values = [m.halves(numbers[k], numbers[k + 1]) for k in (0, 2)]
-        positive = [[word ^ -0x7F7F7F80 for word in row[:4]] for row in rows]
+        positive = [[word ^ -0x7F7F7F80 for word in row] for row in rows]
         magic, out = m.integer(0x64646464), []
         for w in range(4):
             # The bytes of two rows side by side, then each as the lowest byte of the float16 1024: 1152 too much.

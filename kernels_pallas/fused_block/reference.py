@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
+from kernels_pallas.decode_attention.api import HeadNorms, decode_attention
 from kernels_pallas.select.api import select_attention, select_gated, select_norm
+from kernels_pallas.select.reference import add_parts
 from kernels_pallas.sparse_product.api import sparse_product
 
 
-def fused_block_reference(
-    x: Float[Array, "1 hidden"],
-    attention: tuple[Array, Array, Array],
-    layers: Mapping[str, Mapping[str, Array]],
-    norms: tuple[Array, Array | None],
-    limits: Mapping[str, Array],
+def fused_blocks_reference(
+    x: Array,
+    blocks: Sequence[Mapping[str, Any]],
+    cache: Any,
+    limits: Sequence[Mapping[str, Array]],
+    angles: tuple[Array, Array],
+    slot: Array,
+    start: Array,
+    windows: Sequence[int | None],
     eps: float,
-) -> tuple[Array, tuple[Array, ...], dict[str, Int[Array, "_ _"]]]:
-    """See `fused_block`."""
+) -> tuple[Array, list[tuple[Array, Array]], list[dict[str, Array]]]:
+    """See `fused_blocks`."""
     how: dict[str, Any] = {"implementation": "xla"}
-    counts = {}
+    new, counts = [], []
+    for block, own, thresholds, window in zip(blocks, cache, limits, windows, strict=True):
+        counts.append({})
 
-    def multiply(group: str, kept: Any, names: str | list[str]) -> tuple[Array, ...]:
-        counts[group] = kept.counts
-        some = [layers[name] for name in names]
-        return sparse_product(kept, [w["kernel"] for w in some], [w.get("scale") for w in some], **how)
+        def rows(group: str, thresholds: Any = thresholds) -> int:
+            return 1 << (thresholds[group].shape[1] - 1).bit_length()
 
-    def rows(group: str) -> int:
-        return 1 << (limits[group].shape[1] - 1).bit_length()
+        def multiply(group: str, kept: Any, names: str | list[str], block: Any = block) -> tuple[Array, ...]:
+            counts[-1][group] = kept.counts
+            some = [block[name] for name in names]
+            return sparse_product(kept, [w["kernel"] for w in some], [w.get("scale") for w in some], **how)
 
-    kept = select_attention(*attention, limits["attn_out"], rows("attn_out"), x.dtype, **how)
-    (parts,) = multiply("attn_out", kept, ["o"])
-    x, kept = select_norm(
-        x, parts, layers["o"].get("bias"), norms[0], eps, limits["mlp_in"], rows("mlp_in"), **how
-    )  # fmt: skip
-    gate, up = multiply("mlp_in", kept, ["gate", "up"])
-    biases = layers["gate"].get("bias"), layers["up"].get("bias")
-    kept = select_gated(gate, up, *biases, limits["mlp_mid"], rows("mlp_mid"), x.dtype, **how)
-    (parts,) = multiply("mlp_mid", kept, ["down"])
-    bias = layers["down"].get("bias")
-    if norms[1] is None:
-        y = parts.sum(0).astype(x.dtype)
-        return x + (y if bias is None else y + bias), (), counts
-    x, kept = select_norm(x, parts, bias, norms[1], eps, limits["attn_in"], rows("attn_in"), **how)
-    return x, multiply("attn_in", kept, ["q", "k", "v"]), counts
+        def bias(name: str, block: Any = block) -> Array | None:
+            return block[name].get("bias")
+
+        x, kept = select_norm(x, None, None, block["attn_norm"], eps, thresholds["attn_in"], rows("attn_in"), **how)
+        inputs = multiply("attn_in", kept, ["q", "k", "v"])
+        norms = HeadNorms(block["q_norm"], block["k_norm"]) if "q_norm" in block else None
+        partial, highest, total, keys, values = decode_attention(
+            (inputs[0], inputs[1], inputs[2]), (bias("q"), bias("k"), bias("v")), norms, angles[0], angles[1], own[0],
+            own[1], slot, start, window, eps, **how,
+        )  # fmt: skip
+        new.append((keys, values))
+        kept = select_attention(partial, highest, total, thresholds["attn_out"], rows("attn_out"), x.dtype, **how)
+        (parts,) = multiply("attn_out", kept, ["o"])
+        x, kept = select_norm(
+            x, parts, bias("o"), block["mlp_norm"], eps, thresholds["mlp_in"], rows("mlp_in"), **how
+        )  # fmt: skip
+        gate, up = multiply("mlp_in", kept, ["gate", "up"])
+        kept = select_gated(
+            gate, up, bias("gate"), bias("up"), thresholds["mlp_mid"], rows("mlp_mid"), x.dtype, **how
+        )  # fmt: skip
+        (parts,) = multiply("mlp_mid", kept, ["down"])
+        x = add_parts(x, parts, bias("down"))
+    return x, new, counts

@@ -12,18 +12,13 @@ class Results(Base):
     """Hands a product on to the next phase."""
 
     def hand_on(self, task: Any, total: Any) -> None:
-        """Post partial sums of the stream, or silu(gate) * up, or store partial sums of q, k and v."""
-        m, shape, at = self.m, self.shape, self.at
+        """Post partial sums, or silu(gate) * up."""
+        m = self.m
         inside = self.thread < task.columns
         column = task.first_column + m.least(self.thread, task.columns - 1)
         m.when(self.gating, lambda: self.gate(task, total, column, inside))
-        part = m.select(self.merging, m.integer(self.room.exchange["out"]), m.integer(self.room.exchange["down"]))
-        where = at["exchange"] + (part + task.out + column) * POST
-        m.post(where, m.as_bits(total), self.tag, inside & self.adding)
-        if shape.sizes_next:
-            new = [at[f"new_{n}"] for n in "qkv"]
-            where = self.by_phase(new[0], new[0], new[0], new, task) + (task.out + column) * 4
-            m.store(where, m.as_bits(total), inside & self.last)
+        where = self.at["exchange"] + (task.out + column) * POST
+        m.post(where, m.as_bits(total), self.tag, inside & (self.gating ^ True))
 
     def gate(self, task: Any, total: Any, column: Any, inside: Any) -> None:
         """Both products in bfloat16 with their biases, their sum's silu, and a post for every two columns."""
@@ -35,16 +30,11 @@ class Results(Base):
         for k, layer in enumerate(("gate", "up")):
             both[k] = m.rounded(both[k])
             if layer in self.shape.biases:
-                both[k] = m.rounded(both[k] + m.load_bfloat16(self.at[f"bias_{layer}"] + column * 2))
+                both[k] = m.rounded(both[k] + m.load_bfloat16(self.address(f"bias_{layer}") + column * 2))
         gate, up = both
         hidden = m.rounded(gate / (m.exp(gate * -1.0) + 1.0) * up)
         word = self.pair(hidden)
         m.post(self.post_of("gated", column // 2), word, self.tag, inside & (self.thread % 2).equals(0))
-
-    def pair(self, number: Any) -> Any:
-        """This lane's bfloat16 below the next lane's, in a word; for even lanes."""
-        m = self.m
-        return (m.as_bits(number) >> 16) | (m.as_bits(m.exchange(number, 1)) & -65536)
 
     def add(self) -> None:
         """Add a product's partial sums to the stream, each block for channels of its own, and post it."""
@@ -77,20 +67,22 @@ class Results(Base):
         total = m.rounded(self.sum(terms))
         for layer, here in (("o", self.merging), ("down", self.adding & (self.merging ^ True))):
             if layer in self.shape.biases:
-                bias = m.load_bfloat16(self.at[f"bias_{layer}"] + self.owned * 2)
+                bias = m.load_bfloat16(self.address(f"bias_{layer}") + self.owned * 2)
                 total = m.select(here, m.rounded(total + bias), total)
         stream = m.rounded(m.as_float(m.read(self.place("stream", self.thread))) + total)
         m.write(self.place("stream", self.thread), [m.as_bits(stream)])
         m.store_bfloat16(self.at["new_x"] + self.owned * 2, stream, self.owns)
-        names = ("middle", "middle squares"), ("stream", "stream squares")
-        (first, squares) = (
-            m.select(self.merging, m.integer(room.exchange[names[0][k]]), m.integer(room.exchange[names[1][k]]))
-            for k in range(2)
+        middle, last = (
+            [m.integer(room.exchange[f"{name}{part}"]) for part in ("", " squares")] for name in ("middle", "stream")
         )
+        self.publish(stream, [m.select(self.merging, a, b) for a, b in zip(middle, last, strict=True)], self.tag)
+
+    def publish(self, stream: Any, where: list[Any], tag: Any) -> None:
+        """Post the block's own channels of the stream, and the sum of their squares."""
+        m, at = self.m, self.at["exchange"]
         word = self.pair(stream)
-        where = self.at["exchange"] + (first + self.owned // 2) * POST
-        m.post(where, word, self.tag, self.owns & (self.thread % 2).equals(0))
+        m.post(at + (where[0] + self.owned // 2) * POST, word, tag, self.owns & (self.thread % 2).equals(0))
         square = self.sum_of_warp(m.select(self.owns, stream * stream, m.number(0.0)))
-        index = self.block * (lanes // WARP) + self.warp
-        where = self.at["exchange"] + (squares + index) * POST
-        m.post(where, m.as_bits(square), self.tag, self.lane.equals(0) & (index < room.squares))
+        index = self.block * (self.room.own_lanes // WARP) + self.warp
+        has = self.lane.equals(0) & (index < self.room.squares)
+        m.post(at + (where[1] + index) * POST, m.as_bits(square), tag, has)

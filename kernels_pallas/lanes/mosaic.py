@@ -16,7 +16,7 @@ from jax.experimental.mosaic.gpu.utils import inline_ptx  # pyright: ignore[repo
 from kernels_pallas.lanes.mlir_value import Value
 
 POLLS = 1 << 22  # looks at a word that never comes, about three seconds, before the kernel gives up
-STREAMED = "ld.global.nc.L1::no_allocate.L2::cache_hint"
+STREAMED = "ld.global.L1::no_allocate.L2::cache_hint"
 
 
 Post = tuple[Value, Value]  # its address, and whether the lane wants it
@@ -96,6 +96,18 @@ class Mosaic:
         """Two floats as float16 in a word."""
         return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
 
+    def packed(self, low: Value, high: Value) -> Value:
+        """Two floats as bfloat16 in a word."""
+        return self._pure("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, result=_i32())
+
+    def product_of_pairs(self, a: Value, b: Value) -> Value:
+        """Of two words of two bfloat16 each."""
+        return self._pure("mul.rn.bf16x2 $0, $1, $2;", a, b, result=_i32())
+
+    def count_bits(self, word: Value) -> Value:
+        """How many bits of a word are 1."""
+        return self._pure("popc.b32 $0, $1;", word, result=_i32())
+
     def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
         """`c + a @ b` of the whole warp on the tensor cores, 16 x 16 by 16 x 8, every lane with its fragments."""
         text = (
@@ -128,13 +140,21 @@ class Mosaic:
             total = self._emit(text, total, result=_i32(), convergent=True)
         return total - word
 
-    def opaque(self, value: int) -> Value:
-        """A constant that the compiler does not know, so that a loop over it is not unrolled."""
-        return self._emit(f"mov.u32 $0, {value};", result=_i32())
+    def high_product(self, a: Value, b: Value) -> Value:
+        """The upper 32 of the 64 bits of a product of integers without signs."""
+        return self._pure("mul.hi.u32 $0, $1, $2;", a, b, result=_i32())
+
+    def again(self, word: Value) -> Value:
+        """The same integer, of which the compiler does not know that it is."""
+        return self._emit("mov.u32 $0, $1;", word, result=_i32())
 
     def sync(self) -> None:
         """Wait for all lanes of the block."""
         self._emit("bar.sync 0;", convergent=True)
+
+    def sync_warp(self) -> None:
+        """Wait for all lanes of the warp."""
+        self._emit("bar.warp.sync 0xffffffff;", convergent=True)
 
     def load(self, address: Value) -> Value:
         """One word of device memory; it is in flight from here on."""
@@ -153,10 +173,13 @@ class Mosaic:
         half = self._emit("ld.global.u16 $0, [$1];", address, result=_i32())
         return self.as_float(half << 16)
 
-    def stream(self, address: Value, when: Value) -> list[Value]:
+    def stream(self, address: Value, when: Value | None = None) -> list[Value]:
         """Four words of device memory that are read once, or zeros."""
         if self._policy is None:
             raise ValueError("stream: open_stream comes first")
+        if when is None:
+            text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
+            return self._emit(text, address, self._policy, result=[_i32()] * 4)
         text = (
             "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
             f"@$6 {STREAMED}.v4.b32 {{t0, t1, t2, t3}}, [$4], $5; "
@@ -164,8 +187,27 @@ class Mosaic:
         )
         return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
 
+    def ask(self, address: Value, size: Value, when: Value) -> None:
+        """Have bytes of device memory, a multiple of 16, fetched into the L2."""
+        self._emit("@$2 cp.async.bulk.prefetch.L2.global [$0], $1;", address, size, when)
+
+    def copy(self, to: Value, address: Value, when: Value) -> None:
+        """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""
+        if self._policy is None:
+            raise ValueError("copy: open_stream comes first")
+        text = "{ .reg .b32 n; selp.b32 n, 16, 0, $3; cp.async.cg.shared.global.L2::cache_hint [$0], [$1], 16, n, $2; }"
+        self._emit(text, to, address, self._policy, when)
+
+    def close_copies(self) -> None:
+        """End a group of a lane's copies."""
+        self._emit("cp.async.commit_group;")
+
+    def wait_for_copies(self, groups: int) -> None:
+        """Until all of the lane's copies have arrived but those of the last groups; for the lane itself."""
+        self._emit(f"cp.async.wait_group {groups};")
+
     def open_stream(self) -> None:
-        """Before the first `stream`, outside any branch or loop."""
+        """Before the first `stream` or `copy`, outside any branch or loop."""
         text = "createpolicy.fractional.L2::evict_first.b64 $0, 1.0;"
         self._policy = self._emit(text, result=ir.IntegerType.get_signless(64))
 
@@ -195,6 +237,10 @@ class Mosaic:
         )
         return self._emit(text, address, when, result=[_i32()] * 4)
 
+    def read_two(self, address: Value) -> list[Value]:
+        """Two words of shared memory."""
+        return self._emit("ld.shared.v2.b32 {$0, $1}, [$2];", address, result=[_i32()] * 2)
+
     def read_four(self, address: Value) -> list[Value]:
         """Four words of shared memory."""
         return self._emit("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", address, result=[_i32()] * 4)
@@ -206,6 +252,22 @@ class Mosaic:
         some = f".b32 [$0], {names};" if n == 1 else f".v{n}.b32 [$0], {{{names}}};"
         guard, last = ("", []) if when is None else (f"@${n + 1} ", [when])
         self._emit(f"{guard}st.shared{some}", address, *words, *last)
+
+    def append(self, address: Value, word: Value, mask: Value, bit: int) -> Value:
+        """Write a word into shared memory where the mask has the bit; the address behind what was written."""
+        text = (
+            f"{{ .reg .pred p; .reg .b32 t, n; and.b32 t, $3, {bit}; setp.ne.b32 p, t, 0; mov.b32 n, $1; "
+            "@p st.shared.b32 [n], $2; @p add.u32 n, n, 4; mov.b32 $0, n; }"
+        )
+        return self._emit(text, address, word, mask, result=_i32())
+
+    def read_address(self, address: Value) -> Value:
+        """An address that stands in shared memory."""
+        return self._emit("ld.shared.b64 $0, [$1];", address, result=ir.IntegerType.get_signless(64))
+
+    def write_address(self, address: Value, value: Value, when: Value) -> None:
+        """Leave an address in shared memory."""
+        self._emit("@$2 st.shared.b64 [$0], $1;", address, value, when)
 
     def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
         """A word and a tag, in one store of 8 bytes, for whoever polls for the tag."""
@@ -268,6 +330,14 @@ class Mosaic:
             out = body(Value(op.induction_variable), [Value(c) for c in op.inner_iter_args])
             scf.YieldOp([c.value for c in out])
         return [Value(r) for r in op.results]
+
+    def repeat(self, body: Callable[[], Value]) -> None:
+        """Run the body, and again while what it gives holds."""
+        op = scf.WhileOp([], [])
+        with ir.InsertionPoint(op.before.blocks.append()):
+            scf.ConditionOp(body().value, [])
+        with ir.InsertionPoint(op.after.blocks.append()):
+            scf.YieldOp([])
 
     def _pure(self, text: str, *arguments: Value, result: Any) -> Value:
         """An instruction that only computes."""

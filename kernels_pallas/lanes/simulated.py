@@ -27,6 +27,9 @@ class Simulated:
         self._thread = np.tile(np.arange(threads), blocks)
         self._block = np.repeat(np.arange(blocks), threads)
         self._on = np.ones(self.lanes, bool)
+        # Copies that have not arrived: whose, where to, what, and in which of the lane's groups.
+        self._copies: list[Any] = []
+        self._groups = np.zeros(self.lanes, int)
         sizes = [-(-a.nbytes // 16) * 16 for a in arrays]
         self._starts = np.cumsum([16, *sizes]).tolist()
         self._memory = np.zeros(self._starts[-1] + 16, np.uint8)
@@ -110,6 +113,17 @@ class Simulated:
             bits = [np.asarray(v.value, np.float16).view(np.uint16).astype(np.int64) for v in (low, high)]
         return Value(bits[0] | (bits[1] << 16))
 
+    def packed(self, low: Value, high: Value) -> Value:
+        bits = [self.as_bits(self.rounded(v)).value >> 16 for v in (low, high)]
+        return Value(bits[0] | (bits[1] << 16))
+
+    def product_of_pairs(self, a: Value, b: Value) -> Value:
+        pairs = [[self.as_float(bits) for bits in (v << 16, v & -65536)] for v in (a, b)]
+        return self.packed(*(x * y for x, y in zip(*pairs, strict=True)))
+
+    def count_bits(self, word: Value) -> Value:
+        return Value(np.bitwise_count(word.value & 0xFFFFFFFF).astype(np.int64))
+
     def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
         warps, lane = self.lanes // WARP, np.arange(WARP)
         g, q = lane // 4, lane % 4
@@ -149,10 +163,16 @@ class Simulated:
     def sum_of_warp(self, word: Value) -> Value:
         return Value(np.repeat(np.broadcast_to(word.value, self.lanes).reshape(-1, WARP).sum(1), WARP))
 
-    def opaque(self, value: int) -> Value:
-        return self.integer(value)
+    def high_product(self, a: Value, b: Value) -> Value:
+        return Value((a.value * b.value) >> 32)
+
+    def again(self, word: Value) -> Value:
+        return word
 
     def sync(self) -> None:
+        pass
+
+    def sync_warp(self) -> None:
         pass
 
     def _words(self, address: Value, words: int, on: np.ndarray) -> list[Value]:
@@ -180,11 +200,33 @@ class Simulated:
         self._check(at, 2, self._starts[-1])
         return self.as_float(Value(self._memory.view(np.uint16)[at // 2].astype(np.int64) << 16))
 
+    def ask(self, address: Value, size: Value, when: Value) -> None:
+        on = self._on & when.value
+        at, many = (np.broadcast_to(v.value, self.lanes)[on] for v in (address, size))
+        if (at % 16).any() or (many % 16).any() or (at < 0).any() or (at + many > self._starts[-1]).any():
+            raise IndexError("a range that is misaligned to 16 bytes or outside of memory")
+
+    def copy(self, to: Value, address: Value, when: Value) -> None:
+        words = [w.value.astype(np.uint32) for w in self.stream(address, when)]
+        self._copies.append((self._on, *self._place(to, 4, self._on), words, self._groups.copy()))
+
+    def close_copies(self) -> None:
+        self._groups[self._on] += 1
+
+    def wait_for_copies(self, groups: int) -> None:
+        late = []
+        for on, block, at, words, group in self._copies:
+            done = on & self._on & (group < self._groups - groups)
+            for k, word in enumerate(words):
+                self._shared[block[done], at[done] + k] = word[done]
+            late.append((on & ~done, block, at, words, group))
+        self._copies = [copy for copy in late if copy[0].any()]
+
     def open_stream(self) -> None:
         pass
 
-    def stream(self, address: Value, when: Value) -> list[Value]:
-        on = self._on & when.value
+    def stream(self, address: Value, when: Value | None = None) -> list[Value]:
+        on = self._on if when is None else self._on & when.value
         return [Value(np.where(on, w.value, 0)) for w in self._words(address, 4, on)]
 
     def _put(self, memory: np.ndarray, address: Value, word: np.ndarray, width: int, when: Value) -> None:
@@ -220,6 +262,10 @@ class Simulated:
         block, at = self._place(address, 4, on)
         return [Value(np.where(on, self._shared[block, at + k], 0).astype(np.int64)) for k in range(4)]
 
+    def read_two(self, address: Value) -> list[Value]:
+        block, at = self._place(address, 2, self._on)
+        return [Value(self._shared[block, at + k].astype(np.int64)) for k in range(2)]
+
     def read_four(self, address: Value) -> list[Value]:
         block, at = self._place(address, 4, self._on)
         return [Value(self._shared[block, at + k].astype(np.int64)) for k in range(4)]
@@ -230,6 +276,19 @@ class Simulated:
         for k, word in enumerate(words):
             bits = self.as_bits(word) if word.value.dtype == np.float32 else word
             self._shared[block[on], at[on] + k] = np.broadcast_to(bits.value, self.lanes)[on].astype(np.uint32)
+
+    def append(self, address: Value, word: Value, mask: Value, bit: int) -> Value:
+        here = (mask & bit).equals(bit)
+        self.write(address, [word], here)
+        return self.select(here, address + 4, address)
+
+    def read_address(self, address: Value) -> Value:
+        low, high = self.read(address), self.read(address + 4)
+        return Value(low.value | (high.value << 32))
+
+    def write_address(self, address: Value, value: Value, when: Value) -> None:
+        self.write(address, [Value(value.value & 0xFFFFFFFF)], when)
+        self.write(address + 4, [Value(value.value >> 32)], when)
 
     def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
         self.store(address, word, when)
@@ -264,6 +323,12 @@ class Simulated:
         self._on = before & condition.value
         if self._on.any():
             body()
+        self._on = before
+
+    def repeat(self, body: Callable[[], Value]) -> None:
+        before = self._on
+        while self._on.any():
+            self._on = self._on & body().value
         self._on = before
 
     def loop(

@@ -79,7 +79,7 @@ def decode_implementation(
 ) -> str:
     """What `decode` runs.
 
-    "mosaic": the sparse kernels, everything between two attentions in one launch of a Mosaic kernel; "triton": the
+    "mosaic": the sparse kernels, several decoder blocks in one launch of a Mosaic kernel; "triton": the
     sparse kernels as launches of their own, by Triton; "xla": dense or masked-dense products.
 
     Args:

@@ -2,7 +2,7 @@
 
 The arithmetic and the rounding are `forward.block`'s with thresholds; what differs is where the launches are cut.
 "triton" has nine launches a block, and a product's partial sums are added by whichever kernel reads them next: norm,
-attention, or the gate. "mosaic" has two: attention, and everything up to the next block's attention.
+attention, or the gate. "mosaic" has one launch for several blocks.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.decode_attention import HeadNorms, decode_attention, splits_for
+from kernels_pallas.decode_attention import HeadNorms, decode_attention
 from kernels_pallas.fused_block import (
     FusedConfig,
     FusedShape,
     block_shape,
     first_exchange,
-    fused_block,
     fused_block_problem,
+    fused_blocks,
 )
+from kernels_pallas.fused_block.config import config_for as fused_config_for
+from kernels_pallas.implementation import processors
 from kernels_pallas.kept import Kept
 from kernels_pallas.select import select_attention, select_gated, select_norm
 from kernels_pallas.select.reference import add_parts
 from kernels_pallas.sparse_product import Config, config_for, sparse_product
-from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
+from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, layout, rms_norm
 
 # One block's thresholds stacked by input group: group -> float32 [layers, in].
@@ -49,14 +51,13 @@ def product_configs(config: LlamaConfig, params: Params, batch: int) -> dict[str
 
 def fused_step_problem(config: LlamaConfig, params: Params, batch: int) -> str | None:
     """Why the "mosaic" step cannot run a model, if it cannot."""
-    shape = fused_shape(config, params, 1)
-    return fused_block_problem(shape, batch, params["blocks"][0]["o"]["kernel"].dtype, params["embed"].dtype)
+    weights, activations = params["blocks"][0]["o"]["kernel"].dtype, params["embed"].dtype
+    return fused_block_problem(fused_shape(config, params), batch, weights, activations)
 
 
-def fused_shape(config: LlamaConfig, params: Params, attention_splits: int) -> FusedShape:
-    """What the fused block is compiled for, in every block but the last."""
-    layers = {name: params["blocks"][0][name] for name in LAYERS}
-    return block_shape(layers, config.num_heads, attention_splits, config.norm_eps)
+def fused_shape(config: LlamaConfig, params: Params) -> FusedShape:
+    """What the fused blocks are compiled for."""
+    return block_shape(params["blocks"][0], config.head_dim, config.norm_eps)
 
 
 def kernel_token_logits(
@@ -141,30 +142,23 @@ class _Step:
         records: list[Record],
         fused_config: FusedConfig | None,
     ) -> tuple[Array, Cache]:
-        """One launch from the attention of a block to that of the next."""
-        blocks, eps, new = params["blocks"], self.config.norm_eps, []
-        splits = splits_for(len(x), self.config.num_kv_heads, cache[0].keys.shape[1])
-        # Zeroed in every step, so that a launch is told from the others by its block.
-        exchange = first_exchange(fused_shape(self.config, params, splits), fused_config)
-        x, inputs = self.inputs(blocks[0], x, None, None, thresholds[0], records[0])
-        for i, (block, limits) in enumerate(zip(blocks, thresholds, strict=True)):
-            with jax.named_scope(f"block_{i}"):
-                attention, block_cache = self.attention(i, block, inputs, cache)
-                new.append(block_cache)
-                layers = {n: block[n] for n in ("o", "gate", "up", "down")}
-                limits = {g: limits[g] for g in limits if g != "attn_in"}
-                next_norm = None
-                if i + 1 < len(blocks):
-                    following, next_norm = blocks[i + 1], blocks[i + 1]["attn_norm"]
-                    layers |= {n: following[n] for n in INPUT_GROUPS["attn_in"]}
-                    limits["attn_in"] = thresholds[i + 1]["attn_in"]
-                x, inputs, counts, exchange = fused_block(
-                    x, attention, layers, (block["mlp_norm"], next_norm), limits, eps, exchange, i + 1, fused_config,
-                    "mosaic", self.how["interpret"],
+        """Several blocks a launch."""
+        blocks, new = params["blocks"], []
+        shape = fused_shape(self.config, params)
+        run = fused_config or fused_config_for(shape, processors(), cache[0].keys.shape[1])
+        # Zeroed in every step, so that tags need only be told apart within it.
+        exchange = first_exchange(shape, run)
+        for first in range(0, len(blocks), run.depth):
+            some = slice(first, first + run.depth)
+            with jax.named_scope(f"blocks_{first}"):
+                x, own, counts, exchange = fused_blocks(
+                    x, blocks[some], cache[some], thresholds[some], self.angles, self.slot, self.start,
+                    self.config.windows[some], self.config.norm_eps, exchange, first + 2, run, "mosaic",
+                    self.how["interpret"],
                 )  # fmt: skip
-                if "attn_in" in counts:
-                    records[i + 1]["attn_in"] = counts.pop("attn_in")
-                records[i].update(counts)
+            new += [BlockCache(*pair) for pair in own]
+            for record, kept in zip(records[some], counts, strict=True):
+                record.update(kept)
         return x, new
 
     def inputs(

@@ -1,0 +1,133 @@
+"""Where things stand: in a block's shared memory, and in the exchange between blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from kernels_pallas.fused_block.layout import (
+    ATTENDING,
+    LOAD,
+    PADDED,
+    PHASES,
+    QUAD,
+    QUERIES,
+    TURN,
+    WARP,
+    FusedConfig,
+    FusedShape,
+    Task,
+    entries,
+    products,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Where things are in shared memory, in bytes, and in the exchange, in posts of 8 bytes."""
+
+    lists: int  # of kept channels
+    second: int  # entries after which the list of up begins
+    looks: int  # fours of channels that a lane looks at
+    counts: int  # of kept channels, of each two looks and warp
+    chunks: int  # keys and values
+    sums: int  # of the lanes
+    terms: int  # of the stream's channels, or of columns of gate and up
+    warps: int  # one word a warp
+    largest: int  # likewise
+    merged: int  # values of attention
+    raw: int  # a key head's queries, key and value before the rotation
+    ready: int  # and after it
+    queries: int  # the queries in bfloat16
+    heads: int  # sums of squares of 32 features
+    fresh: int  # scores of the new token
+    shares: int  # of a warp's chunk: the weights of its slots
+    pieces: int  # of attention, one a warp
+    weights: int  # of the pieces: highest scores and sums of weights
+    stream: int  # the block's own channels of it
+    scales: int  # of the columns
+    norm: int  # what the norm multiplied with last
+    turns: int  # of each warp: the phase, and the first tag
+    tasks: int
+    addresses: int  # of the arrays of every decoder block
+    shared: int  # bytes in all
+    own: int  # channels of the stream that a block adds up
+    own_lanes: int  # lanes that do, whole warps
+    squares: int  # sums of squares that are posted
+    exchange: dict[str, int]  # where each part of the exchange begins
+    posts: int  # of the exchange in all
+
+
+def chunk_copies(shape: FusedShape) -> int:
+    """Vectors that a lane has of a chunk's keys and values."""
+    return shape.head_dim // WARP * 2 + -(-shape.head_dim // 64) * QUAD
+
+
+@functools.cache
+def room(shape: FusedShape, config: FusedConfig) -> Room:
+    """Lay out shared memory and the exchange."""
+    cuts = products(shape, config)
+    warps = config.threads // WARP
+    capacity = max(p.channels for p in cuts.values())
+    looks = -(-capacity // (TURN * config.threads))
+    own = -(-shape.hidden // (2 * config.blocks)) * 2
+    own_lanes = -(-own // WARP) * WARP
+    features = (shape.group + 2) * shape.head_dim
+    attention = {
+        "chunks": LOAD * 2 * chunk_copies(shape) * ATTENDING * WARP,
+        "merged": 4 * cuts["attn_out"].channels,
+        "raw": 4 * features,
+        "ready": 4 * features,
+        "queries": 2 * QUERIES * shape.head_dim,
+        "heads": 4 * -(-features // WARP),
+        "fresh": 4 * QUERIES,
+        "shares": 4 * ATTENDING * QUERIES * PADDED,
+        "pieces": 4 * ATTENDING * shape.group * shape.head_dim,
+        "weights": 4 * ATTENDING * QUERIES * 2,
+    }
+    at, end = _one_after_the_other(attention, 0)
+    lists = 4 * max(capacity, 2 * cuts["mlp_in"].channels)  # gate and up have a list each
+    sizes = {
+        "counts": 4 * -(-looks // 2) * warps,
+        "sums": 4 * 2 * config.threads // QUAD * LOAD // shape.item,
+        "terms": 4 * config.threads,
+        "warps": 4 * warps,
+        "largest": 4 * warps,
+        "stream": 4 * own_lanes,
+        "scales": 4 * config.threads if shape.item == 1 else 0,
+        "norm": 4,
+        "turns": 8 * warps,
+        "tasks": 4 * len(PHASES) * len(Task._fields),
+        "addresses": 8 * config.depth * len(entries(shape)),
+    }
+    # Nothing of attention is needed once lists are written. What shared memory takes is lost to the cache, in which the
+    # rows that are on their way have their places.
+    more, shared = _one_after_the_other(sizes, max(end, -(-lists // LOAD) * LOAD))
+    at |= more | {"lists": 0}
+    squares = -(-shape.hidden // own) * own_lanes // WARP
+    parts = {
+        "stream": shape.hidden // 2,
+        "stream squares": squares,
+        "qkv": cuts["attn_in"].splits * sum(shape.sizes_in),
+        "attended": config.attention_splits * shape.attended,
+        "weights": 2 * config.attention_splits * shape.heads,
+        "out": cuts["attn_out"].splits * shape.hidden,
+        "middle": shape.hidden // 2,
+        "middle squares": squares,
+        "gated": shape.intermediate // 2,
+        "down": cuts["mlp_mid"].splits * shape.hidden,
+    }
+    exchange, posts = _one_after_the_other(parts, 0)
+    return Room(
+        **at, second=cuts["mlp_in"].channels, looks=looks, shared=shared, own=own, own_lanes=own_lanes, squares=squares,
+        exchange=exchange, posts=posts,
+    )  # fmt: skip
+
+
+def _one_after_the_other(sizes: dict[str, int], start: int) -> tuple[dict[str, int], int]:
+    """Where each thing begins, in multiples of 16, and the end of all."""
+    at = {}
+    for name, size in sizes.items():
+        at[name] = start
+        start += -(-size // LOAD) * LOAD
+    return at, start

@@ -1,0 +1,74 @@
+"""What each block of threads does in each phase."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels_pallas.fused_block.layout import (
+    BATCHES,
+    COUNTED,
+    ENTERED,
+    ENTRIES,
+    FIRST_LAYER,
+    PHASES,
+    QUAD,
+    FusedConfig,
+    FusedShape,
+    Task,
+    most_splits,
+    products,
+)
+from kernels_pallas.fused_block.room import room
+
+
+def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
+    """Every block's tasks, the same in all decoder blocks: int32 `[blocks, phases, fields]`."""
+    found, exchange = [], room(shape, config).exchange
+    parts = {  # the partial sums, the input and the sums of squares
+        "attn_in": ("qkv", "stream", "stream squares"),
+        "attn_out": ("out", "attended", "stream squares"),
+        "mlp_in": ("gated", "middle", "middle squares"),
+        "mlp_mid": ("down", "gated", "stream squares"),
+    }
+    for block in range(config.blocks):
+        for group, p in products(shape, config).items():
+            split, tile = divmod(block, sum(p.tiles))
+            layer = 0
+            while tile >= p.tiles[layer]:
+                tile -= p.tiles[layer]
+                layer += 1
+            size, units = p.sizes_out[layer], p.sizes_out[layer] // (p.each * p.unit)
+            low, high = (units * (tile + k) // p.tiles[layer] * p.unit for k in (0, 1))
+            start = split * p.channels
+            out, source, squares = (exchange[name] for name in parts[group])
+            rows = config.threads // QUAD // (high - low)
+            step = rows * ENTRIES
+            found.append(
+                Task(
+                    working=int(split < p.splits),
+                    first_channel=start,
+                    channels=min(p.channels, p.size_in - start),
+                    lists=2 if group == "mlp_in" else 1,
+                    width=high - low,
+                    rows=rows,
+                    columns=(high - low) * p.each,
+                    first_column=low * p.each,
+                    stride=size * shape.item,
+                    entry=ENTERED.index(FIRST_LAYER[group]) + layer,
+                    note=(COUNTED[group] + layer) * most_splits(shape, config) + split,
+                    notes=int(tile == 0),
+                    out=out + split * sum(p.sizes_out) + sum(p.sizes_out[:layer]),
+                    source=source,
+                    squares=squares,
+                    normed=int(group in ("attn_in", "mlp_in")),
+                    limits=4 * layer * p.size_in,
+                    second_limits=4 * p.size_in if group == "mlp_in" else 0,
+                    behind=int(group == "attn_in"),
+                    phase=PHASES.index(group),
+                    step=step,
+                    narrow=-(-(2**16) // (high - low)),
+                    share=-(-(2**32) // (step * BATCHES)),
+                    early=config.early * step,
+                )
+            )
+    return np.array(found, np.int32).reshape(config.blocks, len(PHASES), len(Task._fields))
