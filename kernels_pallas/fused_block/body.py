@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernels_pallas.fused_block.foresight import Foresight
 from kernels_pallas.fused_block.inputs import Inputs
 from kernels_pallas.fused_block.layout import PHASES, Task
 from kernels_pallas.fused_block.lists import Lists
@@ -30,7 +29,7 @@ from kernels_pallas.fused_block.products import Products
 from kernels_pallas.fused_block.results import Results
 
 
-class Block(Inputs, Lists, Products, Results, Foresight):
+class Block(Inputs, Lists, Products, Results):
     """One launch, as a block of threads sees it."""
 
     def run(self) -> None:
@@ -72,8 +71,6 @@ class Block(Inputs, Lists, Products, Results, Foresight):
         """One product, with what comes before and after it; whether another one follows."""
         m = self.m
         self.begin_phase()
-        if self.config.ahead:
-            m.when(self.merging, self.ask_ahead)
         attends = self.block < self.shape.kv_heads * self.config.attention_splits
         m.when(self.merging & attends, self.attend)
         task = self.task(self.begin_phase())

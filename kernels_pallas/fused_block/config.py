@@ -101,13 +101,12 @@ def shape_key(shape: FusedShape) -> str:
 def search_space(shape: FusedShape, blocks: int, weights: DTypeLike) -> Iterator[FusedConfig]:
     """The configurations that a tuner tries."""
     for out, down, inputs in itertools.product((4, 6, 8, 11, 16), (4, 6, 8, 11, 16), (4, 5, 7, 9, 11)):
-        for unit, early in itertools.product((1, 2), (0, 1, 2)):
-            config = FusedConfig(
-                blocks, splits_out=out, splits_down=down, splits_in=inputs, unit=unit, early=early,
-                attention_splits=attention_splits(shape, blocks, LONG_CACHE),
-            )  # fmt: skip
-            if problem(shape, config, 1, weights, jnp.bfloat16) is None:
-                yield config
+        config = FusedConfig(
+            blocks, splits_out=out, splits_down=down, splits_in=inputs,
+            attention_splits=attention_splits(shape, blocks, LONG_CACHE),
+        )  # fmt: skip
+        if problem(shape, config, 1, weights, jnp.bfloat16) is None:
+            yield config
 
 
 ATTENTION_PART = 9000  # bytes that a partial sum of q, k and v costs the attention, where each lane adds some

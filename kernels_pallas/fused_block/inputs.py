@@ -60,9 +60,7 @@ class Inputs(Attention):
         def one() -> list[Any]:
             words = [word for w in range(0, self.warps, 4) for word in m.read_four(self.place("warps", w))]
             mean = self.sum([m.as_float(word) for word in words]) * (1.0 / self.shape.hidden)
-            norm = m.reciprocal_root(mean + self.shape.eps)
-            m.write(self.place("norm"), [m.as_bits(norm)], self.thread.equals(0))
-            return [norm]
+            return [m.reciprocal_root(mean + self.shape.eps)]
 
         (total,) = m.choose(
             self.warp * WARP < self.room.squares, "f", lambda: [self.sum_of_warp(square)], lambda: [m.number(0.0)]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 LOAD = 16  # bytes that a lane reads of a row at once: a vector of weights
+LINE = 128  # bytes of the cache's lines
 WARP = 32
 QUAD = 4  # lanes that share a vector of columns
 CHUNK = 16  # slots of attention that a warp takes at once
 ATTENDING = 4  # warps of a block that do, at most
+UNEVEN = 1.4  # vectors of the widest tile to those of an even share, at most, for edges at lines
 QUERIES = 8  # of a key head, at most
 PADDED = CHUNK + 4  # words of a query's weights in a chunk, in banks of their own
 TURN = 4  # channels that a lane looks at together
@@ -30,11 +33,9 @@ class FusedConfig:
     splits_in: int = 5  # into how many partial sums q, k and v are split
     splits_out: int = 8  # likewise the output projection
     splits_down: int = 8
-    unit: int = 1  # vectors that a tile's edges are multiples of, where the columns are
+    unit: int = LINE // LOAD  # vectors that a tile's edges are multiples of, at most: see `cut`
     attention_splits: int = 16  # parts of the slots
     depth: int = 8  # decoder blocks of a launch
-    ahead: int = 0  # channels of gate and up that are guessed while attention runs, at most two a lane
-    early: int = 0  # batches' worth of channels, the kept rows of which are asked for before they are listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +92,38 @@ class FusedShape:
         return self.heads // self.kv_heads
 
 
-def cut(size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, item: int, unit: int = 1) -> Product:
-    """Share the columns of the layers among the blocks of one split, the widest tiles as narrow as they can be."""
+def cut(
+    size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, item: int, unit: int = LINE // LOAD
+) -> Product:
+    """Share the columns of the layers among the blocks of one split, the widest tiles as narrow as they can be.
+
+    Tiles begin where lines of the cache do, if that leaves none much wider than others: what lies across lines is asked
+    for twice, and the processors' way to the memory takes only so many requests. Wider ones than the even share are no
+    loss up to a point, as fewer processors than there are can keep the memory busy.
+    """
     each = LOAD // item
     channels = -(-size_in // (splits * WARP)) * WARP
     splits = -(-size_in // channels)  # splits of whole warps may be fewer
     vectors = [n // each for n in sizes_out]
-    if any(v % unit for v in vectors):
-        unit = 1
+    share = sum(vectors) / (blocks // splits)
+    while True:
+        found = Product(size_in, sizes_out, splits, _tiles(vectors, blocks // splits, unit), each, unit)
+        fits = all(v % unit == 0 for v in vectors) and found.widest <= UNEVEN * share
+        if fits or unit == 1:
+            return found
+        unit //= 2
+
+
+def _tiles(vectors: Sequence[int], blocks: int, unit: int) -> tuple[int, ...]:
+    """How many tiles each layer gets."""
     counts = [1] * len(vectors)
     units = [v // unit for v in vectors]
-    for _ in range(blocks // splits - len(vectors)):
+    for _ in range(blocks - len(vectors)):
         widest = max(range(len(units)), key=lambda i: -(-units[i] // counts[i]))
         if units[widest] <= counts[widest]:
             break
         counts[widest] += 1
-    return Product(size_in, sizes_out, splits, tuple(counts), each, unit)
+    return tuple(counts)
 
 
 PHASES = ("attn_in", "attn_out", "mlp_in", "mlp_mid")  # input groups in the order of their products
@@ -151,7 +168,8 @@ class Task(NamedTuple):
     rows: int  # in which fours of lanes stand over the tile
     columns: int  # of the tile
     first_column: int
-    stride: int  # bytes of a row of the weight
+    start: int  # bytes before it in a row of the weight
+    stride: int  # bytes of such a row
     entry: int  # the layer, as in ENTERED
     note: int  # where the length of the list is noted
     notes: int  # 1 if this block notes it
@@ -166,7 +184,6 @@ class Task(NamedTuple):
     step: int  # entries of a list that the block takes at once
     narrow: int  # 2^16 / width, rounded up
     share: int  # 2^32 / entries of a turn, rounded up
-    early: int  # channels of whose rows the first are asked for as soon as it is known that they are kept
 
 
 def most_splits(shape: FusedShape, config: FusedConfig) -> int:

@@ -29,8 +29,6 @@ class Lists(Base):
                     lambda: [zero] * (TURN + 3),
                 )
                 count, largest = count | (kept << 8 * k), m.most(largest, most)
-            if first == 0 and self.config.early:
-                m.when(self.warp * (WARP * TURN) < task.early, lambda: self.ask(task, turns[0]))
             before, count = m.choose(
                 both[0].active,
                 "ii",
@@ -51,14 +49,6 @@ class Lists(Base):
         m.when(self.warp < task.lists, lambda: self.close(task, counts))
         m.sync()
         return counts
-
-    def ask(self, task: Any, turn: Turn) -> None:
-        """Ask for the block's part of a lane's kept rows, while they are being listed."""
-        m, item = self.m, self.shape.item
-        start = self.address("kernel_q", task.entry) + task.first_column * item
-        for k in range(TURN):
-            kept = (turn.mask & (1 << k)).equals(1 << k)
-            m.ask(start + (turn.channel + k) * task.stride, task.columns * item, kept)
 
     def close(self, task: Any, counts: list[Any]) -> None:
         """End the warp's list with zeros, as entries are read four at a time, and note its length."""

@@ -41,7 +41,7 @@ class Products(Base):
         quad = self.thread // QUAD
         row = (quad * task.narrow) >> 16
         vector = quad - row * task.width
-        offset = task.first_column * self.shape.item + vector * LOAD
+        offset = task.start + vector * LOAD
         mine = m.select(row < task.rows, row * ENTRIES + self.lane % QUAD * QUAD, m.integer(MOST_CHANNELS))
         full = task.rows * task.width >= (self.warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
         turns = [m.high_product(count + (task.step * BATCHES - 1), task.share) for count in counts]

@@ -46,7 +46,6 @@ class Room:
     weights: int  # of the pieces: highest scores and sums of weights
     stream: int  # the block's own channels of it
     scales: int  # of the columns
-    norm: int  # what the norm multiplied with last
     turns: int  # of each warp: the phase, and the first tag
     tasks: int
     addresses: int  # of the arrays of every decoder block
@@ -95,7 +94,6 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
         "largest": 4 * warps,
         "stream": 4 * own_lanes,
         "scales": 4 * config.threads if shape.item == 1 else 0,
-        "norm": 4,
         "turns": 8 * warps,
         "tasks": 4 * len(PHASES) * len(Task._fields),
         "addresses": 8 * config.depth * len(entries(shape)),

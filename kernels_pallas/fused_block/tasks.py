@@ -53,6 +53,7 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
                     rows=rows,
                     columns=(high - low) * p.each,
                     first_column=low * p.each,
+                    start=low * p.each * shape.item,
                     stride=size * shape.item,
                     entry=ENTERED.index(FIRST_LAYER[group]) + layer,
                     note=(COUNTED[group] + layer) * most_splits(shape, config) + split,
@@ -68,7 +69,6 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
                     step=step,
                     narrow=-(-(2**16) // (high - low)),
                     share=-(-(2**32) // (step * BATCHES)),
-                    early=config.early * step,
                 )
             )
     return np.array(found, np.int32).reshape(config.blocks, len(PHASES), len(Task._fields))

@@ -187,10 +187,6 @@ class Mosaic:
         )
         return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
 
-    def ask(self, address: Value, size: Value, when: Value) -> None:
-        """Have bytes of device memory, a multiple of 16, fetched into the L2."""
-        self._emit("@$2 cp.async.bulk.prefetch.L2.global [$0], $1;", address, size, when)
-
     def copy(self, to: Value, address: Value, when: Value) -> None:
         """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""
         if self._policy is None:

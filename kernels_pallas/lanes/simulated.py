@@ -200,12 +200,6 @@ class Simulated:
         self._check(at, 2, self._starts[-1])
         return self.as_float(Value(self._memory.view(np.uint16)[at // 2].astype(np.int64) << 16))
 
-    def ask(self, address: Value, size: Value, when: Value) -> None:
-        on = self._on & when.value
-        at, many = (np.broadcast_to(v.value, self.lanes)[on] for v in (address, size))
-        if (at % 16).any() or (many % 16).any() or (at < 0).any() or (at + many > self._starts[-1]).any():
-            raise IndexError("a range that is misaligned to 16 bytes or outside of memory")
-
     def copy(self, to: Value, address: Value, when: Value) -> None:
         words = [w.value.astype(np.uint32) for w in self.stream(address, when)]
         self._copies.append((self._on, *self._place(to, 4, self._on), words, self._groups.copy()))
