@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill
+from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, Sample
 from wisparse_jax.models.config import LlamaConfig
 
-# Tokens between two looks at what the loop has written, when somebody streams.
+# Tokens between two looks at what the loop has written, when somebody streams, at least.
 STREAM_EVERY = 8
 SMALLEST_BUCKET = 32
 
@@ -90,7 +90,7 @@ def generate(
         at = _collect(state, at, set(config.eos_token_ids), out, on_tokens)
         if at >= max_new_tokens or np.asarray(state.finished).all():
             return out
-        until = min(max_new_tokens, at + STREAM_EVERY) if on_tokens else max_new_tokens
+        until = min(max_new_tokens, at + max(STREAM_EVERY, tokens_together())) if on_tokens else max_new_tokens
         state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
 
 

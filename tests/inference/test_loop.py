@@ -1,0 +1,60 @@
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wisparse_jax.inference import GREEDY
+from wisparse_jax.inference.loop import LoopState, token_loop
+
+ROOM, VOCAB = 24, 13
+TABLE = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB))
+
+
+def follow(tokens, slot, start, cache):
+    """Logits of the newest token and of what stands in the slot before it; the token goes into its own."""
+    cache = cache.at[:, slot].set(tokens)
+    return TABLE[tokens] + TABLE[cache[:, slot - 1]] * 0.5, cache
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def run(state, until, stops, together):
+    start = jnp.zeros(len(state.last), jnp.int32)
+    return token_loop(follow, state, until, start, GREEDY.values(VOCAB), stops, together)
+
+
+def first(tokens):
+    last = jnp.asarray(tokens, jnp.int32)
+    batch = len(tokens)
+    keys = jax.random.split(jax.random.key(1), batch)
+    chosen = jnp.full((batch, ROOM), -1, jnp.int32).at[:, 0].set(last)
+    cache: Any = jnp.zeros((batch, ROOM + 1), jnp.int32)
+    return LoopState(jnp.int32(1), jnp.int32(1), chosen, last, jnp.zeros(batch, bool), keys, cache)
+
+
+@pytest.mark.parametrize("together", [4, 16])
+@pytest.mark.parametrize("until", [2, 4, 5, 6, 17, 22, 24])
+def test_several_tokens_between_looks_are_the_same_tokens(together, until):
+    alone, several = (run(first([3, 8]), until, jnp.asarray([-2]), n) for n in (1, together))
+    for a, b in zip(alone[:5], several[:5], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(alone.step) == until and (np.asarray(alone.tokens)[:, :until] >= 0).all()
+
+
+def test_what_comes_after_the_last_row_has_finished_is_no_token():
+    tokens = np.asarray(run(first([3]), ROOM, jnp.asarray([-2]), 1).tokens)[0]
+    stop = next(t for t in tokens[2:] if t not in tokens[:2])
+    at = int(np.argmax(tokens == stop))
+    alone, several = (run(first([3]), ROOM, jnp.asarray([stop]), n) for n in (1, 16))
+    np.testing.assert_array_equal(alone.tokens, several.tokens)
+    assert int(alone.step) == at + 1 <= int(several.step) < at + 1 + 16
+    assert bool(several.finished[0]) and (np.asarray(several.tokens)[0, at + 1 :] == -1).all()
+
+
+def test_the_loop_goes_on_where_it_was_left():
+    whole, state = run(first([3, 8]), 22, jnp.asarray([-2]), 4), first([3, 8])
+    for until in (7, 8, 17, 22):
+        state = run(state, until, jnp.asarray([-2]), 4)
+    np.testing.assert_array_equal(whole.tokens, state.tokens)
