@@ -65,8 +65,8 @@ def prefill(
     return LoopState(jnp.int32(1), jnp.int32(length), tokens, first, jnp.isin(first, stops) | ~real, keys, cache)
 
 
-# Sequences for which the kernels' step was measured to be the faster one (docs/benchmarks/h200.md): at 50 % 1.48 times
-# dense for one and 0.95 times for two, as what has to be read is the union of what the sequences keep.
+# Sequences for which the kernels' step was measured to be the faster one (docs/benchmarks/h200.md): at 50 % 1.67 times
+# dense for one and 0.94 times for two, as what has to be read is the union of what the sequences keep.
 KERNEL_BATCH = 1
 
 
