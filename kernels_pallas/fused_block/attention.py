@@ -125,7 +125,7 @@ class Attention(Base):
         for part in range(self.sums() // 16):
             rows = [words(dim // WARP * 2 + QUAD * part + k) for k in range(QUAD)]
             for w in range(4):
-                a = [m.permute(rows[k][w], rows[k + 1][w], s) for k in (0, 2) for s in (0x5410, 0x7632)]
+                a = self.fragments(rows, w)
                 total = totals[16 * part + 4 * w : 16 * part + 4 * w + 4]
                 for share in shares:
                     total = m.matrix("bf16", a, share, total)

@@ -118,6 +118,16 @@ class Base:
             row, further = row + further * 8, 0
         return row + 8 * (further + self.entries[name])
 
+    def column(self, task: Any) -> tuple[Any, Any]:
+        """Whether the lane's column is of up's tile, behind gate's, and its place in the tile."""
+        m = self.m
+        second = self.thread >= task.columns
+        return second, m.least(m.select(second, self.thread - task.columns, self.thread), task.columns - 1)
+
+    def fragments(self, rows: list[Any], word: int) -> list[Any]:
+        """One word of each of four rows of bfloat16, as the tensor cores take them."""
+        return [self.m.permute(rows[k][word], rows[k + 1][word], s) for k in (0, 2) for s in (0x5410, 0x7632)]
+
     def sum_of_warp(self, number: Any) -> Any:
         """The sum of the floats of the lanes of the warp, in every lane."""
         for distance in (16, 8, 4, 2, 1):

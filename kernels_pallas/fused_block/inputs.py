@@ -72,8 +72,7 @@ class Inputs(Attention):
     def scale_of(self, task: Any) -> Any:
         """The bits of the scale of a lane's column, of which `Products.total` has the sum."""
         m = self.m
-        second = self.thread >= task.columns
-        column = m.least(m.select(second, self.thread - task.columns, self.thread), task.columns - 1)
+        second, column = self.column(task)
         scale = self.address("scale_q", m.select(second & self.gating, m.integer(ENTERED.index("up")), task.entry))
         return m.load(scale + (task.first_column + column) * 4)
 

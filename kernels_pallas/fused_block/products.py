@@ -17,8 +17,7 @@ class Products(Base):
     def total(self, task: Any) -> Any:
         """The sum of a lane's column: of the tile, or of gate's tile and behind it of up's."""
         m = self.m
-        of_second = self.thread >= task.columns
-        column = m.least(m.select(of_second, self.thread - task.columns, self.thread), task.columns - 1)
+        of_second, column = self.column(task)
         start = m.select(of_second, m.integer(self.threads // QUAD * self.each), m.integer(0))
 
         def mine() -> list[Any]:
@@ -136,8 +135,7 @@ class Products(Base):
         if self.shape.item == 2:
             out = []
             for w in range(4):
-                a = [m.permute(rows[k][w], rows[k + 1][w], s) for k in (0, 2) for s in (0x5410, 0x7632)]
-                out += m.matrix("bf16", a, values, totals[4 * w : 4 * w + 4])
+                out += m.matrix("bf16", self.fragments(rows, w), values, totals[4 * w : 4 * w + 4])
             return out
         positive = [[word ^ -0x7F7F7F80 for word in row] for row in rows]
         magic, out = m.integer(0x64646464), []
