@@ -1,6 +1,7 @@
 """The command line, on the demo model, with searches cut to seconds."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -48,6 +49,15 @@ def test_help_names_every_command(capsys):
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert all(command in out for command in ("demo", "calibrate", "evaluate", "generate", "convert"))
+
+
+@pytest.mark.parametrize("own", ["", "--xla_dump_to=x", "--xla_gpu_deterministic_ops=false"])
+def test_a_gpus_products_are_not_chosen_by_timing_unless_asked_for(monkeypatch, own):
+    monkeypatch.setenv("XLA_FLAGS", own)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags == ([own] if "false" in own else [*own.split(), "--xla_gpu_deterministic_ops=true"])
 
 
 def test_json_is_one_object_and_nothing_else(files, capsys):

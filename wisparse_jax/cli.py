@@ -225,6 +225,10 @@ def main(args: list[str] | None = None) -> None:
     """Run a command line; exits with 2 and one line on bad input, 130 when interrupted."""
     # transformers advises to install PyTorch, which nothing here uses.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # XLA would choose a GPU's products by timing them: the same seed would round differently from run to run.
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     command = tyro.cli(Command, args=args, prog="wisparse", description="Sparse Llama-family models without training.")
     try:
         command.run()

@@ -1,6 +1,7 @@
 """The kernels' decode step on the trained demo model, where there is a GPU."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -14,7 +15,7 @@ from wisparse_jax.inference import Sample, sample_windows
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
-from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.search import SearchSettings
 from wisparse_jax.testing import count_compilations
@@ -29,6 +30,9 @@ IMPLEMENTATIONS = ["triton", pytest.param("mosaic", marks=WITHOUT_MOSAIC)]
 # An instruction of a compiled program that makes one array: its dimensions and its operation.
 MADE = re.compile(r"= \(?\w+\[([\d,]+)\]\S* ([\w-]+)\(")
 PROMPTS = ["The sea", "In the morning", "A force of", "She said", "When the war", "Cells are", "My dear", "It was"]
+# A channel closer than this to its threshold, relative to it, may be kept by one program and skipped by another that adds
+# in another order.
+ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,53 @@ def plan():
     return ws.calibrate(model, tokens, 0.5, "wina", settings=SearchSettings(window=256))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def both_paths(config, params, thresholds, prompt, text):
+    """The reference path and the kernels over a text after a dense prompt, each token by both from the same cache.
+
+    Returns for each token of the text: the largest difference of the logits, relative to the largest of them; whether
+    both choose the same next token; and how close to its threshold the closest channel was, relative to it.
+    """
+    grouped, start, length = group_thresholds(thresholds), jnp.zeros(1, jnp.int32), prompt.shape[1]
+    cache = empty_cache(config, 1, length + len(text), jnp.float32)
+    _, cache = hidden_states(config, params, prompt, layout(config, 1, length, 0, start), cache)
+
+    def step(cache, at):
+        token, slot = at
+        got, _ = kernel_token_logits(config, params, token[None], slot, start, cache, grouped)
+        inputs = []
+        where = layout(config, 1, 1, slot, start)
+        hidden, cache = hidden_states(config, params, token[None, None], where, cache, thresholds, inputs)
+        want = head(params, hidden[:, 0])
+        layers = [(block[n], limits[n]) for block, limits in zip(inputs, thresholds, strict=True) for n in LAYERS]
+        closest = jnp.min(jnp.stack([jnp.min(jnp.abs(jnp.abs(x) / limit - 1)) for x, limit in layers]))
+        error = jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want))
+        return cache, (error, jnp.argmax(got) == jnp.argmax(want), closest)
+
+    return jax.lax.scan(step, cache, (text, length + jnp.arange(len(text))))[1]
+
+
 def test_greedy_text_is_that_of_the_reference(plan):
+    """In float32, 256 tokens after each prompt: every token, but where a channel lies within rounding of its threshold.
+
+    After such a token two texts may go their own ways, so that they are equal as a whole is asked of half of them.
+    """
     sparse, tokenizer = ws.apply(ws.load("demo", dtype="float32"), plan), ws.load_tokenizer("demo")
-    for text in PROMPTS:
-        ids = [tokenizer.encode(text)]
-        assert ws.generate(sparse, ids, 256, implementation="triton") == ws.generate(
-            sparse, ids, 256, implementation="xla"
+    equal, close = 0, []
+    for prompt in ([tokenizer.encode(text)] for text in PROMPTS):
+        want, got = (ws.generate(sparse, prompt, 256, implementation=i)[0] for i in ("xla", "triton"))
+        error, same, closest = (
+            np.asarray(a)
+            for a in both_paths(sparse.config, sparse.params, sparse.thresholds, jnp.array(prompt), jnp.array(want))
         )
+        clear = closest > ROUNDING
+        assert same[clear].all() and error[clear].max() < 1e-5
+        certain = 1 + next(iter(np.flatnonzero(~clear)), len(want))  # tokens that no channel can have changed
+        assert got[:certain] == want[:certain]
+        equal += got == want
+        close.append(np.mean(~clear))
+    assert equal >= len(PROMPTS) / 2
+    assert np.mean(close) < 0.5
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
