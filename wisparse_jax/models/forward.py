@@ -79,13 +79,16 @@ def attend(
     """Causal grouped-query attention over the slots of a row, softmax in float32."""
     batch, length = query.shape[:2]
     precision = lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
-    grouped = query.reshape(batch, length, config.num_kv_heads, -1, config.head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, keys, precision=precision, preferred_element_type=jnp.float32)
+    # Heads first and a group's queries as rows of one matrix: XLA's CPU products of such operands take half the time.
+    grouped = query.reshape(batch, length, config.num_kv_heads, -1, config.head_dim).transpose(0, 2, 3, 1, 4)
+    rows = grouped.reshape(batch, config.num_kv_heads, -1, config.head_dim)
+    scores = jnp.matmul(rows, keys.transpose(0, 2, 3, 1), precision=precision, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*grouped.shape[:4], -1)
     visible = _visible(window, where, keys.shape[1])[:, None, None]
     scores = jnp.where(visible, scores * config.head_dim**-0.5, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, values, precision=precision)
-    return out.reshape(batch, length, -1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype).reshape(*rows.shape[:3], -1)
+    out = jnp.matmul(weights, values.transpose(0, 2, 1, 3), precision=precision).reshape(grouped.shape)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
 
 
 def _visible(window: int | None, where: Layout, slots: int) -> Bool[Array, "batch length slots"]:
