@@ -30,8 +30,8 @@ IMPLEMENTATIONS = ["triton", pytest.param("mosaic", marks=WITHOUT_MOSAIC)]
 # An instruction of a compiled program that makes one array: its dimensions and its operation.
 MADE = re.compile(r"= \(?\w+\[([\d,]+)\]\S* ([\w-]+)\(")
 PROMPTS = ["The sea", "In the morning", "A force of", "She said", "When the war", "Cells are", "My dear", "It was"]
-# A channel closer than this to its threshold, relative to it, may be kept by one program and skipped by another that adds
-# in another order.
+# A channel closer than this to its threshold, relative to it, may be kept by one program and skipped by another that
+# adds in another order.
 ROUNDING = 1e-5
 
 

@@ -47,6 +47,20 @@ def test_keeping_everything_costs_nothing(calibration):
     )
 
 
+def test_candidates_that_share_their_attention_are_evaluated_as_one_by_one(calibration, candidates):
+    """Any number of them, in chunks that do not divide it, differing in any one layer."""
+    alphas, taus = candidates
+    exponents, tries = alphas[0][None].repeat(9, 0), taus[0, 0][None].repeat(9, 0)
+    for layer in range(7):
+        exponents[layer, layer], tries[layer + 1, layer] = 0.1, taus[1, 0, layer]
+    single = BlockLoss(calibration, 0, 10**6, 1)
+    expected = [single(exponents[i : i + 1], tries[i : i + 1])[0] for i in range(9)]
+    for count in (1, 4, 9):
+        together = BlockLoss(calibration, 0, 10**6, 4)(exponents[:count], tries[:count])
+        np.testing.assert_allclose(together, expected[:count], rtol=1e-5)
+    assert len(set(np.round(expected, 9))) == 9
+
+
 def test_the_population_is_evaluated_as_one_by_one(calibration, candidates):
     alphas, taus = candidates
     together = DivergenceLoss(calibration, 10**6, 3)(alphas, taus)

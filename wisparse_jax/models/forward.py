@@ -123,20 +123,25 @@ def block(
     Returns:
         The new residual stream, and the cache with this forward's keys and values in it.
     """
+    attention, cache = attended(config, window, params, x, where, cache, thresholds, record)
+    return after_attention(config, params, x, attention, thresholds, record), cache
 
-    def linear(name: str, inputs: Array) -> Array:
-        if record is not None:
-            record[name] = inputs
-        layer = params[name]
-        weight, scale = layer["kernel"], layer.get("scale")
-        if thresholds is None:
-            out = dot(inputs, weight, scale)
-        else:
-            out = sparse_linear(inputs, weight, thresholds[name], scale, implementation="xla")
-        return out + layer["bias"] if "bias" in layer else out
+
+def attended(
+    config: LlamaConfig,
+    window: int | None,
+    params: Params,
+    x: Float[Array, "batch length hidden"],
+    where: Layout,
+    cache: BlockCache | None = None,
+    thresholds: BlockThresholds | None = None,
+    record: dict[str, Any] | None = None,
+) -> tuple[Float[Array, "batch length features"], BlockCache]:
+    """What attention hands to the o projection, and the cache; see `block` for the arguments."""
 
     def heads(name: str, inputs: Array) -> Array:
-        return linear(name, inputs).reshape(*inputs.shape[:2], -1, config.head_dim)
+        out = _linear(params, name, inputs, thresholds, record)
+        return out.reshape(*inputs.shape[:2], -1, config.head_dim)
 
     with jax.named_scope("attention"):
         normed = rms_norm(x, params["attn_norm"], config.norm_eps)
@@ -149,12 +154,42 @@ def block(
             at = (0, where.offset, 0, 0)
             key = lax.dynamic_update_slice(cache.keys, key, at)
             value = lax.dynamic_update_slice(cache.values, value, at)
-        attended = attend(config, window, where, query, key, value)
-        x = x + linear("o", attended)
+        return attend(config, window, where, query, key, value), BlockCache(key, value)
+
+
+def after_attention(
+    config: LlamaConfig,
+    params: Params,
+    x: Float[Array, "batch length hidden"],
+    attention: Float[Array, "batch length features"],
+    thresholds: BlockThresholds | None = None,
+    record: dict[str, Any] | None = None,
+) -> Float[Array, "batch length hidden"]:
+    """The rest of a block, from the o projection on; see `block` for the arguments."""
+
+    def linear(name: str, inputs: Array) -> Array:
+        return _linear(params, name, inputs, thresholds, record)
+
+    with jax.named_scope("attention"):
+        x = x + linear("o", attention)
     with jax.named_scope("mlp"):
         normed = rms_norm(x, params["mlp_norm"], config.norm_eps)
-        x = x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
-    return x, BlockCache(key, value)
+        return x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
+
+
+def _linear(
+    params: Params, name: str, inputs: Array, thresholds: BlockThresholds | None, record: dict[str, Any] | None
+) -> Array:
+    """One linear layer of a block, dense or with its thresholds."""
+    if record is not None:
+        record[name] = inputs
+    layer = params[name]
+    weight, scale = layer["kernel"], layer.get("scale")
+    if thresholds is None:
+        out = dot(inputs, weight, scale)
+    else:
+        out = sparse_linear(inputs, weight, thresholds[name], scale, implementation="xla")
+    return out + layer["bias"] if "bias" in layer else out
 
 
 def hidden_states(

@@ -1,7 +1,8 @@
 """The two losses of the searches, each one compiled program over vectors of candidates.
 
 A candidate is exponents and thresholds, numbers alone, so no candidate compiles anything. Candidates run `chunk` at a
-time and windows one at a time, which bounds the memory by `chunk` windows of activations.
+time and windows one at a time, which bounds the memory by `chunk` windows of activations. What candidates of a block
+have in common before its o projection is computed once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,24 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float64, Int
 
-from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.forward import BlockCache, Cache, Layout, Params, block, head, hidden_states, layout
+from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
+from wisparse_jax.models.forward import (
+    BlockCache,
+    Cache,
+    Layout,
+    Params,
+    after_attention,
+    attended,
+    head,
+    hidden_states,
+    layout,
+)
 from wisparse_jax.search.calibration import Calibration
 from wisparse_jax.sparsity.score import BlockNorms, block_thresholds
 
+# Exponents, taus and the like of every candidate, `[chunks, chunk, ...]` each.
+Candidates = tuple[Array, ...]
+_BEFORE_ATTENTION = len(INPUT_GROUPS["attn_in"])  # of a block's layers, q, k and v: the first ones
 # Exponents and thresholds of candidates for one block in, each candidate's error out.
 BlockObjective = Callable[
     [Float64[np.ndarray, "candidates 7"], Float64[np.ndarray, "candidates 7"]], Float64[np.ndarray, " candidates"]
@@ -51,9 +65,14 @@ class BlockLoss:
         self, exponents: Float64[np.ndarray, "candidates 7"], taus: Float64[np.ndarray, "candidates 7"]
     ) -> Float64[np.ndarray, " candidates"]:
         """The loss of each candidate."""
-        alphas, taus_, count = _padded(self._chunk, exponents, taus)
-        loss = _block_losses(*self._static, *self._arrays, alphas, taus_)
-        return np.asarray(loss, np.float64)[:count]
+        before = np.concatenate([table[:, :_BEFORE_ATTENTION] for table in (exponents, taus)], axis=1)
+        _, rows, attention = np.unique(before, axis=0, return_index=True, return_inverse=True)
+        # A power of two of them, so that few different numbers are compiled for.
+        rows = np.resize(rows, min(1 << (len(rows) - 1).bit_length(), len(taus)))
+        own = _padded(self._chunk, exponents[rows], taus[rows])
+        candidates = _padded(self._chunk, exponents, taus, attention.reshape(-1))
+        loss = _block_losses(*self._static, *self._arrays, own, candidates)
+        return np.asarray(loss, np.float64)[: len(taus)]
 
 
 class DivergenceLoss:
@@ -77,19 +96,18 @@ class DivergenceLoss:
         taus: Float64[np.ndarray, "candidates blocks 7"],
     ) -> Float64[np.ndarray, " candidates"]:
         """The divergence of each candidate, nats per token; all share the exponents."""
-        alphas = np.broadcast_to(exponents, taus.shape)
-        alphas, taus_, count = _padded(self._chunk, alphas, taus)
-        loss = _divergences(*self._static, *self._arrays, alphas, taus_)
-        return np.asarray(loss, np.float64)[:count]
+        candidates = _padded(self._chunk, np.broadcast_to(exponents, taus.shape), taus)
+        loss = _divergences(*self._static, *self._arrays, candidates)
+        return np.asarray(loss, np.float64)[: len(taus)]
 
 
-def _padded(chunk: int, *tables: np.ndarray) -> tuple[Array, Array, int]:
-    """The tables in float32 as `[chunks, at most chunk, ...]`, evenly filled; the last candidate fills up."""
+def _padded(chunk: int, *tables: np.ndarray) -> Candidates:
+    """The tables in 32 bits as `[chunks, at most chunk, ...]`, evenly filled; the last candidate fills up."""
     count = len(tables[0])
     chunk = -(-count // -(-count // chunk))
     rows = np.minimum(np.arange(-(-count // chunk) * chunk), count - 1)
-    first, second = (jnp.asarray(t[rows], jnp.float32).reshape(-1, chunk, *t.shape[1:]) for t in tables)
-    return first, second, count
+    types = {"f": jnp.float32, "i": jnp.int32}
+    return tuple(jnp.asarray(t[rows], types[t.dtype.kind]).reshape(-1, chunk, *t.shape[1:]) for t in tables)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -102,16 +120,25 @@ def _block_losses(
     inputs: Float[Array, "windows positions hidden"],
     targets: Float[Array, "windows positions hidden"],
     cache: BlockCache,
-    exponents: Float[Array, "chunks chunk 7"],
-    taus: Float[Array, "chunks chunk 7"],
+    own: Candidates,
+    candidates: Candidates,
 ) -> Float[Array, " candidates"]:
+    """The candidates are exponents, taus, and which of `own`'s exponents and taus has the same before attention."""
     where = layout(config, 1, inputs.shape[1], first)
 
-    def one(alpha: Array, tau: Array, x: Array, target: Array, kv: BlockCache) -> Array:
-        out, _ = block(config, window, params, x[None], where, _row(kv), block_thresholds(norms, alpha, tau))
-        return jnp.sum(jnp.square((out[0] - target).astype(jnp.float32)))
+    def losses(x: Array, target: Array, kv: BlockCache) -> Array:
+        def before(alpha: Array, tau: Array) -> Array:
+            return attended(config, window, params, x[None], where, _row(kv), block_thresholds(norms, alpha, tau))[0]
 
-    return _mean_over_windows(one, (exponents, taus), (inputs, targets, cache)) / inputs[0].size
+        attention = _each(before, own)
+
+        def after(alpha: Array, tau: Array, which: Array) -> Array:
+            out = after_attention(config, params, x[None], attention[which], block_thresholds(norms, alpha, tau))
+            return jnp.sum(jnp.square((out[0] - target).astype(jnp.float32)))
+
+        return _each(after, candidates)
+
+    return _mean_over_windows(losses, (inputs, targets, cache)) / inputs[0].size
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -123,32 +150,33 @@ def _divergences(
     tokens: Int[Array, "windows positions"],
     hidden: Float[Array, "windows positions hidden"],
     caches: Cache,
-    exponents: Float[Array, "chunks chunk blocks 7"],
-    taus: Float[Array, "chunks chunk blocks 7"],
+    candidates: Candidates,
 ) -> Float[Array, " candidates"]:
     where: Layout = layout(config, 1, tokens.shape[1], first)
 
-    def one(alpha: Array, tau: Array, ids: Array, dense: Array, kv: Cache) -> Array:
-        thresholds = [block_thresholds(block_norms, alpha[b], tau[b]) for b, block_norms in enumerate(norms)]
-        out, _ = hidden_states(config, params, ids[None], where, [_row(c) for c in kv], thresholds)
-        return jnp.mean(kl_divergence(head(params, dense), head(params, out[0])))
+    def losses(ids: Array, dense: Array, kv: Cache) -> Array:
+        def one(alpha: Array, tau: Array) -> Array:
+            thresholds = [block_thresholds(block_norms, alpha[b], tau[b]) for b, block_norms in enumerate(norms)]
+            out, _ = hidden_states(config, params, ids[None], where, [_row(c) for c in kv], thresholds)
+            return jnp.mean(kl_divergence(head(params, dense), head(params, out[0])))
 
-    return _mean_over_windows(one, (exponents, taus), (tokens, hidden, caches))
+        return _each(one, candidates)
+
+    return _mean_over_windows(losses, (tokens, hidden, caches))
 
 
 def _row(cache: BlockCache) -> BlockCache:
     return BlockCache(cache.keys[None], cache.values[None])
 
 
-def _mean_over_windows(one, candidates, windows) -> Float[Array, " candidates"]:
-    """`one(*candidate, *window)`, vectorised over a chunk of candidates, averaged over windows."""
-    count = len(windows[0])
+def _each(one: Callable[..., Array], candidates: Candidates) -> Float[Array, "candidates ..."]:
+    """`one(*candidate)` of every candidate, a chunk at a time."""
+    out = lax.map(lambda chunk: jax.vmap(one)(*chunk), candidates)
+    return out.reshape(-1, *out.shape[2:])
 
-    def chunk_loss(chunk: tuple[Array, ...]) -> Array:
-        def step(total: Array, window: tuple) -> tuple[Array, None]:
-            in_axes = (0,) * len(chunk) + (None,) * len(window)
-            return total + jax.vmap(one, in_axes)(*chunk, *window), None
 
-        return lax.scan(step, jnp.zeros(len(chunk[0]), jnp.float32), windows)[0] / count
-
-    return lax.map(chunk_loss, candidates).reshape(-1)
+def _mean_over_windows(losses: Callable[..., Array], windows: tuple) -> Float[Array, " candidates"]:
+    """The mean over windows of `losses(*window)`, of all candidates."""
+    first = jax.tree.map(lambda a: a[0], windows)
+    start = jnp.zeros(jax.eval_shape(losses, *first).shape, jnp.float32)
+    return lax.scan(lambda total, window: (total + losses(*window), None), start, windows)[0] / len(windows[0])
