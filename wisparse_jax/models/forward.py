@@ -123,11 +123,11 @@ def block(
     Returns:
         The new residual stream, and the cache with this forward's keys and values in it.
     """
-    attention, cache = attended(config, window, params, x, where, cache, thresholds, record)
+    attention, cache = self_attention(config, window, params, x, where, cache, thresholds, record)
     return after_attention(config, params, x, attention, thresholds, record), cache
 
 
-def attended(
+def self_attention(
     config: LlamaConfig,
     window: int | None,
     params: Params,

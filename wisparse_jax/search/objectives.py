@@ -23,10 +23,10 @@ from wisparse_jax.models.forward import (
     Layout,
     Params,
     after_attention,
-    attended,
     head,
     hidden_states,
     layout,
+    self_attention,
 )
 from wisparse_jax.search.calibration import Calibration
 from wisparse_jax.sparsity.score import BlockNorms, block_thresholds
@@ -69,9 +69,9 @@ class BlockLoss:
         _, rows, attention = np.unique(before, axis=0, return_index=True, return_inverse=True)
         # A power of two of them, so that few different numbers are compiled for.
         rows = np.resize(rows, min(1 << (len(rows) - 1).bit_length(), len(taus)))
-        own = _padded(self._chunk, exponents[rows], taus[rows])
+        distinct = _padded(self._chunk, exponents[rows], taus[rows])
         candidates = _padded(self._chunk, exponents, taus, attention.reshape(-1))
-        loss = _block_losses(*self._static, *self._arrays, own, candidates)
+        loss = _block_losses(*self._static, *self._arrays, distinct, candidates)
         return np.asarray(loss, np.float64)[: len(taus)]
 
 
@@ -120,17 +120,19 @@ def _block_losses(
     inputs: Float[Array, "windows positions hidden"],
     targets: Float[Array, "windows positions hidden"],
     cache: BlockCache,
-    own: Candidates,
+    distinct: Candidates,
     candidates: Candidates,
 ) -> Float[Array, " candidates"]:
-    """The candidates are exponents, taus, and which of `own`'s exponents and taus has the same before attention."""
+    """The candidates are exponents, taus, and which of the `distinct` ones is the same before the o projection."""
     where = layout(config, 1, inputs.shape[1], first)
 
     def losses(x: Array, target: Array, kv: BlockCache) -> Array:
         def before(alpha: Array, tau: Array) -> Array:
-            return attended(config, window, params, x[None], where, _row(kv), block_thresholds(norms, alpha, tau))[0]
+            return self_attention(
+                config, window, params, x[None], where, _row(kv), block_thresholds(norms, alpha, tau)
+            )[0]
 
-        attention = _each(before, own)
+        attention = _each(before, distinct)
 
         def after(alpha: Array, tau: Array, which: Array) -> Array:
             out = after_attention(config, params, x[None], attention[which], block_thresholds(norms, alpha, tau))
