@@ -138,10 +138,10 @@ def self_attention(
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length features"], BlockCache]:
     """What attention hands to the o projection, and the cache; see `block` for the arguments."""
+    linear = functools.partial(_linear, params, thresholds, record)
 
     def heads(name: str, inputs: Array) -> Array:
-        out = _linear(params, name, inputs, thresholds, record)
-        return out.reshape(*inputs.shape[:2], -1, config.head_dim)
+        return linear(name, inputs).reshape(*inputs.shape[:2], -1, config.head_dim)
 
     with jax.named_scope("attention"):
         normed = rms_norm(x, params["attn_norm"], config.norm_eps)
@@ -166,10 +166,7 @@ def after_attention(
     record: dict[str, Any] | None = None,
 ) -> Float[Array, "batch length hidden"]:
     """The rest of a block, from the o projection on; see `block` for the arguments."""
-
-    def linear(name: str, inputs: Array) -> Array:
-        return _linear(params, name, inputs, thresholds, record)
-
+    linear = functools.partial(_linear, params, thresholds, record)
     with jax.named_scope("attention"):
         x = x + linear("o", attention)
     with jax.named_scope("mlp"):
@@ -178,7 +175,7 @@ def after_attention(
 
 
 def _linear(
-    params: Params, name: str, inputs: Array, thresholds: BlockThresholds | None, record: dict[str, Any] | None
+    params: Params, thresholds: BlockThresholds | None, record: dict[str, Any] | None, name: str, inputs: Array
 ) -> Array:
     """One linear layer of a block, dense or with its thresholds."""
     if record is not None:

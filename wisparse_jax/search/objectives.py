@@ -179,6 +179,4 @@ def _each(one: Callable[..., Array], candidates: Candidates) -> Float[Array, "ca
 
 def _mean_over_windows(losses: Callable[..., Array], windows: tuple) -> Float[Array, " candidates"]:
     """The mean over windows of `losses(*window)`, of all candidates."""
-    first = jax.tree.map(lambda a: a[0], windows)
-    start = jnp.zeros(jax.eval_shape(losses, *first).shape, jnp.float32)
-    return lax.scan(lambda total, window: (total + losses(*window), None), start, windows)[0] / len(windows[0])
+    return jnp.mean(lax.map(lambda window: losses(*window), windows), axis=0)
