@@ -59,8 +59,6 @@ def decode_attention_reference(
     scores = jnp.where(seen[:, None, None], scores * head_dim**-0.5, -1e30)
     highest = scores.max(-1)
     weights = jnp.exp(scores - highest[..., None])
-    out = jnp.einsum(
-        "bkgs,bskd->bkgd", weights.astype(dtype), values, precision=precision, preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum("bkgs,bskd->bkgd", weights, values.astype(jnp.float32), precision=lax.Precision.HIGHEST)
     flat = (batch, 1, -1)
     return out.reshape(flat), highest.reshape(flat), weights.sum(-1).reshape(flat), keys, values

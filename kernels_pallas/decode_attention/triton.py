@@ -93,6 +93,16 @@ def _kernel(
     k1, k2 = halves(1, head * dim, in_half)
     v = finished(2, head * dim + d, in_dim)
 
+    def in_parts(weights: Any) -> list[Any]:
+        """Two numbers of a narrow dtype, as one alone would cost more than the rounding of the result.
+
+        The second is above zero where the weight is, or an infinite value would become none at all.
+        """
+        if dtype == jnp.float32:
+            return [weights]
+        upper = (weights * (1 - 2.0**-8)).astype(dtype)
+        return [upper, (weights - upper.astype(jnp.float32)).astype(dtype)]
+
     def attend(i: Any, carry: Any) -> Any:
         top, weight, acc, (one, two, value) = carry
         ahead = fetch(i + 1)
@@ -102,7 +112,7 @@ def _kernel(
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         p = jnp.exp(scores - new_top[:, None])
         shrink = jnp.exp(top - new_top)
-        acc = acc * shrink[:, None] + dot(p.astype(dtype), value)
+        acc = acc * shrink[:, None] + sum(dot(part, value) for part in in_parts(p))
         return new_top, weight * shrink + jnp.sum(p, axis=1), acc, ahead
 
     own = (jnp.sum(q1.astype(jnp.float32) * k1.astype(jnp.float32)[None, :], axis=1)

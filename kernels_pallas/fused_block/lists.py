@@ -55,6 +55,8 @@ class Lists(Base):
         m, second = self.m, self.warp.equals(1)
         count, start = m.select(second, counts[1], counts[0]), m.select(second, *map(m.integer, (self.room.second, 0)))
         m.write(self.place("lists", start + count + self.lane), [m.integer(0)], self.lane < ((count ^ 3) + 1) % 4)
+        if self.shape.item == 1:
+            m.write(self.place("ends", self.warp), [count], self.lane.equals(0))
         parts = most_splits(self.shape, self.config)
         where = self.at["counts"] + (self.decoder * (COUNTS * parts) + task.note + self.warp * parts) * 4
         m.store(where, count, self.lane.equals(0) & task.notes.equals(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from kernels_pallas.fused_block.base import Base
@@ -23,10 +24,30 @@ class Products(Base):
         def mine() -> list[Any]:
             total = self.column_sum(task, start + column)
             if self.shape.item == 1:
+                finite, plain = m.absolute(total) < math.inf, lambda: [self.plain_sum(task, of_second, column)]
+                (total,) = m.choose(finite, "f", lambda: [total], plain)
                 total = total * m.as_float(m.read(self.place("scales", self.thread)))
             return [total]
 
         return m.choose(self.thread < task.columns * task.lists, "f", mine, lambda: [m.number(0.0)])[0]
+
+    def plain_sum(self, task: Any, of_second: Any, column: Any) -> Any:
+        """The sum of a column of int8 weights, entry by entry: for infinite values, of which `put_sums` makes NaNs."""
+        m = self.m
+        base = m.read_address(m.select(of_second, self.where("kernel_up"), self.where("kernel_q", task.entry)))
+        entries = self.place("lists", m.select(of_second, m.integer(self.room.second), m.integer(0)))
+        byte = task.start + column
+        word, shift = byte & -4, (byte & 3) * 8
+
+        def add(i: Any, carry: list[Any]) -> list[Any]:
+            entry = m.read(entries + i * 4)
+            weights = m.load(base + (entry & 0xFFFF) * task.stride + word)
+            # As the lowest byte of the float32 2^23, 128 too much.
+            weight = m.as_float(((weights >> shift) & 0xFF ^ 0x80) | 0x4B000000) - (2.0**23 + 128)
+            return [carry[0] + m.as_float(entry & -65536) * weight]
+
+        count = m.read(self.place("ends", m.select(of_second, m.integer(1), m.integer(0))))
+        return m.loop(count, [m.number(0.0)], add)[0]
 
     def multiply(self, task: Any, counts: list[Any]) -> None:
         """Leave the sums of value times weight over each list for `total`.

@@ -30,6 +30,7 @@ class Room:
     second: int  # entries after which the list of up begins
     looks: int  # fours of channels that a lane looks at
     counts: int  # of kept channels, of each two looks and warp
+    ends: int  # of the lists, entries
     chunks: int  # keys and values
     sums: int  # of the lanes
     terms: int  # of the stream's channels, or of columns of gate and up
@@ -88,6 +89,7 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
     lists = 4 * max(capacity, 2 * cuts["mlp_in"].channels)  # gate and up have a list each
     sizes = {
         "counts": 4 * -(-looks // 2) * warps,
+        "ends": 4 * 2 if shape.item == 1 else 0,
         "sums": 4 * 2 * config.threads // QUAD * LOAD // shape.item,
         "terms": 4 * config.threads,
         "warps": 4 * warps,

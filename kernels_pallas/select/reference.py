@@ -60,10 +60,10 @@ def gated_reference(
     up_bias: Float[Array, " features"] | None,
     dtype: DTypeLike,
 ) -> Float[Array, "batch features"]:
-    """`silu(gate) * up`, from partial sums."""
+    """`silu(gate) * up`, from partial sums that are rounded as elsewhere; in float32, rounded once."""
     g, u = gate.sum(0).astype(dtype), up.sum(0).astype(dtype)
     g, u = (g if gate_bias is None else g + gate_bias), (u if up_bias is None else u + up_bias)
-    return jax.nn.silu(g) * u
+    return (jax.nn.silu(g.astype(jnp.float32)) * u.astype(jnp.float32)).astype(dtype)
 
 
 def merge_reference(

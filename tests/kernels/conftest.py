@@ -1,8 +1,61 @@
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+TEXT = Path(__file__).parent.parent / "fixtures" / "demo_text.npz"
+SLOT, SEQUENCES = 199, 3
 
 
 @pytest.fixture(scope="session")
 def triton():
     """The Triton kernels: compiled where there is a GPU, interpreted elsewhere."""
     return {"implementation": "triton", "interpret": jax.default_backend() != "gpu"}
+
+
+class RealBlock(NamedTuple):
+    """What one block of the demo model meets at slot `SLOT` of three texts that the model wrote."""
+
+    config: Any
+    params: Any
+    x: Any  # the residual stream, [sequences, hidden]
+    cache: Any
+    cos: Any
+    sin: Any
+    limits: Any  # layer -> the thresholds at which it skips half of its channels in these texts
+    inputs: Any  # layer -> its input in the dense model, [sequences, in]
+
+
+@pytest.fixture(scope="session")
+def real_block(demo):
+    """`real_block(weights, index)`; int8 weights come with activations in bfloat16."""
+    from wisparse_jax.models.forward import block, layout
+    from wisparse_jax.models.quantise import quantise_params
+    from wisparse_jax.sparsity.score import channel_norms, channel_thresholds
+
+    with np.load(TEXT) as file:
+        tokens = file["calibration"][:SEQUENCES, : SLOT + 1].astype(np.int32)
+
+    @functools.cache
+    def made(weights, index):
+        dtype = jnp.float32 if weights == "float32" else jnp.bfloat16
+        config, params = demo.config, jax.tree.map(lambda w: w.astype(dtype), demo.params)
+        params = quantise_params(params) if weights == "int8" else params
+        where, record = layout(config, SEQUENCES, SLOT + 1), {}
+        x = params["embed"][tokens]
+        for i in range(index):
+            x, _ = block(config, None, params["blocks"][i], x, where)
+        own = params["blocks"][index]
+        _, cache = block(config, None, own, x, where, record=record)
+        limits = {}
+        for name, inputs in record.items():
+            norms = channel_norms(own[name]["kernel"], own[name].get("scale"))
+            limits[name] = channel_thresholds(norms, jnp.float32(1), jnp.median(jnp.abs(inputs) * norms))
+        last = {name: inputs[:, -1] for name, inputs in record.items()}
+        return RealBlock(config, own, x[:, -1], cache, where.cos[:, -1], where.sin[:, -1], limits, last)
+
+    return made

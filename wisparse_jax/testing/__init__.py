@@ -2,6 +2,8 @@
 
 from wisparse_jax.testing.compilations import count_compilations as count_compilations
 from wisparse_jax.testing.lowering import lower_for_gpu as lower_for_gpu
+from wisparse_jax.testing.numbers import jit_as_written as jit_as_written
 from wisparse_jax.testing.numbers import normal as normal
+from wisparse_jax.testing.numbers import relative_error as relative_error
 from wisparse_jax.testing.tiny import tiny_config as tiny_config
 from wisparse_jax.testing.tiny import tiny_model as tiny_model
