@@ -45,12 +45,18 @@ def real_block(demo):
         dtype = jnp.float32 if weights == "float32" else jnp.bfloat16
         config, params = demo.config, jax.tree.map(lambda w: w.astype(dtype), demo.params)
         params = quantise_params(params) if weights == "int8" else params
-        where, record = layout(config, SEQUENCES, SLOT + 1), {}
+        where, own = layout(config, SEQUENCES, SLOT + 1), params["blocks"][index]
+
+        @jax.jit
+        def run(weights, x):
+            record = {}
+            x, cache = block(config, None, weights, x, where, record=record)
+            return x, cache, record
+
         x = params["embed"][tokens]
-        for i in range(index):
-            x, _ = block(config, None, params["blocks"][i], x, where)
-        own = params["blocks"][index]
-        _, cache = block(config, None, own, x, where, record=record)
+        for before in params["blocks"][:index]:
+            x, _, _ = run(before, x)
+        _, cache, record = run(own, x)
         limits = {}
         for name, inputs in record.items():
             norms = channel_norms(own[name]["kernel"], own[name].get("scale"))

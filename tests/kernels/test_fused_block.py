@@ -205,7 +205,7 @@ def test_real_thresholds_keep_what_the_reference_keeps():
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-@pytest.mark.parametrize("index", [0, 3, 7])
+@pytest.mark.parametrize("index", [0, 7])
 def test_it_is_a_block_of_the_demo_model(real_block, weights, index):
     """On text of its own, with the channels that the reference keeps."""
     real = real_block(weights, index)

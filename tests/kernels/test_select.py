@@ -8,37 +8,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels_pallas.select import select, select_attention, select_gated, select_norm
-from wisparse_jax.testing import normal
+from wisparse_jax.testing import listed_channels, normal
 
 EXAMPLES = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 XLA: dict[str, Any] = {"implementation": "xla"}
 
 
-def kept_channels(lists):
-    """Per layer: channel -> its values, from any order of the lists."""
-    counts, channels, values = (np.asarray(a) for a in lists)
-    found = []
-    for layer in range(len(counts)):
-        entries = {}
-        for chunk, count in enumerate(counts[layer]):
-            for j in range(count):
-                entries[int(channels[layer, chunk, j])] = values[layer, chunk, :, j].astype(np.float32)
-        found.append(entries)
-    return found
-
-
 def expected_channels(x, thresholds):
+    """What `listed_channels` finds in lists of them."""
     x = np.asarray(x.astype(jnp.float32))
     keeps = np.abs(x) >= np.asarray(thresholds)[:, None]
-    return [{i: np.where(layer[:, i], x[:, i], 0) for i in range(x.shape[1]) if layer[:, i].any()} for layer in keeps]
+    return keeps.any(1), np.where(keeps, x, 0)
 
 
 def assert_same(found, expected, tolerance=0.0):
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        for channel, values in one.items():
-            np.testing.assert_allclose(values, other[channel], rtol=tolerance, atol=tolerance)
+    """Lists, and what they are to hold."""
+    listed, values = listed_channels(found, expected[0].shape[1])
+    np.testing.assert_array_equal(listed, expected[0])
+    np.testing.assert_allclose(values, expected[1], rtol=tolerance, atol=tolerance)
 
 
 @EXAMPLES
@@ -52,15 +40,14 @@ def assert_same(found, expected, tolerance=0.0):
 def test_lists_hold_exactly_the_kept_channels(triton, size, batch, layers, dtype, seed):
     x, thresholds = normal(seed, batch, size, dtype=dtype), jnp.abs(normal(seed + 1, layers, size))
     for how in (XLA, triton):
-        assert_same(kept_channels(select(x, thresholds, 32, **how)), expected_channels(x, thresholds))
+        assert_same(select(x, thresholds, 32, **how), expected_channels(x, thresholds))
 
 
 @pytest.mark.parametrize("level", [0.0, jnp.inf])
 def test_all_none_and_what_is_not_finite(triton, level):
     x = jnp.array([[1.0, -jnp.inf, jnp.nan, 0.0, 2.0]])
-    lists = kept_channels(select(x, jnp.full((1, 5), level), 8, **triton))
-    expected = {0, 1, 3, 4} if level == 0 else {1}  # a NaN is above nothing
-    assert set(lists[0]) == expected
+    listed, _ = listed_channels(select(x, jnp.full((1, 5), level), 8, **triton), 5)
+    assert np.flatnonzero(listed).tolist() == ([0, 1, 3, 4] if level == 0 else [1])  # a NaN is above nothing
 
 
 @EXAMPLES
@@ -82,7 +69,7 @@ def test_norm(triton, size, batch, parts, biased, seed):
     np.testing.assert_allclose(stream, expected, rtol=1e-5, atol=1e-6)
     found, found_lists = select_norm(*arguments, **triton)
     np.testing.assert_allclose(found, stream, rtol=1e-5, atol=1e-6)
-    assert_same(kept_channels(found_lists), kept_channels(lists), 1e-5)
+    assert_same(found_lists, listed_channels(lists, size), 1e-5)
 
 
 @EXAMPLES
@@ -92,9 +79,8 @@ def test_gate(triton, size, batch, biased, seed):
     thresholds = jnp.abs(normal(seed + 3, 1, size)) * 0.3
     arguments = (gate, up, bias if biased else None, None, thresholds, 32, jnp.float32)
     plain = jax.nn.silu(gate.sum(0) + (bias if biased else 0)) * up.sum(0)
-    lists = kept_channels(select_gated(*arguments, implementation="xla"))
-    assert_same(lists, expected_channels(plain, thresholds), 1e-5)
-    assert_same(kept_channels(select_gated(*arguments, **triton)), lists, 1e-5)
+    for how in (XLA, triton):
+        assert_same(select_gated(*arguments, **how), expected_channels(plain, thresholds), 1e-5)
 
 
 @EXAMPLES
@@ -111,5 +97,5 @@ def test_merged_attention(triton, heads, splits, batch):
     arguments = (partial, highest.swapaxes(1, 2), weights.sum(-1).swapaxes(1, 2))
     thresholds = jnp.full((1, heads * dim), 0.2)
     for how in (XLA, triton):
-        lists = kept_channels(select_attention(*arguments, thresholds, 32, jnp.float32, **how))
+        lists = select_attention(*arguments, thresholds, 32, jnp.float32, **how)
         assert_same(lists, expected_channels(expected, thresholds), 1e-5)
