@@ -46,6 +46,11 @@ def levels(limits):
     return [limits, jnp.zeros_like(none), none, none.at[:, 37].set(0)]
 
 
+def cases_of(inputs, which):
+    """The inputs, whose last are thresholds, at all levels of these, and spoiled."""
+    return [*((*inputs[:-1], limits) for limits in levels(inputs[-1])), *spoiled(inputs, which)]
+
+
 def spoiled(inputs, which):
     """The inputs with something in one of them that is not a number or not finite."""
     for i in which:
@@ -83,9 +88,7 @@ def test_norm(triton, real_block, group, weights, index):
     def operation(how, x, weight, limits):
         return select_norm(x, parts, None, weight, EPS, limits, CONFIG.rows, **how)
 
-    inputs = real.x, weight, thresholds(real, group)
-    cases = [(*inputs[:2], limits) for limits in levels(inputs[2])]
-    assert_same(operation, [*cases, *spoiled(inputs, (0, 1))], triton, weights)
+    assert_same(operation, cases_of((real.x, weight, thresholds(real, group)), (0, 1)), triton, weights)
 
 
 @every_block
@@ -97,8 +100,7 @@ def test_gate(triton, real_block, weights, index):
         return select_gated(gate, up, None, None, limits, CONFIG.rows, real.x.dtype, **how)
 
     inputs = *sums(real, "gate", "up"), thresholds(real, "mlp_mid")
-    cases = [(*inputs[:2], limits) for limits in levels(inputs[2])]
-    assert_same(operation, [*cases, *spoiled(inputs, (0, 1))], triton, weights)
+    assert_same(operation, cases_of(inputs, (0, 1)), triton, weights)
 
 
 @every_block
@@ -124,8 +126,7 @@ def test_attention(triton, real_block, weights, index):
     assert_same(whole, [inputs, *spoiled(inputs, range(5))], triton, weights)
     inputs = *splits(triton, *inputs)[:3], thresholds(real, "attn_out")
     assert inputs[0].shape[1] > 1
-    cases = [(*inputs[:3], limits) for limits in levels(inputs[3])]
-    assert_same(selection, [*cases, *spoiled(inputs, (0, 2))], triton, weights)
+    assert_same(selection, cases_of(inputs, (0, 2)), triton, weights)
 
 
 @every_block
