@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,3 +54,14 @@ def demo():
     import wisparse_jax as ws
 
     return ws.load("demo", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def demo_text(repository):
+    """Windows that the demo model wrote, "calibration" and "held_out"; int32.
+
+    By `sample_windows(demo, 16, 512, seed=0)` and `sample_windows(demo, 48, 512, seed=1)`; to write them again takes as
+    long as a search.
+    """
+    with np.load(repository / "tests/fixtures/demo_text.npz") as file:
+        return {name: file[name].astype(np.int32) for name in file}

@@ -1,9 +1,6 @@
 """What the method promises, on the trained demo model: the order of the methods, and the sparsity asked for."""
 
-from pathlib import Path
-
 import jax
-import numpy as np
 import pytest
 
 from wisparse_jax.evaluation import evaluate
@@ -14,21 +11,15 @@ from wisparse_jax.sparsity import METHODS, apply
 
 pytestmark = pytest.mark.long
 
-# What the demo model wrote in `sample_windows(demo, 16, 512, seed=0)` and `sample_windows(demo, 48, 512, seed=1)`: to
-# write it again takes as long as a search.
-TEXT = Path(__file__).parent / "fixtures" / "demo_text.npz"
-
 
 @pytest.fixture(scope="module")
-def results(demo):
+def results(demo, demo_text):
     """Every method with the demo's search, on text of the model's own and on other such text."""
-    with np.load(TEXT) as file:
-        text, held_out = (file[name].astype(np.int32) for name in ("calibration", "held_out"))
-    calibration = run_dense(demo.config, demo.params, text, SETTINGS, seed=0)
+    calibration = run_dense(demo.config, demo.params, demo_text["calibration"], SETTINGS, seed=0)
     jax.block_until_ready(calibration.hidden)
     fingerprint = model_fingerprint(demo)
     plans = {name: search_plan(calibration, fingerprint, 0.5, name, 0, SETTINGS) for name in METHODS}
-    return plans, evaluate(demo, held_out, {name: apply(demo, plan) for name, plan in plans.items()})
+    return plans, evaluate(demo, demo_text["held_out"], {name: apply(demo, plan) for name, plan in plans.items()})
 
 
 def test_the_order_of_the_methods(results):

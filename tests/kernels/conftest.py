@@ -1,13 +1,10 @@
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-TEXT = Path(__file__).parent.parent / "fixtures" / "demo_text.npz"
 SLOT, SEQUENCES = 199, 3
 
 
@@ -20,7 +17,6 @@ def triton():
 class RealBlock(NamedTuple):
     """What one block of the demo model meets at slot `SLOT` of three texts that the model wrote."""
 
-    config: Any
     params: Any
     x: Any  # the residual stream, [sequences, hidden]
     cache: Any
@@ -31,14 +27,13 @@ class RealBlock(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def real_block(demo):
+def real_block(demo, demo_text):
     """`real_block(weights, index)`; int8 weights come with activations in bfloat16."""
     from wisparse_jax.models.forward import block, layout
     from wisparse_jax.models.quantise import quantise_params
     from wisparse_jax.sparsity.score import channel_norms, channel_thresholds
 
-    with np.load(TEXT) as file:
-        tokens = file["calibration"][:SEQUENCES, : SLOT + 1].astype(np.int32)
+    tokens = demo_text["calibration"][:SEQUENCES, : SLOT + 1]
 
     @functools.cache
     def made(weights, index):
@@ -62,6 +57,6 @@ def real_block(demo):
             norms = channel_norms(own[name]["kernel"], own[name].get("scale"))
             limits[name] = channel_thresholds(norms, jnp.float32(1), jnp.median(jnp.abs(inputs) * norms))
         last = {name: inputs[:, -1] for name, inputs in record.items()}
-        return RealBlock(config, own, x[:, -1], cache, where.cos[:, -1], where.sin[:, -1], limits, last)
+        return RealBlock(own, x[:, -1], cache, where.cos[:, -1], where.sin[:, -1], limits, last)
 
     return made

@@ -1,9 +1,9 @@
 """What tests share, ours and users': a tiny model, numbers, a count of compilations, lowering for a pretended GPU."""
 
 from wisparse_jax.testing.compilations import count_compilations as count_compilations
+from wisparse_jax.testing.compilations import jit_as_written as jit_as_written
 from wisparse_jax.testing.lists import listed_channels as listed_channels
 from wisparse_jax.testing.lowering import lower_for_gpu as lower_for_gpu
-from wisparse_jax.testing.numbers import jit_as_written as jit_as_written
 from wisparse_jax.testing.numbers import normal as normal
 from wisparse_jax.testing.numbers import relative_error as relative_error
 from wisparse_jax.testing.tiny import tiny_config as tiny_config

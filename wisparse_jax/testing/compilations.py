@@ -1,10 +1,11 @@
-"""Counting what XLA compiles, for tests that promise no recompilation."""
+"""What XLA compiles: how many programs, for tests that promise no recompilation, and with which roundings."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -31,3 +32,8 @@ def count_compilations() -> Iterator[Compilations]:
         yield seen
     finally:
         active = False  # listeners cannot be taken back one by one
+
+
+def jit_as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` that rounds to a narrow dtype wherever the function does; XLA leaves out what it need not."""
+    return jax.jit(function, compiler_options={"xla_allow_excess_precision": False})

@@ -1,11 +1,7 @@
-"""Random numbers, how far apart numbers are, and compilation that rounds them as written."""
+"""Random numbers, and how far apart numbers are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -28,8 +24,3 @@ def relative_error(found: ArrayLike, expected: ArrayLike) -> float:
     if not np.array_equal(np.where(real, 0, other), np.where(np.isfinite(one), 0, one), equal_nan=True):
         return np.inf
     return float(np.linalg.norm(one[real] - other[real]) / max(np.linalg.norm(other[real]), 1e-30))
-
-
-def jit_as_written(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` that rounds to a narrow dtype wherever the function does; XLA leaves out what it need not."""
-    return jax.jit(function, compiler_options={"xla_allow_excess_precision": False})
