@@ -76,6 +76,10 @@ class Base:
         start = self.shared + getattr(self.room, name)
         return start + index * 4 if not isinstance(index, int) else start + 4 * index
 
+    def list_start(self, of_second: Any) -> Any:
+        """The entry with which a list begins, gate's or any other one, or up's."""
+        return self.m.select(of_second, self.m.integer(self.room.second), self.m.integer(0))
+
     def post_of(self, part: str, index: Any) -> Any:
         """The address of a post."""
         return self.at["exchange"] + (index + self.room.exchange[part]) * POST

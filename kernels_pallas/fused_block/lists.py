@@ -53,7 +53,7 @@ class Lists(Base):
     def close(self, task: Any, counts: list[Any]) -> None:
         """End the warp's list with zeros, as entries are read four at a time, and note its length."""
         m, second = self.m, self.warp.equals(1)
-        count, start = m.select(second, counts[1], counts[0]), m.select(second, *map(m.integer, (self.room.second, 0)))
+        count, start = m.select(second, counts[1], counts[0]), self.list_start(second)
         m.write(self.place("lists", start + count + self.lane), [m.integer(0)], self.lane < ((count ^ 3) + 1) % 4)
         if self.shape.item == 1:
             m.write(self.place("ends", self.warp), [count], self.lane.equals(0))

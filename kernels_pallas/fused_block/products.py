@@ -35,7 +35,7 @@ class Products(Base):
         """The sum of a column of int8 weights, entry by entry: for infinite values, of which `put_sums` makes NaNs."""
         m = self.m
         base = m.read_address(m.select(of_second, self.where("kernel_up"), self.where("kernel_q", task.entry)))
-        entries = self.place("lists", m.select(of_second, m.integer(self.room.second), m.integer(0)))
+        entries = self.place("lists", self.list_start(of_second))
         byte = task.start + column
         word, shift = byte & -4, (byte & 3) * 8
 
@@ -73,7 +73,7 @@ class Products(Base):
             own = m.select(second, turn - turns[0], turn)
             before = (own * BATCHES + batch) * task.step
             count = m.select(second, counts[1], counts[0])
-            place = self.place("lists", m.select(second, m.integer(self.room.second), m.integer(0)) + before + mine)
+            place = self.place("lists", self.list_start(second) + before + mine)
             base = m.read_address(m.select(second, weights[1], weights[0])) + offset
 
             def rows(entries: list[Any], real: Any = None) -> list[Any]:

@@ -42,28 +42,31 @@ def plan():
 
 @functools.partial(jax.jit, static_argnums=0)
 def greedy(config, params, thresholds, prompt, skipped, kept):
-    """The reference path's greedy tokens after a dense prompt.
+    """The reference path's greedy tokens after a dense prompt, and the kernels beside it, each token from its cache.
 
-    And with them, for every channel, the largest activation that is skipped and the least that is kept, there or in
-    what is given.
+    Returns the tokens; after each the largest difference of the kernels' logits, relative to the largest logit; and for
+    every channel the largest activation that is skipped and the least that is kept, there or in what is given.
     """
-    start, length = jnp.zeros(1, jnp.int32), prompt.shape[1]
+    grouped, start, length = group_thresholds(thresholds), jnp.zeros(1, jnp.int32), prompt.shape[1]
     cache = empty_cache(config, 1, length + TOKENS, jnp.float32)
     hidden, cache = hidden_states(config, params, prompt, layout(config, 1, length, 0, start), cache)
 
     def step(carry, slot):
-        hidden, cache, skipped, kept = carry
-        token, inputs = jnp.argmax(head(params, hidden), -1), []
+        want, cache, skipped, kept = carry
+        token, inputs = jnp.argmax(want, -1), []
+        got, _ = kernel_token_logits(config, params, token, slot, start, cache, grouped)
         where = layout(config, 1, 1, slot, start)
         hidden, cache = hidden_states(config, params, token[:, None], where, cache, thresholds, inputs)
         sizes = jax.tree.map(lambda x: jnp.abs(x[0, 0]), inputs)
         skipped = jax.tree.map(lambda s, x, t: jnp.maximum(s, jnp.where(x < t, x, 0)), skipped, sizes, thresholds)
         kept = jax.tree.map(lambda k, x, t: jnp.minimum(k, jnp.where(x < t, jnp.inf, x)), kept, sizes, thresholds)
-        return (hidden[:, 0], cache, skipped, kept), token[0]
+        want = head(params, hidden[:, 0])
+        error = jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want))
+        return (want, cache, skipped, kept), (token[0], error)
 
-    carry = hidden[:, -1], cache, skipped, kept
-    (_, _, skipped, kept), tokens = jax.lax.scan(step, carry, length + jnp.arange(TOKENS))
-    return tokens, skipped, kept
+    carry = head(params, hidden[:, -1]), cache, skipped, kept
+    (_, _, skipped, kept), (tokens, errors) = jax.lax.scan(step, carry, length + jnp.arange(TOKENS))
+    return tokens, errors, skipped, kept
 
 
 def test_greedy_text_is_that_of_the_reference(plan):
@@ -74,16 +77,16 @@ def test_greedy_text_is_that_of_the_reference(plan):
     in the reference's texts that are skipped and those that are kept: the same channels, and none is that close.
     """
     sparse, tokenizer = ws.apply(ws.load("demo", dtype="float32"), plan), ws.load_tokenizer("demo")
-    prompts = [tokenizer.encode(text) for text in PROMPTS]
+    run, prompts = functools.partial(greedy, sparse.config, sparse.params), [tokenizer.encode(p) for p in PROMPTS]
     skipped = jax.tree.map(jnp.zeros_like, sparse.thresholds)
     kept, texts = jax.tree.map(lambda t: 2 * t, sparse.thresholds), []
     for prompt in prompts:
-        text, skipped, kept = greedy(
-            sparse.config, sparse.params, sparse.thresholds, jnp.array([prompt]), skipped, kept
-        )
+        text, _, skipped, kept = run(sparse.thresholds, jnp.array([prompt]), skipped, kept)
         texts.append(text.tolist())
     middle = dataclasses.replace(sparse, thresholds=jax.tree.map(lambda s, k: (s + k) / 2, skipped, kept))
     for prompt, text in zip(prompts, texts, strict=True):
+        _, errors, _, _ = run(middle.thresholds, jnp.array([prompt]), skipped, kept)
+        assert errors.max() < 1e-5
         want, got = (ws.generate(middle, [prompt], TOKENS, implementation=i)[0] for i in ("xla", "triton"))
         assert got == want == text
 

@@ -54,9 +54,14 @@ def test_attention_and_cache_are_the_references(triton, name, dtype):
 
     found, expected = run(triton), run({"implementation": "xla"})
     assert found[0].shape[1] == splits_for(sizes["batch"], sizes["kv_heads"], 256)
-    tolerance = 1e-5 if dtype == jnp.float32 else 1e-3
-    for one, other in zip(outputs(found), outputs(expected), strict=True):
-        assert relative_error(one, other) < tolerance
+    found, expected = outputs(found), outputs(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < (1e-5 if dtype == jnp.float32 else 1e-3)
+    # And by the element: one token among the many of a cache hardly counts in a norm.
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    assert np.abs(found[0] - expected[0]).max() <= tolerance * np.abs(expected[0]).max()
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, atol=tolerance * 4)
 
 
 def test_it_is_softmax_attention():
