@@ -1,0 +1,4 @@
+"""The commands of `wisparse`, a module each: their arguments, and the library's functions called.
+
+Nothing heavy is imported before a command runs, so that `--help` is quick.
+"""

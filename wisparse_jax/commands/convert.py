@@ -1,0 +1,25 @@
+"""`wisparse convert`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a model as an Orbax checkpoint that every command accepts."""
+
+    model: Positional[str]
+    """A folder, a hub id, or `demo`."""
+    out: Positional[Path]
+    """Folder to write; it must not exist."""
+
+    def run(self) -> None:
+        """Convert."""
+        from wisparse_jax.models.checkpoint import convert
+
+        convert(self.model, self.out)
+        print(self.out)

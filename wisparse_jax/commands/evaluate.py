@@ -1,0 +1,71 @@
+"""`wisparse evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure perplexity, KL(dense || sparse) and realised sparsity on a text."""
+
+    model: Positional[str]
+    """A folder, a hub id, or `demo`."""
+    text: str
+    """A UTF-8 file, or `self` for text that the dense model samples."""
+    plan: Path | None = None
+    """The plan; without one only the dense model is measured."""
+    tokens: int | None = None
+    """Tokens of text to read, rounded up to whole windows; by default all of a file, 16,384 of `self`."""
+    sparse_prefill: float = 0.5
+    """Share of each window, at its end, that runs sparse and is scored."""
+    window: int | None = None
+    """Tokens in a window; by default the model's context, at most 2,048."""
+    seed: int = 1
+    """Seed of self-sampled text."""
+    weights: str | None = None
+    """int8 measures the model with int8 block weights against the model as it is, dense and with the plan."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+    def run(self) -> None:
+        """Evaluate and print."""
+        from wisparse_jax.evaluation import evaluate, text_windows
+        from wisparse_jax.inference import sample_windows
+        from wisparse_jax.models.llama import Llama
+        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
+
+        plan = None if self.plan is None else SparsityPlan.load(self.plan)
+        model = load(self.model)
+        measured = model if self.weights is None else load(self.model, weights=self.weights)
+        sparse = None if plan is None else apply(measured, plan)
+        window = min(model.config.context, 2048) if self.window is None else self.window
+        if self.text == "self":
+            count = -(-(self.tokens or 16_384) // window) if window > 0 else 0
+            windows = sample_windows(model, count, window, seed=self.seed, progress=True)
+        else:
+            windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
+        plans: dict[str, Llama | SparseLlama] = {}
+        if self.weights is not None:
+            plans[f"dense {self.weights}"] = measured
+        if plan is not None and sparse is not None:
+            plans[plan.method] = sparse
+        result = evaluate(model, windows, plans, self.sparse_prefill, progress=True)
+        if self.json:
+            settings = {"model": self.model, "text": self.text, "plan": None if self.plan is None else str(self.plan)}
+            settings |= {"weights": self.weights}
+            stated = {} if plan is None else {"method": plan.method, "target": plan.target}
+            print(json.dumps(result.as_json(next(reversed(plans), None)) | settings | stated, allow_nan=False))
+            return
+        from wisparse_jax.report.tables import console, layer_table, quality_table
+
+        show = console()
+        share = f"the last {self.sparse_prefill:.0%} of each window sparse"
+        show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
+        if plan is not None:
+            show.print(layer_table(result.sparse[plan.method]))
