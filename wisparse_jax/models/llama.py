@@ -54,6 +54,7 @@ class Llama(nnx.Module):
     """
 
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
+    basis_digest: str | None = None  # of the basis that its weights are folded into
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, int8: bool = False):
         self.config = config

@@ -10,16 +10,18 @@ import jax
 
 from wisparse_jax.errors import ConfigError, WisparseError
 from wisparse_jax.models import hub
+from wisparse_jax.models.basis import Basis, fold, folded_config
 from wisparse_jax.models.checkpoint import read_params
 from wisparse_jax.models.config import LlamaConfig, read_config
-from wisparse_jax.models.fingerprint import fingerprint
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def load(name: str | Path, dtype: str | None = None, weights: str | None = None) -> Llama:
+def load(
+    name: str | Path, dtype: str | None = None, weights: str | None = None, basis: Basis | None = None
+) -> Llama:
     """Load a model onto the default device.
 
     Args:
@@ -27,6 +29,7 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
         dtype: "float32", "bfloat16" or "float16", of weights and activations; None is bfloat16 on GPU and TPU,
             float32 on CPU.
         weights: "int8" for block linears in int8, one scale per output channel; None keeps them as they are.
+        basis: a plan's, to fold the weights into; tensor by tensor, before any rounding to int8.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
@@ -42,8 +45,11 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
     folder = hub.resolve(name)
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype)
+    if basis is not None:
+        config, params = folded_config(config), fold(config, params, basis, consume=True)
     model = Llama.from_params(config, params)
     model.fingerprint = stored
+    model.basis_digest = None if basis is None else basis.digest()
     if weights == "int8":
         from wisparse_jax.models.quantise import quantise
 
@@ -58,11 +64,6 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         WisparseError: no such model, or no usable tokenizer in its folder.
     """
     return read_tokenizer(hub.resolve(name))
-
-
-def model_fingerprint(model: Llama) -> str:
-    """The fingerprint of the checkpoint a model was loaded from or, for a model made otherwise, of its parameters."""
-    return model.fingerprint or fingerprint(model.config, model.params)
 
 
 def read_model_config(folder: Path) -> LlamaConfig:
