@@ -87,14 +87,14 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path, kind: str) -> None
     if kind == "folder":
         (out / "mine").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(WisparseError, match=re.escape(f"{out} exists already; nothing is overwritten")):
+    with pytest.raises(WisparseError, match=re.escape(f"{out}: exists already; nothing is overwritten")):
         convert(folder, out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_parent_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(WisparseError, match=re.escape(f"the folder {tmp_path / 'no'} does not exist")):
-        convert(folder, tmp_path / "no" / "out")
+def test_missing_parents_are_made(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "new" / "out")
+    assert load(tmp_path / "new" / "out")(TOKENS).shape == (2, 12, 96)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
@@ -130,7 +130,7 @@ def test_signals_leave_nothing(folder: Path, tmp_path: Path, number: signal.Sign
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], env=env, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*/weights*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".out.partial-*/folder/weights*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(later)
     process.send_signal(number)
@@ -171,21 +171,21 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda out: (out / "wisparse.json").write_text("{"), "wisparse.json: not readable as JSON"),
     "another format": (
         manifest(lambda raw: raw.update(format="x")),
-        "wisparse.json: expected an object with format = 'wisparse-checkpoint'",
+        "wisparse.json: format = 'x': expected 'wisparse-checkpoint'",
     ),
-    "another version": (manifest(lambda raw: raw.update(version=2)), "wisparse.json: expected version 1, found 2"),
+    "another version": (manifest(lambda raw: raw.update(version=3)), "wisparse.json: version = 3: expected 1 or 2"),
     "no fingerprint": (
         manifest(lambda raw: raw.pop("fingerprint")),
-        "wisparse.json: fingerprint: expected a string, found None",
+        "wisparse.json: fingerprint: expected a value, found nothing",
     ),
     "another fingerprint": (
         manifest(lambda raw: raw.update(fingerprint="abc")),
         "are not those that were converted: expected fingerprint abc, found ",
     ),
-    "no tensors": (manifest(lambda raw: raw.pop("tensors")), "wisparse.json: tensors: expected the dtype and"),
+    "no tensors": (manifest(lambda raw: raw.pop("tensors")), "wisparse.json: tensors: expected a value, found nothing"),
     "integers": (
         manifest(lambda raw: raw["tensors"]["embed"].update(dtype="int8")),
-        "wisparse.json: tensors: expected the dtype and",
+        "wisparse.json: tensors.embed.dtype = 'int8': expected 'float32', 'float16' or 'bfloat16'",
     ),
     "a tensor less": (manifest(lambda raw: raw["tensors"].pop("embed")), "tensor embed is missing"),
 }
@@ -204,7 +204,7 @@ CONFIG_CHANGES = {
     "more blocks": ({"num_hidden_layers": 3}, r"tensor blocks\.2\..* is missing; config.json describes"),
     "tied": ({"tie_word_embeddings": True}, "tensor lm_head is unexpected; config.json describes"),
     "vocabulary": ({"vocab_size": 97}, r"tensor embed: expected shape \(97, 64\), found \(96, 64\)"),
-    "rope": ({"rope_theta": 1e4}, "the weights or the configuration are not those that were converted"),
+    "rope": ({"rope_theta": 1e4}, "config.json: not the file that was converted"),
 }
 
 

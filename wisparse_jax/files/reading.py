@@ -27,7 +27,6 @@ _EXPECTED = {
     "float_type": "a number",
     "int_type": "a whole number",
     "list_type": "a list",
-    "missing": "a value",
     "model_type": "an object",
     "string_type": "a string",
     "tuple_type": "a list",
@@ -89,7 +88,7 @@ def read_json(path: str | Path, kind: Any, error: type[WisparseError], limit: in
         raise error(f"{path}: not readable as JSON: {problem}") from None
     if problem := next(_problems(raw), None):
         raise error(f"{path}: {problem}")
-    return _checked(path, data, kind, error, "ignore")
+    return _checked(path, raw, data, kind, error, "ignore")
 
 
 def read_yaml(path: str | Path, kind: Any, error: type[WisparseError]) -> Any:
@@ -112,7 +111,7 @@ def read_yaml(path: str | Path, kind: Any, error: type[WisparseError]) -> Any:
     # NaN and infinity are for the settings to judge, which know the range of each field.
     if problem := next(_problems(raw, finite=False), None):
         raise error(f"{path}: {problem}")
-    return _checked(path, to_json(raw, inf_nan_mode="constants"), kind, error, "forbid")
+    return _checked(path, raw, to_json(raw, inf_nan_mode="constants"), kind, error, "forbid")
 
 
 def shown(value: Any) -> str:
@@ -123,25 +122,43 @@ def shown(value: Any) -> str:
         return f"a whole number of {value.bit_length()} bits"
 
 
-def _checked(path: str | Path, data: bytes, kind: Any, error: type[WisparseError], extra: Any) -> Any:
+def _checked(path: str | Path, raw: Any, data: bytes, kind: Any, error: type[WisparseError], extra: Any) -> Any:
     import pydantic
 
     try:
         return pydantic.TypeAdapter(kind).validate_json(data, strict=True, extra=extra)
     except pydantic.ValidationError as problem:
-        first: Any = problem.errors(include_url=False)[0]
-    where = _field(first["loc"])
+        errors: list[Any] = problem.errors(include_url=False)
+    first = errors[0]
     if first["type"] == "value_error":
         raise error(f"{path}: {first['ctx']['error']}")
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = ", ".join(sorted(f.name for f in dataclasses.fields(kind))) if dataclasses.is_dataclass(kind) else ""
-        raise error(f"{path}: unknown field {where!r}; expected some of {names}")
-    expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Input should be ")
+        raise error(f"{path}: unknown field {_field(first['loc'])!r}; expected some of {names}")
     if first["type"] == "missing":
-        raise error(f"{path}: {where}: expected {expected}, found nothing")
-    if not where:
-        raise error(f"{path}: expected {expected}, found {shown(first['input'])}")
-    raise error(f"{path}: {where} = {shown(first['input'])}: expected {expected}")
+        raise error(f"{path}: {_field(first['loc'])}: expected a value, found nothing")
+    # A value that may be of several types has an error for each: that which came furthest is meant.
+    places = [_inside(raw, e["loc"]) for e in errors]
+    place, value = max(places, key=lambda found: len(found[0]))
+    same = [e for e, found in zip(errors, places, strict=True) if found[0] == place]
+    expected = " or ".join(dict.fromkeys(_EXPECTED.get(e["type"]) or _without_subject(e["msg"]) for e in same))
+    if not place:
+        raise error(f"{path}: expected {expected}, found {shown(value)}")
+    raise error(f"{path}: {_field(place)} = {shown(value)}: expected {expected}")
+
+
+def _inside(raw: Any, where: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+    """The place in the file and the value there; pydantic's own has names of types in between."""
+    place = []
+    for key in where:
+        if (isinstance(raw, dict) and key in raw) or (isinstance(raw, list) and isinstance(key, int)):
+            raw = raw[key]
+            place.append(key)
+    return tuple(place), raw
+
+
+def _without_subject(message: str) -> str:
+    return message.removeprefix("Input should be ")
 
 
 def _problems(raw: Any, finite: bool = True) -> Iterator[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.files import read_json
 from wisparse_jax.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -74,15 +75,10 @@ def read_config(path: str | Path) -> LlamaConfig:
         ConfigError: not readable, not JSON, or a model that is not supported; names the field and its value.
     """
     path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a model folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    path = path / "config.json" if os.path.isdir(path) else path
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such file; a model folder holds a config.json")
+    raw = read_json(path, dict[str, Any], ConfigError)
     try:
         return parse_config(raw)
     except ConfigError as error:

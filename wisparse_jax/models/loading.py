@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 
 import jax
 
 from wisparse_jax.errors import ConfigError, WisparseError
+from wisparse_jax.files import read_json
 from wisparse_jax.models import hub
 from wisparse_jax.models.checkpoint import read_params
 from wisparse_jax.models.config import LlamaConfig, read_config
@@ -19,7 +20,12 @@ from wisparse_jax.models.tokenizer import Tokenizer, read_tokenizer
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def load(name: str | Path, dtype: str | None = None, weights: str | None = None) -> Llama:
+@dataclasses.dataclass(frozen=True)
+class _GenerationConfig:
+    eos_token_id: int | list[int] | None = None
+
+
+def load(name: str | Path, dtype: str | None = None, weights: str | None = None, verify: bool = True) -> Llama:
     """Load a model onto the default device.
 
     Args:
@@ -27,6 +33,7 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
         dtype: "float32", "bfloat16" or "float16", of weights and activations; None is bfloat16 on GPU and TPU,
             float32 on CPU.
         weights: "int8" for block linears in int8, one scale per output channel; None keeps them as they are.
+        verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
@@ -41,7 +48,7 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
         raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
     folder = hub.resolve(name)
     config = read_model_config(folder)
-    params, stored = read_params(folder, config, dtype)
+    params, stored = read_params(folder, config, dtype, verify)
     model = Llama.from_params(config, params)
     model.fingerprint = stored
     if weights == "int8":
@@ -75,16 +82,12 @@ def read_model_config(folder: Path) -> LlamaConfig:
     """
     config = read_config(folder)
     path = folder / "generation_config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
+        return config
+    ids = read_json(path, _GenerationConfig, ConfigError).eos_token_id
+    if ids is None:
         return config
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    value = raw.get("eos_token_id") if isinstance(raw, dict) else None
-    if value is None:
-        return config
-    ids = value if isinstance(value, list) else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-        raise ConfigError(f"{path}: eos_token_id: expected a token id or a list of them, found {value!r}")
-    return dataclasses.replace(config, eos_token_ids=tuple(ids))
+        return dataclasses.replace(config, eos_token_ids=tuple(ids) if isinstance(ids, list) else (ids,))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
