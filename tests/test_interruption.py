@@ -21,9 +21,13 @@ def test_what_is_renamed_away_stays_and_the_rest_goes(tmp_path):
 
 
 def test_an_error_removes_a_file_and_goes_on(tmp_path):
-    with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "file"):
-        (tmp_path / "file").write_text("half")
-        raise KeyboardInterrupt
+    def write() -> None:
+        with unfinished(tmp_path / "file"):
+            (tmp_path / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert not list(tmp_path.iterdir())
 
 
