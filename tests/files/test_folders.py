@@ -179,20 +179,28 @@ def test_a_run_that_writes_is_not_litter(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_folder_without_its_lock_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was only about to lock its folder finds it gone, and makes another."""
-    real, taken = folders.tempfile.mkdtemp, []
+    real, made = folders._locked, []
 
-    def mkdtemp(**how: Any) -> str:
-        path = real(**how)
-        if not taken:
+    def locked(path: Path) -> Any:
+        if not made:
             folders.remove_litter(tmp_path / "out")
-            taken.append(path)
-            assert not Path(path).exists()
-        return path
+            assert not path.parent.exists()
+        made.append(path)
+        return real(path)
 
-    monkeypatch.setattr(folders.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(folders, "_locked", locked)
     with new_folder(tmp_path / "out", PlanError) as folder:
         (folder / "a").write_text("")
-    assert taken and names(tmp_path) == {"out"}
+    assert len(made) == 2 and names(tmp_path) == {"out"}
+
+
+def test_what_was_killed_while_it_was_being_removed_goes_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = tmp_path / ".out.partial-00000000.removed0"
+    (half / "folder").mkdir(parents=True)
+    folders.remove_litter(tmp_path / "out")
+    assert names(tmp_path) == set() and f"removed {half}" in capsys.readouterr().err
 
 
 def test_many_writers_of_one_place_and_one_is_whole(tmp_path: Path) -> None:

@@ -11,19 +11,19 @@ killed; the next one that writes to the same place removes it and says so.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import fcntl
 import glob
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.interruption import shielded, unfinished
 
 _CONTENT, _LOCK = "folder", "lock"
 _LONGEST = 200  # bytes of the target's name in that of its staging folder; names have at most 255
@@ -79,9 +79,10 @@ def new_folder(out: str | Path, error: type[WisparseError]) -> Iterator[Path]:
             content.mkdir()
             yield content
             _synchronise(content)
-            if os.path.lexists(target):  # an empty folder would be replaced
-                raise FileExistsError
-            content.rename(target)
+            with shielded():
+                if os.path.lexists(target):  # an empty folder would be replaced
+                    raise FileExistsError
+                content.rename(target)
             _synchronise_one(target.parent)
     except BaseException as problem:
         for parent in made:
@@ -97,57 +98,56 @@ def new_folder(out: str | Path, error: type[WisparseError]) -> Iterator[Path]:
 def remove_litter(out: Path) -> None:
     """Remove what killed runs left of the folder `out`, each with a line on standard error that names it."""
     for staging in sorted(out.parent.glob(f"{glob.escape(_prefix(out))}*")):
-        if staging.is_symlink():
-            continue
-        # One without a lock belongs to a run that has only just begun and will begin again, or was killed there.
-        with contextlib.suppress(OSError):
-            staging.rmdir()
-        with contextlib.suppress(OSError), open(staging / _LOCK, "rb+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(staging)
+        if staging.is_dir() and not staging.is_symlink() and _is_litter(staging):
+            shutil.rmtree(staging, ignore_errors=True)
             print(f"wisparse: removed {staging}, which a killed run had left", file=sys.stderr)
+
+
+def _is_litter(staging: Path) -> bool:
+    """Whether nobody writes into a staging folder."""
+    # An empty one is removed: its owner is dead, or has only just begun and begins again.
+    with contextlib.suppress(OSError):
+        staging.rmdir()
+        return False
+    try:
+        with open(staging / _LOCK, "rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return staging.exists()  # the lock is the first thing there: without it the rest is being removed
+    except OSError:
+        return False  # locked, somebody else's, or a file system without locks
 
 
 @contextlib.contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, locked while the body runs and removed after it."""
-    staging, lock = _claim(out)
-    with lock:
-        try:
-            yield staging
-        except BaseException:
-            # After a failed write a library's threads may write on; Python waits for them before it runs this.
-            atexit.register(_remove, staging)
-            raise
-        finally:
-            _remove(staging)
-
-
-def _claim(out: Path) -> tuple[Path, BinaryIO]:
-    """A new staging folder and its lock, held."""
     while True:
-        staging = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
-        # Until the lock is held another run may take the folder for litter; then there has to be another.
-        with contextlib.suppress(FileNotFoundError):
-            lock = open(staging / _LOCK, "xb+")  # noqa: SIM115 - held until the end
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                continue
-            except OSError:
-                return staging, lock  # a file system without locks: nobody can take anything for litter there
-            if (staging / _LOCK).exists():
-                return staging, lock
+        staging = out.with_name(_prefix(out) + secrets.token_hex(4))
+        with unfinished(staging):
+            staging.mkdir(mode=0o700)
+            lock = _locked(staging / _LOCK)
+            if lock is not None:
+                with lock:
+                    yield staging
+                return
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """A new lock, held; None if another run took the folder for litter before the lock was held."""
+    with contextlib.suppress(FileNotFoundError):
+        lock = open(path, "xb+")  # noqa: SIM115 - held as long as the folder is
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             lock.close()
-
-
-def _remove(staging: Path) -> None:
-    # The lock last: a staging folder without one that is not empty would be nobody's.
-    shutil.rmtree(staging / _CONTENT, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (staging / _LOCK).unlink()
-        staging.rmdir()
+            return None
+        except OSError:
+            return lock  # a file system without locks: nobody can take anything for litter there
+        if path.exists():
+            return lock
+        lock.close()
+    return None
 
 
 def _prefix(out: Path) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import jax
@@ -58,8 +55,7 @@ def is_checkpoint(folder: Path) -> bool:
 def convert(name: str | Path, out: str | Path) -> None:
     """Write a model as an Orbax checkpoint folder: its weights as stored, configuration and tokenizer.
 
-    The folder appears whole or not at all, with a digest of every tensor and file in it. An interruption takes effect
-    once the weights on their way are written; nothing stays then.
+    The folder appears whole or not at all, with a digest of every tensor and file in it.
 
     Args:
         name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
@@ -79,7 +75,7 @@ def convert(name: str | Path, out: str | Path) -> None:
     }
     manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
-    with _termination_raises(), new_folder(out, WisparseError) as folder:
+    with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
         _save(folder / WEIGHTS, params, out)
@@ -159,12 +155,17 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
 def _save(folder: Path, params: dict[str, Any], out: str | Path) -> None:
     import orbax.checkpoint as ocp
 
+    # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
+    log = logging.getLogger("absl")
+    log.disabled = True
     try:
         # By path, not nested: then one tensor can be restored without the others.
-        with _signals_wait(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
             writer.save(folder.absolute(), args=ocp.args.PyTreeSave(flat(params)))
     except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
         raise WisparseError(f"{out}: cannot be written by Orbax: {_first_line(error)}") from None
+    finally:
+        log.disabled = False
 
 
 def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, jax.Array]]:
@@ -194,38 +195,3 @@ def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, j
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _termination_raises() -> contextlib.AbstractContextManager[None]:
-    """SIGTERM as an exception, so that clean-up runs; Python does so for SIGINT (Ctrl-C) only."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    return _handled(stop, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """SIGINT and SIGTERM once the body has ended: Orbax's threads cannot be stopped, and would write on."""
-    came: list[int] = []
-    try:
-        with _handled(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
-            yield
-    finally:
-        if came:
-            signal.raise_signal(came[0])
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
-    """The handler of some signals while the body runs; only the main thread may, and need, set one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -96,7 +97,8 @@ def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) ->
     files = find_files(folder)
     for file, promised in files.items():
         names = _names(file)
-        if absent := sorted((promised or set()) - names):
+        # Old checkpoints list constants that nobody stored.
+        if absent := sorted(n for n in (promised or set()) - names if not IGNORED.fullmatch(n)):
             raise WeightsError(f"{file}: tensor {absent[0]} is missing; {INDEX} says that it is in this file")
         for name in sorted(names):
             if IGNORED.fullmatch(name):
@@ -149,7 +151,7 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
             raise WeightsError(
                 f"{index}: tensor {name}: expected the name of a .safetensors file in the folder, found {shown(shard)}"
             )
-        if not (folder / shard).exists():
+        if not os.path.exists(folder / shard):
             raise WeightsError(f"{folder / shard}: no such file; {INDEX} says that it holds tensor {name}")
         promised.setdefault(shard, set()).add(name)
     return {folder / shard: promised[shard] for shard in sorted(promised)}
