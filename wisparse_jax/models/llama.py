@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.forward import logits
+from wisparse_jax.models.tokens import token_rows
 
 Params = dict[str, Any]
 
@@ -78,8 +79,15 @@ class Llama(nnx.Module):
         tokens: Int[Array, "batch length"] | Int[np.ndarray, "batch length"],
         start: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch length vocab"]:
-        """Next-token logits, float32. `start[b]` is where row b begins in a left-padded batch (default 0)."""
-        return logits(self.config, self.params, jnp.asarray(tokens), start)
+        """Next-token logits, float32. `start[b]` is where row b begins in a left-padded batch (default 0).
+
+        Raises:
+            WisparseError: tokens that are not rows of ids of the vocabulary.
+        """
+        # Of a function that is being compiled no values are known.
+        traced = isinstance(tokens, jax.core.Tracer)
+        ids = tokens if traced else jnp.asarray(token_rows(tokens, self.config.vocab_size))
+        return logits(self.config, self.params, ids, start)
 
 
 def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
