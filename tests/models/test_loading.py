@@ -34,7 +34,7 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_a_damaged_tokenizer(folder: Path, text: str) -> None:
     write(folder, "byte level", "<s> $A", NAMED, family=None)
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(WisparseError, match=f"{folder}: the tokenizer is not readable: "):
+    with pytest.raises(WisparseError, match=f"{folder}/tokenizer.json: the tokenizer is not usable: "):
         load_tokenizer(folder)
 
 
