@@ -1,6 +1,5 @@
 """What is unfinished is removed, however the body ends, and a process told to end does so."""
 
-import signal
 import subprocess
 import sys
 import time
