@@ -17,6 +17,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "ended, as its terminal was closed"}
+
 # Where a file or folder is written before it gets its name; the process removes these wherever it is stopped.
 _unfinished: set[str] = set()
 # Whoever holds it decides how the process goes on: the thread that ends it never lets go.
@@ -59,7 +61,7 @@ def watch() -> None:
     # The interpreter's own handler writes the number of a signal there, even while Python runs no code.
     signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     threading.Thread(target=_wait, args=(receiving,), name="signals", daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
 
@@ -85,8 +87,7 @@ def _wait(receiving: int) -> None:
         errors = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _remove_all()
-    line = "wisparse: interrupted" if number == signal.SIGINT else f"wisparse: ended by signal {number}"
-    _last_line(line, errors)
+    _last_line(f"wisparse: {WORDS[number]}", errors)
     os._exit(128 + number)
 
 
