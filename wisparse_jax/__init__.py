@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wisparse_jax.models.loading import load_tokenizer as load_tokenizer
     from wisparse_jax.search import calibrate as calibrate
     from wisparse_jax.search import calibrate_targets as calibrate_targets
+    from wisparse_jax.search import calibrate_to_divergence as calibrate_to_divergence
     from wisparse_jax.search import with_budgets as with_budgets
     from wisparse_jax.sparsity import SparseLlama as SparseLlama
     from wisparse_jax.sparsity import SparsityPlan as SparsityPlan
@@ -52,6 +53,7 @@ _HOME = {
     "run_dense": "calibration",
     "calibrate": "search",
     "calibrate_targets": "search",
+    "calibrate_to_divergence": "search",
     "with_budgets": "search",
     "load_sparse": "sparsity",
     "SparseLlama": "sparsity",

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int, Int32
 
 from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.statistics import BlockStatistics
-from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.basis import Basis, fold, folded_config
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.fingerprint import model_fingerprint
+from wisparse_jax.models.finite import check_activations
 from wisparse_jax.models.forward import BlockCache, Cache, Params, block, layout, rms_norm
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.tokens import check_tokens
+from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.score import ChannelGains, model_norms
 
 
@@ -60,9 +60,7 @@ class Calibration:
 
     def with_gains(self, gains: list[ChannelGains]) -> Calibration:
         """The same run with other channel gains in the score."""
-        statistics = [
-            BlockStatistics(own.samples, gain) for own, gain in zip(self.statistics, gains, strict=True)
-        ]
+        statistics = [BlockStatistics(own.samples, gain) for own, gain in zip(self.statistics, gains, strict=True)]
         return dataclasses.replace(self, gains=gains, statistics=statistics)
 
 
@@ -90,8 +88,7 @@ def run_dense(
     """
     started = time.perf_counter()
     settings = SearchSettings() if settings is None else settings
-    windows = np.asarray(tokens, np.int32)
-    check_tokens(model.config, windows)
+    windows = token_windows(model.config, tokens)
     config, params = model.config, model.params
     if basis is not None:
         config, params = folded_config(config), fold(config, params, basis)
@@ -104,8 +101,8 @@ def run_dense(
     x = params["embed"][jnp.asarray(windows)]
     inputs, caches, statistics = [x[:, first:]], [], []
     for b, weights in enumerate(params["blocks"]):
-        x, cache, samples, finite = _record_block(config, config.windows[b], first, weights, x, taken)
-        _check_finite(b, finite)
+        x, cache, samples = _record_block(config, config.windows[b], first, weights, x, taken)
+        check_activations(b, samples, x, "the calibration text")
         inputs.append(x[:, first:])
         caches.append(cache)
         statistics.append(BlockStatistics(samples, gains[b]))
@@ -123,16 +120,6 @@ def _sampled_positions(available: int, wanted: int, seed: int) -> Int[Array, " p
     return jnp.asarray(np.sort(chosen), jnp.int32)
 
 
-def _check_finite(block_index: int, finite: dict[str, Array]) -> None:
-    for group, good in finite.items():
-        if not good:
-            readers = ", ".join(INPUT_GROUPS.get(group, ())) or "the next block"
-            raise WisparseError(
-                f"block {block_index}: the activations that {readers} read are not finite on the calibration text: "
-                "expected numbers, found NaN or infinity (do they overflow this dtype?)"
-            )
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _record_block(
     config: LlamaConfig,
@@ -141,11 +128,10 @@ def _record_block(
     params: Params,
     x: Float[Array, "windows length hidden"],
     taken: Int[Array, " positions"],
-) -> tuple[Float[Array, "windows length hidden"], BlockCache, dict[str, Array], dict[str, Array]]:
-    """The block's output, its cache, |x| of each input group at the taken positions, and whether all is finite."""
+) -> tuple[Float[Array, "windows length hidden"], BlockCache, dict[str, Array]]:
+    """The block's output, its cache, and |x| of each input group at the taken positions."""
     record: dict[str, Any] = {}
     out, cache = block(config, window, params, x, layout(config, x.shape[0], x.shape[1]), record=record)
     groups = {group: record[layers[0]][:, first:] for group, layers in INPUT_GROUPS.items()}
     samples = {group: jnp.abs(v.reshape(-1, v.shape[-1])[taken]) for group, v in groups.items()}
-    finite = {group: jnp.isfinite(value).all() for group, value in (groups | {"out": out}).items()}
-    return out, cache, samples, finite
+    return out, cache, samples

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Any
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.files import read_yaml
 
 MAY_BE_ZERO = ("held_out_share", "absolute_steps", "skipped_steps", "heads_steps", "bias_steps")
 ALGORITHMS = ("CR_FM_NES", "CMA_ES", "Sep_CMA_ES", "SNES")
@@ -117,29 +117,4 @@ def read_settings(path: str | Path | None) -> SearchSettings:
     Raises:
         ConfigError: not readable, not YAML, an unknown field or a bad value; names file and field.
     """
-    if path is None:
-        return SearchSettings()
-    import yaml
-
-    try:
-        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable as YAML: {reason}") from None
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected fields and values, found {type(raw).__name__}")
-    known = typing.get_type_hints(SearchSettings)
-    for name, value in raw.items():
-        if name not in known:
-            raise ConfigError(f"{path}: unknown field {name!r}; expected some of {', '.join(sorted(known))}")
-        if known[name] is float and type(value) is int:
-            raw[name] = float(value)
-        elif type(value) is not known[name]:
-            raise ConfigError(f"{path}: {name} = {value!r}: expected {known[name].__name__}")
-    try:
-        return SearchSettings(**raw)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return SearchSettings() if path is None else read_yaml(path, SearchSettings, ConfigError)

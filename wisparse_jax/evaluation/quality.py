@@ -20,7 +20,7 @@ from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihoo
 from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.rules import Rules
-from wisparse_jax.models.tokens import check_tokens
+from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.apply import SparseLlama
 
 TOKENS_AT_ONCE = 2048
@@ -140,8 +140,7 @@ def evaluate(
     """
     if isinstance(model, SparseLlama):
         return evaluate(model.model, windows, {"plan": model}, sparse_prefill, progress)
-    ids = np.asarray(windows, np.int32)
-    check_tokens(model.config, ids)
+    ids = token_windows(model.config, windows, "windows")
     length = ids.shape[1]
     if not 0 < sparse_prefill <= 1:
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: expected a share above 0, at most 1")

@@ -127,4 +127,3 @@ def _values(tensor: Array, r: Array) -> Array:
     grouped = tensor.astype(jnp.float32).reshape(-1, *r.shape[:2])
     made = jnp.einsum("nkd,kde->nke", grouped, r, precision=lax.Precision.HIGHEST)
     return made.reshape(tensor.shape).astype(tensor.dtype)
-

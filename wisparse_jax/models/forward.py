@@ -172,9 +172,7 @@ def after_attention(
         return x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
 
 
-def _linear(
-    params: Params, rules: BlockRules | None, record: dict[str, Any] | None, name: str, inputs: Array
-) -> Array:
+def _linear(params: Params, rules: BlockRules | None, record: dict[str, Any] | None, name: str, inputs: Array) -> Array:
     """One linear layer of a block, dense or by its rule."""
     if record is not None:
         record[name] = inputs

@@ -28,7 +28,9 @@ from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.forward import Params
 
 STREAM_GROUPS = {"attn_in": "attn_norm", "mlp_in": "mlp_norm"}
-GROUPS_A_STEP, TOKENS_A_STEP = 16, 1024
+GROUPS_A_STEP, TOKENS_A_STEP = 16, 512
+# Numbers of the stream that are kept at most; evenly spaced tokens stand for all beyond it.
+LARGEST_SAMPLE = 1 << 29
 # Steps of Adam between two looks at the bar.
 STEPS_AT_ONCE = 25
 
@@ -46,6 +48,7 @@ def measure_moments(calibration: Calibration, tokens: int, seed: int) -> Moments
     """One walk of the gradients, in bounded memory: samples of `tokens` positions at most, and sums over all."""
     config, blocks = calibration.config, calibration.config.num_blocks
     shape = (config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
+    every = max(1, -(-tokens * 2 * blocks * config.hidden_size // LARGEST_SAMPLE))
     samples: list[list[tuple[Array, Array]]] = [[] for _ in range(blocks)]
     sums: list[Any] = [None] * blocks
     count = 0
@@ -53,7 +56,7 @@ def measure_moments(calibration: Calibration, tokens: int, seed: int) -> Moments
         count += b == 0
         norms = {norm: calibration.params["blocks"][b][norm] for norm in STREAM_GROUPS.values()}
         stream, heads, *squares = _block_moments(shape, made, norms)
-        samples[b].append((stream, heads))
+        samples[b].append((stream[:, ::every], heads[::every]))
         sums[b] = squares if sums[b] is None else jax.tree.map(jnp.add, sums[b], squares)
     streams = [jnp.concatenate([stream for stream, _ in row], axis=1) for row in samples]
     gradients, own = (jnp.concatenate([row[i] for row in sums]) / count for i in (0, 1))

@@ -79,4 +79,3 @@ def greedy_path(
         path.append(current)
         errors.append(float(values[best]))
     return Path(np.array(path), np.array(errors))
-

@@ -155,9 +155,7 @@ def _block_losses(
 
     def losses(x: Array, target: Array, kv: BlockCache) -> Array:
         def before(alpha: Array, tau: Array) -> Array:
-            return self_attention(
-                config, window, params, x[None], where, _row(kv), block_rules(gains, alpha, tau)
-            )[0]
+            return self_attention(config, window, params, x[None], where, _row(kv), block_rules(gains, alpha, tau))[0]
 
         attention = _each(before, distinct)
 

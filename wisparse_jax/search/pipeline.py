@@ -21,13 +21,14 @@ from wisparse_jax import __version__
 from wisparse_jax.calibration.dense import Calibration, run_dense
 from wisparse_jax.calibration.gradients import gradient_gains
 from wisparse_jax.calibration.settings import SearchSettings
-from wisparse_jax.calibration.sparse_run import Biases, sparse_thresholds
+from wisparse_jax.calibration.sparse_run import Biases, Thresholds, sparse_thresholds
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import Evaluation, evaluate
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.search.allocators import get_allocator
 from wisparse_jax.search.basis import measure_moments, refine_basis, start_basis
 from wisparse_jax.search.biases import train_biases
@@ -45,6 +46,7 @@ Tokens = Int[Array, "windows length"] | Int[np.ndarray, "windows length"]
 # Fewer windows than this leave none to hold out.
 FEWEST_WINDOWS = 4
 FEW_TOKENS = 2_048  # below it a search is warned about
+STEP = 0.005  # of the sparsity that keeps a KL
 
 
 def calibrate(
@@ -92,18 +94,65 @@ def calibrate_targets(
     settings = SearchSettings() if settings is None else settings
     for sparsity in sparsities:
         check_sparsity(sparsity, settings)
-    chosen = resolve(method, settings)
-    windows = np.asarray(tokens, np.int32)
-    identity = identity_of(
-        model_fingerprint(model), str(model.dtype), windows, list(sparsities), method, seed,
-        dataclasses.asdict(settings), __version__, [d.device_kind for d in jax.local_devices()],
-    )  # fmt: skip
-    kept = SearchState(None if state is None else Path(state), identity)
-    search = Search(model, windows, chosen, seed, settings, progress, text, kept, len(sparsities))
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, list(sparsities))
     plans = [search.plan(sparsity) for sparsity in sparsities]
     search.close()
-    kept.finish()
     return plans
+
+
+def calibrate_to_divergence(
+    model: Llama,
+    tokens: Tokens,
+    max_kl: float,
+    method: str = DEFAULT,
+    seed: int = 0,
+    settings: SearchSettings | None = None,
+    progress: bool = False,
+    text: str = "tokens given by the caller",
+    state: str | Path | None = None,
+) -> SparsityPlan:
+    """The plan of the largest sparsity, to 0.005, whose KL on held-out windows is at most `max_kl`, nats per token.
+
+    Found by bisection on plans without biases; biases are trained for the one that is found. Arguments as in
+    `calibrate`.
+
+    Raises:
+        WisparseError: as `calibrate`; also too few windows to hold any out.
+    """
+    settings = SearchSettings() if settings is None else settings
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
+    if not len(search.held_out_windows):
+        raise WisparseError(
+            f"max-kl needs held-out windows: expected at least {FEWEST_WINDOWS} windows and held_out_share above 0"
+        )
+    low, high = 0, round(settings.max_sparsity / STEP)  # in steps; low is known to keep the bound
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if search.held_out_divergence(middle * STEP) <= max_kl else (low, middle - 1)
+    plan = search.plan(low * STEP)
+    search.close()
+    return plan
+
+
+def _begin(
+    model: Llama,
+    tokens: Tokens,
+    method: str,
+    seed: int,
+    settings: SearchSettings,
+    progress: bool,
+    text: str,
+    state: str | Path | None,
+    targets: list[Any],
+) -> Search:
+    chosen = resolve(method, settings)
+    windows = token_windows(model.config, tokens)
+    identity = identity_of(
+        model_fingerprint(model), str(model.dtype), windows, targets, method, seed, dataclasses.asdict(settings),
+        __version__, [d.device_kind for d in jax.local_devices()],
+    )  # fmt: skip
+    kept = SearchState(None if state is None else Path(state), identity)
+    return Search(model, windows, chosen, seed, settings, progress, text, kept, len(targets))
 
 
 def check_sparsity(sparsity: float, settings: SearchSettings) -> None:
@@ -239,7 +288,7 @@ class Search:
         if searched and (sparsities != target).any():
             found = self._exponents(f"final exponents {target}", "final exponents", exponents, sparsities)
             exponents = self._better("final exponents", target, (exponents, sparsities), (found, sparsities))[0]
-        thresholds, biases, dropped = self._thresholds(target, exponents, sparsities)
+        thresholds, biases = self._thresholds(target, exponents, sparsities)
         calibration = self.calibration
         made = SparsityPlan(
             method=self.method.name,
@@ -267,9 +316,17 @@ class Search:
             history=dict(self.history),
         )
 
+    def held_out_divergence(self, target: float) -> float:
+        """The KL of a target's plan without biases, on the held-out windows; 0 for a target of 0."""
+        if target == 0:
+            return 0.0
+        exponents = np.full((self.calibration.config.num_blocks, len(LAYERS)), self.method.exponent)
+        return self._held_out_kl(exponents, self._budgets(target, exponents))
+
     def close(self) -> None:
-        """Leave the bar."""
+        """The search is over: its bar stays as it is, its state goes."""
         self.progress.close()
+        self.state.finish()
 
     def _budgets(self, target: float, exponents: Table) -> Table:
         if target == 0:
@@ -311,7 +368,7 @@ class Search:
         return np.stack([row["exponents"] for row in found])
 
     def _better(self, name: str, target: float, old: tuple[Table, Table], new: tuple[Table, Table]) -> tuple:
-        """Exponents and sparsities, the new ones if they lose less on the held-out windows; new where there are none."""
+        """The new exponents and sparsities if they lose less on the held-out windows, or there are none of these."""
         if not len(self.held_out_windows) or all(np.array_equal(a, b) for a, b in zip(old, new, strict=True)):
             return new
         with self.progress.stage("held out"):
@@ -333,12 +390,12 @@ class Search:
     def _evaluate(self, plans: dict[str, SparseLlama]) -> Evaluation:
         return evaluate(self.model, self.held_out_windows, plans, self.settings.sparse_share)
 
-    def _thresholds(self, target: float, exponents: Table, sparsities: Table) -> tuple[Any, Biases | None, bool]:
+    def _thresholds(self, target: float, exponents: Table, sparsities: Table) -> tuple[Thresholds, Biases | None]:
         calibration, settings = self.calibration, self.settings
         with self.progress.stage("thresholds"):
             plain = sparse_thresholds(calibration, exponents, sparsities)
         if not (self.method.biases and settings.bias_steps and target > 0 and len(self.held_out_windows)):
-            return plain, None, False
+            return plain, None
         rules = threshold_rules(calibration.gains, exponents, plain.taus)
         if self.held_out is None:
             with self.progress.stage("held out"):
@@ -366,17 +423,15 @@ class Search:
             biased = sparse_thresholds(calibration, exponents, sparsities, biases)
         pair = {
             "plain": self._sparse(rules),
-            "biased": self._sparse(
-                with_biases(threshold_rules(calibration.gains, exponents, biased.taus), biases)
-            ),
+            "biased": self._sparse(with_biases(threshold_rules(calibration.gains, exponents, biased.taus), biases)),
         }
         with self.progress.stage("held out"):
             scores = self._evaluate(pair).sparse
         before, after = (scores[name].divergence.mean for name in ("plain", "biased"))
         if after < before:
-            return biased, biases, False
+            return biased, biases
         self._note(f"biases at {target:g}: dropped, held-out KL {after:.4f} instead of {before:.4f}")
-        return plain, None, True
+        return plain, None
 
     def _report(self, plan: SparsityPlan, exponents: Table, target: float) -> dict[str, Any]:
         """Held-out KL and perplexity of the plan beside uniform sparsity and the dense model."""

@@ -53,7 +53,7 @@ METHODS = {
             search_exponents=True,
             allocator="paper",
         ),
-        Method("teal", "activation magnitude, greedy layer budgets inside blocks of equal sparsity", allocator="greedy"),
+        Method("teal", "activation magnitude, greedy layer budgets in blocks of equal sparsity", allocator="greedy"),
         Method("wina", "activation times weight norm, the same sparsity everywhere", exponent=1.0),
         Method("uniform", "activation magnitude, the same sparsity everywhere"),
     )

@@ -55,6 +55,4 @@ def channel_thresholds(
 
 def block_rules(gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7"]) -> BlockRules:
     """The rules of a block's seven layers, given in the order of `LAYERS`."""
-    return {
-        name: ChannelRule(channel_thresholds(gains[name], exponents[i], taus[i])) for i, name in enumerate(LAYERS)
-    }
+    return {name: ChannelRule(channel_thresholds(gains[name], exponents[i], taus[i])) for i, name in enumerate(LAYERS)}
