@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from wisparse_jax import __version__
-from wisparse_jax.calibration.dense import Calibration, run_dense
+from wisparse_jax.calibration.dense import Calibration, Tokens, run_dense, run_dense_on
 from wisparse_jax.calibration.gradients import gradient_gains
 from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.sparse_run import Biases, Thresholds, sparse_thresholds
@@ -42,7 +42,6 @@ from wisparse_jax.sparsity.methods import DEFAULT, Method, get_method
 from wisparse_jax.sparsity.plan import SparsityPlan
 from wisparse_jax.sparsity.score import ChannelGains
 
-Tokens = Int[Array, "windows length"] | Int[np.ndarray, "windows length"]
 # Fewer windows than this leave none to hold out.
 FEWEST_WINDOWS = 4
 FEW_TOKENS = 2_048  # below it a search is warned about
@@ -233,10 +232,7 @@ class Search:
         if not len(self.held_out_windows):
             return None
         with self.progress.stage("held out"):
-            made = run_dense(
-                self.model, self.held_out_windows, self.settings, self.seed, self.text, self.calibration.basis
-            )
-        return made.with_gains(self.calibration.gains)
+            return run_dense_on(self.calibration, self.held_out_windows, self.settings, self.seed)
 
     def _set_thresholds(self, exponents: Table, sparsities: Table, biases: Biases | None = None) -> Thresholds:
         """Thresholds that realise the sparsities.
