@@ -14,6 +14,7 @@ from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.methods import Methods
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -22,6 +23,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Methods, subcommand("methods")]
 )
 
 

@@ -42,7 +42,8 @@ class Evaluate:
 
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         model = load(self.model)
-        measured = model if self.weights is None else load(self.model, weights=self.weights)
+        basis = None if plan is None or self.weights is None else plan.basis
+        measured = model if self.weights is None else load(self.model, weights=self.weights, basis=basis)
         sparse = None if plan is None else apply(measured, plan)
         window = min(model.config.context, 2048) if self.window is None else self.window
         if self.text == "self":

@@ -38,14 +38,17 @@ class Generate:
         """Generate and print."""
         from wisparse_jax.inference import Sample, TextStream, decode_implementation, generate
         from wisparse_jax.models.loading import load, load_tokenizer
-        from wisparse_jax.sparsity import SparsityPlan, apply
+        from wisparse_jax.sparsity import SparsityPlan, load_sparse
 
         sampler = Sample(self.temperature, self.top_k, self.top_p)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        model, tokenizer = load(self.model, weights=self.weights), load_tokenizer(self.model)
-        writer = model if plan is None else apply(model, plan)
-        thresholds = getattr(writer, "thresholds", None)
-        chosen = decode_implementation(writer.config, writer.params, thresholds, 1, self.implementation)
+        tokenizer = load_tokenizer(self.model)
+        if plan is None:
+            writer, rules = load(self.model, weights=self.weights), None
+        else:
+            writer = load_sparse(self.model, plan, weights=self.weights)
+            rules = writer.rules
+        chosen = decode_implementation(writer.config, writer.params, rules, 1, self.implementation)
         if plan is not None:
             print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
         prompt, shown = tokenizer.encode(self.prompt), [self.prompt]

@@ -23,7 +23,7 @@ SMALLEST_BUCKET = 32
 
 @runtime_checkable
 class Generator(Protocol):
-    """A model that can write: a `Llama`, or a `SparseLlama`, whose `thresholds` apply to every decoded token."""
+    """A model that can write: a `Llama`, or a `SparseLlama`, whose `rules` apply to every decoded token."""
 
     @property
     def config(self) -> LlamaConfig:
@@ -45,7 +45,7 @@ def generate(
     on_tokens: Callable[[list[list[int]]], None] | None = None,
     implementation: str | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt; the prompt runs dense, every new token with the model's thresholds, if it has any.
+    """Continue each prompt; the prompt runs dense, every new token by the model's rules, if it has any.
 
     Prompts, batch and cache are padded to powers of two, so that another prompt of the same bucket compiles nothing,
     and neither does another sampler, seed or number of tokens.
@@ -83,9 +83,9 @@ def generate(
     # Only NumPy and transfers between the compiled calls: an eager operation would compile anew for every new shape.
     stops = jnp.asarray(np.asarray(config.eos_token_ids or (-2,), np.int32))
     values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
-    params, thresholds = model.params, getattr(model, "thresholds", None)
+    params, rules = model.params, getattr(model, "rules", None)
 
-    chosen = decode_implementation(config, params, thresholds, batch, implementation)
+    chosen = decode_implementation(config, params, rules, batch, implementation)
     key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     out: list[list[int]] = [[] for _ in rows]
@@ -95,7 +95,7 @@ def generate(
         if at >= max_new_tokens or np.asarray(state.finished).all():
             return out
         until = min(max_new_tokens, at + max(STREAM_EVERY, tokens_together())) if on_tokens else max_new_tokens
-        state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
 
 
 def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:

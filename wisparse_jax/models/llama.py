@@ -45,6 +45,7 @@ class Llama(nnx.Module):
     """
 
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
+    basis_digest: str | None = None  # of the basis that its weights are folded into
 
     def __init__(
         self, config: LlamaConfig, rngs: nnx.Rngs | None = None, dtype: Any = jnp.float32, params: Params | None = None

@@ -11,9 +11,9 @@ import jax
 from wisparse_jax.errors import ConfigError, WisparseError
 from wisparse_jax.files import read_json
 from wisparse_jax.models import hub
+from wisparse_jax.models.basis import Basis, fold, folded_config
 from wisparse_jax.models.checkpoint import read_params
 from wisparse_jax.models.config import LlamaConfig, read_config
-from wisparse_jax.models.fingerprint import fingerprint
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.tokenizer import Tokenizer, read_tokenizer
 
@@ -25,7 +25,13 @@ class _GenerationConfig:
     eos_token_id: int | list[int] | None = None
 
 
-def load(name: str | Path, dtype: str | None = None, weights: str | None = None, verify: bool = True) -> Llama:
+def load(
+    name: str | Path,
+    dtype: str | None = None,
+    weights: str | None = None,
+    basis: Basis | None = None,
+    verify: bool = True,
+) -> Llama:
     """Load a model onto the default device.
 
     Args:
@@ -33,6 +39,7 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None,
         dtype: "float32", "bfloat16" or "float16", of weights and activations; None is bfloat16 on GPU and TPU,
             float32 on CPU.
         weights: "int8" for block linears in int8, one scale per output channel; None keeps them as they are.
+        basis: a plan's, to fold the weights into; tensor by tensor, before any rounding to int8.
         verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
 
     Raises:
@@ -49,8 +56,11 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None,
     folder = hub.resolve(name)
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype, verify)
+    if basis is not None:
+        config, params = folded_config(config), fold(config, params, basis, consume=True)
     model = Llama.from_params(config, params)
     model.fingerprint = stored
+    model.basis_digest = None if basis is None else basis.digest()
     if weights == "int8":
         from wisparse_jax.models.quantise import quantise
 
@@ -65,11 +75,6 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         WisparseError: no such model, or no usable tokenizer in its folder.
     """
     return read_tokenizer(hub.resolve(name))
-
-
-def model_fingerprint(model: Llama) -> str:
-    """The fingerprint of the checkpoint a model was loaded from or, for a model made otherwise, of its parameters."""
-    return model.fingerprint or fingerprint(model.config, model.params)
 
 
 def read_model_config(folder: Path) -> LlamaConfig:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.config import LlamaConfig
 
 
 def token_rows(tokens: Any, vocab_size: int, what: str = "tokens") -> Int32[np.ndarray, "rows length"]:
@@ -23,6 +24,21 @@ def token_rows(tokens: Any, vocab_size: int, what: str = "tokens") -> Int32[np.n
 def token_row(tokens: Any, vocab_size: int, what: str = "tokens") -> Int32[np.ndarray, " length"]:
     """One row of token ids as int32, as `token_rows`; it may be empty."""
     return _checked(tokens, vocab_size, 1, what)
+
+
+def token_windows(config: LlamaConfig, tokens: Any, what: str = "tokens") -> Int32[np.ndarray, "windows length"]:
+    """Windows of token ids as int32, as `token_rows`, that a model can read and predict.
+
+    Raises:
+        WisparseError: as `token_rows`; also no windows, too short or too long ones.
+    """
+    windows = token_rows(tokens, config.vocab_size, what)
+    count, length = windows.shape
+    if count < 1 or length < 2:
+        raise WisparseError(f"expected at least one window of two tokens, found {count} of {length}")
+    if length > config.context:
+        raise WisparseError(f"windows of {length} tokens are longer than the model's context of {config.context}")
+    return windows
 
 
 def _checked(tokens: Any, vocab_size: int, dimensions: int, what: str) -> np.ndarray:
