@@ -31,7 +31,8 @@ from signal_trial import SETTINGS, prepare
 
 COMMANDS = {
     "convert": ["convert", "{folder}/model", "{out}"],
-    "calibrate": ["calibrate", "{folder}/model", "--out", "{out}", "--config", "{folder}/settings.yaml"],
+    "calibrate": ["calibrate", "{folder}/model", "--out", "{out}", "--config", "{folder}/settings.yaml"]
+    + ["--method", "teal"],
     "demo": ["demo", "--out", "{out}"],
 }
 # Imported once, in a process that every trial is a fork of.
@@ -55,9 +56,9 @@ def child(command: str, folder: str, errors: str) -> None:
 
 def make_demo_tiny(folder: Path) -> None:
     """Let the demo use the tiny model and next to no budget; what it writes, and when, stays."""
+    from wisparse_jax.calibration import read_settings
     from wisparse_jax.models import hub
     from wisparse_jax.report import demo
-    from wisparse_jax.search import read_settings
 
     hub.resolve = lambda name: folder / "model"
     demo.SETTINGS = read_settings(folder / "settings.yaml")
@@ -131,8 +132,8 @@ class Trials:
         return process.exitcode == -signal.SIGKILL
 
     def left(self) -> list[str]:
-        """Everything in the place that is not the new folder itself."""
-        return sorted(name for name in os.listdir(self.work) if name != "out")
+        """What is in the place, without the new folder and the stages of a search, which the next run goes on from."""
+        return sorted(name for name in os.listdir(self.work) if name not in ("out", ".out.search"))
 
     def look(self) -> str:
         """What is on the disk.
@@ -160,7 +161,7 @@ class Trials:
             said = self.finish()
             unnamed = [name for name in litter if f"removed {self.work / name}" not in said]
             assert not unnamed, f"not named: {unnamed}"
-            assert self.look() == "whole" and not self.left(), f"after the second run: {sorted(os.listdir(self.work))}"
+            assert self.look() == "whole" and os.listdir(self.work) == ["out"], f"at last {os.listdir(self.work)}"
             return kind if killed else "finished before"
         finally:
             shutil.rmtree(self.work)

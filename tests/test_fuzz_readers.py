@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from fuzz_readers import Reader, fuzz, readers
 
-EXAMPLES = {"config": 150, "generation_config": 80, "index": 150, "settings": 150, "manifest": 100, "weights": 60}
+EXAMPLES = {
+    "config": 150,
+    "generation_config": 80,
+    "index": 150,
+    "settings": 150,
+    "manifest": 100,
+    "weights": 60,
+    "plan": 60,
+}
 
 
 @pytest.fixture(scope="module")
