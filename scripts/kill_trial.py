@@ -30,10 +30,9 @@ from typing import Any
 from signal_trial import SETTINGS, prepare
 
 COMMANDS = {
-    "convert": ["convert", "{folder}/model", "{out}"],
-    "calibrate": ["calibrate", "{folder}/model", "--out", "{out}", "--config", "{folder}/settings.yaml"]
-    + ["--method", "teal"],
-    "demo": ["demo", "--out", "{out}"],
+    "convert": "convert {folder}/model {out}",
+    "calibrate": "calibrate {folder}/model --out {out} --config {folder}/settings.yaml --method teal",
+    "demo": "demo --out {out}",
 }
 # Imported once, in a process that every trial is a fork of.
 PRELOAD = ["wisparse_jax.cli", "wisparse_jax.models.checkpoint", "wisparse_jax.report.demo", "orbax.checkpoint"]
@@ -50,7 +49,7 @@ def child(command: str, folder: str, errors: str) -> None:
     interruption.watch()
     if command == "demo":
         make_demo_tiny(Path(folder))
-    code, line = outcome([part.format(folder=folder, out=f"{folder}/work/out") for part in COMMANDS[command]])
+    code, line = outcome(COMMANDS[command].format(folder=folder, out=f"{folder}/work/out").split())
     interruption.leave(code, line)
 
 
@@ -196,7 +195,7 @@ def main() -> None:
             counts: collections.Counter[str] = collections.Counter()
             for trial in range(args.trials):
                 writing = trial % 2 == 1
-                after = draw.uniform(0, 0.1 if writing else 0.9 * duration)
+                after = draw.uniform(0, 0.05 if writing else 0.9 * duration)
                 try:
                     counts[trials.trial(after, writing)] += 1
                 except Exception as problem:
