@@ -159,7 +159,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     made["plan"] = Reader(plan / "plan.json", lambda: SparsityPlan.load(plan), as_json, share=0.3)
     made["history"] = Reader(plan / "history.json", lambda: SparsityPlan.load(plan), as_json, share=0.1)
     search = folder / "settings.yaml"
-    search.write_text("window: 64\nsparse_share: 0.5\nalgorithm: SNES\nsearch_blocks: true\nexponent_step: 0.1\n")
+    search.write_text("window: 64\nsparse_share: 0.5\nalgorithm: SNES\nsearch_exponents: true\nexponent_step: 0.1\n")
     made["settings"] = Reader(search, lambda: read_settings(search), as_yaml, yaml.safe_load, share=0.5)
     # Without its weights every checkpoint ends in an error; all that stands before them is read.
     manifest = work("manifest", folder / "converted")

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import ConfigError
-from wisparse_jax.search import SearchSettings, read_settings
 
 
 def test_no_file_gives_the_defaults():
@@ -35,7 +35,7 @@ BAD = {
     "tokens: -1": "tokens = -1: expected a positive number",
     "sparse_share: 1.5": "sparse_share = 1.5: expected a share",
     "layer_step: .nan": "layer_step = nan: expected a positive number",
-    "search_blocks: 1": "search_blocks = 1: expected true or false",
+    "search_exponents: 1": "search_exponents = 1: expected true or false",
     "algorithm: GradientDescent": "algorithm = 'GradientDescent': expected one of CR_FM_NES",
     "- 1": "expected an object, found [1]",
     "exponent_step: 0.000000001": "exponent_step = 1e-09: expected a number from 0.001 on",
