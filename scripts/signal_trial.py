@@ -38,6 +38,11 @@ generations: 2
 block_tokens: 64
 layer_step: 0.2
 layer_tokens: 64
+gradient_tokens: 64
+absolute_steps: 2
+skipped_steps: 2
+heads_steps: 2
+bias_steps: 2
 """
 COMMANDS = {
     "calibrate": "calibrate {model} --out {out} --config {folder}/settings.yaml",

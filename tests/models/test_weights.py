@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.models import weights
 from wisparse_jax.models.config import parse_config, read_config
-from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, sample
+from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, model_fingerprint, sample
 from wisparse_jax.models.llama import param_shapes
-from wisparse_jax.models.loading import load, model_fingerprint
+from wisparse_jax.models.loading import load
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -242,6 +242,33 @@ def test_damaged_files_are_refused(folder: Path, case: str) -> None:
     file.write_bytes(FILE_DAMAGE[case](file.read_bytes()))
     with pytest.raises(WeightsError, match=re.escape(f"{file}: not readable as safetensors")):
         load(folder)
+
+
+def test_a_header_that_lists_a_million_tensors_is_refused_at_once(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    with open(file, "wb") as out:
+        out.write((90 << 20).to_bytes(8, "little"))
+        out.truncate(1 << 40)
+    with pytest.raises(WeightsError, match=re.escape(f"{file}: a header of 94,371,840 bytes: expected at most 16,777")):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_pipes_are_refused(folder: Path, shard: Shard, name: str) -> None:
+    if name != "model.safetensors":
+        shard(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(WeightsError, match=re.escape(f"{folder / name}: not a regular file")):
+        load(folder)
+
+
+def test_an_index_may_list_constants_that_nobody_stored(folder: Path, shard: Shard) -> None:
+    index = shard(folder)
+    raw = json.loads(index.read_text())
+    raw["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = SHARD
+    index.write_text(json.dumps(raw))
+    assert load(folder).config.num_blocks == 2
 
 
 INDEX_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

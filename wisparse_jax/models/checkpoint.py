@@ -185,7 +185,12 @@ def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, j
             how = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
             try:
-                array = reader.restore(folder.absolute(), args=args)[path]
+                array: Any = reader.restore(folder.absolute(), args=args)[path]
+                if not isinstance(array, jax.Array) or (array.shape, array.dtype.name) != (
+                    item[path].shape,
+                    leaf.dtype,
+                ):
+                    raise ValueError("it holds something else")
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 raise WeightsError(
                     f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {_first_line(error)}"

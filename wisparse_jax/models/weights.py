@@ -183,6 +183,11 @@ def _opened(file: Path) -> Iterator[Any]:
 
     check_regular(file, WeightsError)
     try:
+        with open(file, "rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        # The library takes minutes and gigabytes to list a million tensors.
+        if LARGE < length < file.stat().st_size:
+            raise WeightsError(f"{file}: a header of {length:,} bytes: expected at most {LARGE:,}")
         with safe_open(file, framework="numpy") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
