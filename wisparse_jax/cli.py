@@ -20,6 +20,7 @@ from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.methods import Methods
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -28,8 +29,9 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Methods, subcommand("methods")]
 )
-NAMES = ("demo", "calibrate", "evaluate", "generate", "convert")
+NAMES = ("demo", "calibrate", "evaluate", "generate", "convert", "methods")
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
     "the versions that `pip list` shows, to the issue tracker of wisparse_jax"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from wisparse_jax.commands import plan_folder
-
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
@@ -43,23 +41,25 @@ class Generate:
         from wisparse_jax.inference.generate import check_request
         from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
-        from wisparse_jax.sparsity import SparsityPlan, apply
+        from wisparse_jax.sparsity import SparsityPlan, load_sparse
 
         # Everything that can be refused is refused before the model is loaded.
         sampler = Sample(self.temperature, self.top_k, self.top_p)
         check_seed(self.seed)
         check_kinds(weights=self.weights)
-        plan = None if self.plan is None else SparsityPlan.load(plan_folder(self.plan))
+        plan = None if self.plan is None else SparsityPlan.load(self.plan)
         config = read_model_config(resolve(self.model))
         if plan is None:
             decode_implementation(config, {}, None, 1, self.implementation)
         tokenizer = load_tokenizer(self.model)
         (prompt,) = check_request(config, [tokenizer.encode(self.prompt)], self.max_new_tokens)
 
-        model = load(self.model, weights=self.weights)
-        writer = model if plan is None else apply(model, plan)
-        thresholds = getattr(writer, "thresholds", None)
-        chosen = decode_implementation(writer.config, writer.params, thresholds, 1, self.implementation)
+        if plan is None:
+            writer, rules = load(self.model, weights=self.weights), None
+        else:
+            writer = load_sparse(self.model, plan, weights=self.weights)
+            rules = writer.rules
+        chosen = decode_implementation(writer.config, writer.params, rules, 1, self.implementation)
         if plan is not None:
             print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
         stream, shown = TextStream(tokenizer.decode, prompt, tokenizer.open_byte), [self.prompt]
