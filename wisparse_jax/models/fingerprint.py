@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
@@ -85,6 +85,7 @@ def fingerprint(config: LlamaConfig, params: dict[str, Any]) -> str:
     return digest(config, {path: (tuple(leaf.shape), sample(leaf)) for path, leaf in flat(params).items()})
 
 
+@runtime_checkable
 class Fingerprinted(Protocol):
     """A model that may know the fingerprint of the checkpoint it came from."""
 
