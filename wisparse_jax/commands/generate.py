@@ -48,7 +48,7 @@ class Generate:
         check_seed(self.seed)
         check_kinds(weights=self.weights)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        config = read_model_config(resolve(self.model))
+        config = read_model_config(resolve(self.model, ("config",)))
         if plan is None:
             decode_implementation(config, {}, None, 1, self.implementation)
         tokenizer = load_tokenizer(self.model)
