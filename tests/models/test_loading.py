@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from wisparse_jax.errors import ConfigError, WisparseError
+from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.models import hub
 from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
@@ -24,6 +24,23 @@ def test_the_tokenizer_survives_conversion(folder: Path, tmp_path: Path) -> None
     convert(folder, tmp_path / "out")
     text = "Two words"
     assert load_tokenizer(tmp_path / "out").encode(text) == load_tokenizer(folder).encode(text)
+
+
+def test_templates_survive_conversion(folder: Path, tmp_path: Path) -> None:
+    write(folder, "byte level", "<s> $A", NAMED, family=None)
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (more / "tool_use.jinja").write_text("{{ tools }}")
+    convert(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    templates = load_tokenizer(tmp_path / "out").inner.chat_template
+    assert templates == load_tokenizer(folder).inner.chat_template and "{{ tools }}" in str(templates)
+    load(tmp_path / "out")
+    (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ other }}")
+    with pytest.raises(WeightsError, match=r"tool_use\.jinja: not the file that was converted"):
+        load(tmp_path / "out")
 
 
 def test_no_tokenizer(folder: Path) -> None:
