@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import evaluate, split_windows, text_windows
-from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import apply
 
 
@@ -103,7 +104,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
         with pytest.raises(WisparseError, match=message) as caught:
             text_windows(Letters(), path, 4)
         assert str(path) in str(caught.value)
-    with pytest.raises(WisparseError, match="window of at least 2"):
+    with pytest.raises(WisparseError, match="window, in tokens = 1: expected 2 or above"):
         text_windows(Letters(), short, 1)
 
 

@@ -36,13 +36,24 @@ class Generate:
 
     def run(self) -> None:
         """Generate and print."""
+        from wisparse_jax.arguments import check_seed
         from wisparse_jax.inference import Sample, TextStream, decode_implementation, generate
-        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.inference.generate import check_request
+        from wisparse_jax.models.hub import resolve
+        from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
         from wisparse_jax.sparsity import SparsityPlan, load_sparse
 
+        # Everything that can be refused is refused before the model is loaded.
         sampler = Sample(self.temperature, self.top_k, self.top_p)
+        check_seed(self.seed)
+        check_kinds(weights=self.weights)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
+        config = read_model_config(resolve(self.model, ("config",)))
+        if plan is None:
+            decode_implementation(config, {}, None, 1, self.implementation)
         tokenizer = load_tokenizer(self.model)
+        (prompt,) = check_request(config, [tokenizer.encode(self.prompt)], self.max_new_tokens)
+
         if plan is None:
             writer, rules = load(self.model, weights=self.weights), None
         else:
@@ -51,8 +62,7 @@ class Generate:
         chosen = decode_implementation(writer.config, writer.params, rules, 1, self.implementation)
         if plan is not None:
             print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
-        prompt, shown = tokenizer.encode(self.prompt), [self.prompt]
-        stream = TextStream(tokenizer.decode, prompt, tokenizer.open_byte)
+        stream, shown = TextStream(tokenizer.decode, prompt, tokenizer.open_byte), [self.prompt]
 
         def show(new: list[list[int]]) -> None:
             # The prompt goes out with the first tokens: a refused request prints nothing.

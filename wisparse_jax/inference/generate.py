@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
+from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
-from wisparse_jax.inference.sampling import GREEDY, Sample
+from wisparse_jax.inference.sampling import GREEDY, Sample, random_key
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.tokens import token_row
 
@@ -64,12 +64,12 @@ def generate(
 
     Raises:
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
-            token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
+            token ids outside the vocabulary or something else than ids, a negative number of tokens, a seed that is
+            none, or an implementation that cannot run here.
     """
     config = model.config
-    if isinstance(prompts, str | bytes):
-        raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
-    rows = [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(prompts)]
+    rows = check_request(config, prompts, max_new_tokens)
+    key = random_key(seed)
     if not rows or max_new_tokens == 0:
         return [[] for _ in rows]
     length = _bucket(max(map(len, rows)), config.context)
@@ -86,7 +86,6 @@ def generate(
     params, rules = model.params, getattr(model, "rules", None)
 
     chosen = decode_implementation(config, params, rules, batch, implementation)
-    key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     out: list[list[int]] = [[] for _ in rows]
     at = 0
@@ -98,9 +97,23 @@ def generate(
         state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
 
 
+def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[Int32[np.ndarray, " _"]]:
+    """The prompts as `generate` runs them; refuses what it refuses, and needs no weights for that.
+
+    Raises:
+        WisparseError: see `generate`.
+    """
+    check_count(max_new_tokens, "max-new-tokens", least=0)
+    if isinstance(prompts, str | bytes):
+        raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
+    try:
+        rows = list(prompts)
+    except TypeError:
+        raise WisparseError(f"prompts: expected lists of token ids, found {type(prompts).__name__}") from None
+    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(rows)]
+
+
 def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:
-    if new < 0:
-        raise WisparseError(f"max-new-tokens = {new}: expected 0 or above")
     prompt = token_row(ids, config.vocab_size, f"prompt {row}")
     if not len(prompt):
         if not config.bos_token_ids:

@@ -67,7 +67,7 @@ def convert(name: str | Path, out: str | Path) -> None:
     check_new_folder(out, WisparseError)
     source = hub.resolve(name)
     params, stored = read_params(source, read_config(source))
-    names = [name for name in ("config.json", "generation_config.json", *tokenizer.FILES) if (source / name).exists()]
+    names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
     files = {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
@@ -77,6 +77,7 @@ def convert(name: str | Path, out: str | Path) -> None:
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         _save(folder / WEIGHTS, params, out)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -146,7 +147,7 @@ def _digest(data: Any) -> str:
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:
     for name, expected in files.items():
-        if name != Path(name).name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise WeightsError(f"{folder / MANIFEST}: files: expected names of files in the folder, found {name!r}")
         if _digest(read_bytes(folder / name, WeightsError, LARGEST_FILE)) != expected:
             raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")
