@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import PlanError
-from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import SparsityPlan, apply
 
 QUICK = SearchSettings(statistics_tokens=64)
@@ -83,7 +84,7 @@ BAD = {
     "above one": (lambda r: r["blocks"][0]["k"].update(sparsity=1.5), r"blocks\[0\].k.sparsity"),
     "missing layer": (lambda r: r["blocks"][0].pop("v"), r"blocks\[0\]: expected the layers q, k, v"),
     "missing field": (lambda r: r.pop("fingerprint"), "fingerprint: expected str, found nothing"),
-    "another version": (lambda r: r.update(format=99), "format = 99: this version reads format 1"),
+    "another version": (lambda r: r.update(format=99), "format = 99: this version reads formats 1 and 2"),
     "off target": (lambda r: r.update(target=0.7), "mean sparsity is 0.400000, but target = 0.7"),
     "no blocks": (lambda r: r.update(blocks=[]), "blocks: expected at least one"),
 }

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import ConfigError
-from wisparse_jax.search import SearchSettings, read_settings
 
 
 def test_no_file_gives_the_defaults():
@@ -35,7 +35,12 @@ BAD = {
     "tokens: -1": "tokens = -1: expected a positive number",
     "sparse_share: 1.5": "sparse_share = 1.5: expected a share",
     "layer_step: .nan": "layer_step = nan: expected a positive number",
-    "search_blocks: 1": "search_blocks = 1: expected true or false",
+    "search_exponents: 1": "search_exponents = 1: expected true or false",
+    "held_out_share: -0.1": "held_out_share = -0.1: expected a positive number",
+    "bias_steps: -1": "bias_steps = -1: expected a positive number",
+    "basis: pca": "basis = 'pca': expected one of method, none, eigen, refined",
+    "allocator: magic": "allocator = 'magic': expected one of method, uniform",
+    "window: 1": "window = 1: expected at least 2 tokens",
     "algorithm: GradientDescent": "algorithm = 'GradientDescent': expected one of CR_FM_NES",
     "- 1": "expected an object, found [1]",
     "a: [": "not readable as YAML",
