@@ -131,7 +131,10 @@ BAD = {
     "share": ("evaluate demo --text {f}/text.txt --sparse-prefill 2", "sparse-prefill = 2.0"),
     "no plan": ("evaluate demo --text {f}/text.txt --plan {f}/none", "none: expected a plan folder"),
     "not a plan": ("generate demo --prompt x --plan {f}/empty", "no plan.json in it"),
-    "method": ("calibrate demo --out {f}/new --method magic", "expected one of wisparse-plus, wisparse, wisparse-paper, teal, wina, uniform"),
+    "method": (
+        "calibrate demo --out {f}/new --method magic",
+        "expected one of wisparse-plus, wisparse, wisparse-paper, teal, wina, uniform",
+    ),
     "sparsity": ("calibrate demo --out {f}/new --sparsity 1.5", "sparsity = 1.5"),
     "settings": ("calibrate demo --out {f}/new --config {f}/bad.yaml", "bad.yaml: unknown field 'tokenz'"),
     "no settings": ("calibrate demo --out {f}/new --config {f}/none.yaml", "none.yaml: no such file"),

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wisparse_jax.calibration.statistics import BlockStatistics
 from wisparse_jax.search.exponents import search_exponents
 from wisparse_jax.search.greedy_path import greedy_path
-
-from wisparse_jax.search import SearchSettings
-from wisparse_jax.search.exponents import search_exponents
 
 WEIGHTS = np.array([4.0, 1.0, 1.0, 4.0, 11.0, 11.0, 11.0])
 

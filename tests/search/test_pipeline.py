@@ -102,10 +102,10 @@ def test_too_few_windows_are_all_searched_on(tiny_model, tiny_tokens):
     assert plan.calibration["tokens"] == 3 * 48
 
 
-def test_few_tokens_are_warned_about(plans, demo_text, demo):
+def test_few_tokens_are_warned_about(plans, tiny_model, tiny_tokens, monkeypatch):
     assert any("72 sparse positions may over-fit" in note for note in plans["wina"].history["notes"])
-    plan = calibrate(demo, demo_text["calibration"][:10], 0.5, "uniform", settings=SearchSettings(compare_teal=False))
-    assert "notes" not in plan.history
+    monkeypatch.setattr(pipeline, "FEW_TOKENS", 72)
+    assert "notes" not in calibrate(tiny_model, tiny_tokens, 0.5, "wina", settings=QUICK).history
 
 
 def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):

@@ -149,6 +149,7 @@ def evaluate(
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: leaves nothing to score in windows of {length} tokens")
 
     params, config = model.params, model.config
+    alike = {name: _same_caches(params, plan.params) for name, plan in (plans or {}).items()}
     dense: list[np.ndarray] = []
     sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans or {}}
     for batch in _bar(_batches(ids), progress):
@@ -157,7 +158,7 @@ def evaluate(
         dense.append(np.asarray(nll)[:rows])
         for name, plan in (plans or {}).items():
             rules = plan.rules if isinstance(plan, SparseLlama) else None
-            own = cache if plan.config == config else _dense(plan.config, first, plan.params, batch_ids)[2]
+            own = cache if alike[name] else _dense(plan.config, first, plan.params, batch_ids)[2]
             out = _sparse(plan.config, first, plan.params, batch_ids, reference, own, rules)
             sparse[name].append(tuple(np.asarray(value, np.float64)[:rows] for value in out))
     scores = {}
@@ -167,6 +168,19 @@ def evaluate(
     return Evaluation(
         Score(np.concatenate(dense).astype(np.float64)), scores, length - first - 1, length, float(sparse_prefill)
     )
+
+
+def _same_caches(params: Params, other: Params) -> bool:
+    """Whether a cache of some weights serves others: the same or their int8 form, not those of another basis."""
+    pairs = zip(params["blocks"], other["blocks"], strict=True)
+    return all(bool(_as_stored(block["v"], own["v"])) for block, own in pairs)
+
+
+@jax.jit
+def _as_stored(layer: Params, other: Params) -> Bool[Array, ""]:
+    one, two = (wide["kernel"].astype(jnp.float32) * wide.get("scale", 1.0) for wide in (layer, other))
+    # Every basis changes v: its rows, its columns, or both. Rounding to int8 moves no weight by a whole scale.
+    return jnp.all(jnp.abs(one - two) <= layer.get("scale", 0.0) + other.get("scale", 0.0))
 
 
 def _batches(ids: Int32[np.ndarray, "windows length"]) -> list[tuple[Array, int]]:
