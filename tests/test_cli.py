@@ -133,7 +133,7 @@ BAD = {
     "not a plan": ("generate demo --prompt x --plan {f}/empty", "no plan.json in it"),
     "method": (
         "calibrate demo --out {f}/new --method magic",
-        "expected one of wisparse-plus, wisparse, wisparse-paper, teal, wina, uniform",
+        "expected one of wisparse-plus, wisparse, wisparse-paper, teal",
     ),
     "sparsity": ("calibrate demo --out {f}/new --sparsity 1.5", "sparsity = 1.5"),
     "settings": ("calibrate demo --out {f}/new --config {f}/bad.yaml", "bad.yaml: unknown field 'tokenz'"),

@@ -15,18 +15,15 @@ def statistics():
     sizes = dict(zip(INPUT_GROUPS, (16, 24, 16, 40), strict=True))
     samples = {g: np.abs(rng.standard_normal((50, n))).astype(np.float32) for g, n in sizes.items()}
     norms = {name: rng.gamma(2.0, 1.0, sizes[GROUP_OF[name]]).astype(np.float32) for name in LAYERS}
-    return BlockStatistics(
-        {g: jnp.asarray(a) for g, a in samples.items()}, {n: jnp.asarray(a) for n, a in norms.items()}
-    )
+    return BlockStatistics(*jax.tree.map(jnp.asarray, (samples, norms)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(layer=st.sampled_from(LAYERS), alpha=st.sampled_from([0.0, 0.5, 1.3]), sparsity=st.floats(0, 1))
 def test_the_threshold_skips_its_share_of_the_scores(statistics, layer, alpha, sparsity):
     tau = statistics.threshold(layer, alpha, sparsity)
-    scores = np.asarray(statistics.samples[GROUP_OF[layer]]) * np.maximum(
-        np.asarray(statistics.gains[layer]) ** np.float32(alpha), 1e-4
-    )
+    gains = np.asarray(statistics.gains[layer])
+    scores = np.asarray(statistics.samples[GROUP_OF[layer]]) * np.maximum(gains ** np.float32(alpha), 1e-4)
     skipped = (scores < np.float32(tau)).mean()
     # Between two steps of the table it is interpolated.
     assert abs(skipped - sparsity) <= 1 / scores.size + 1 / STEPS + 1e-9
