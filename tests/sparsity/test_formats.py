@@ -22,6 +22,7 @@ DEMO = "f576e26463310f195bf9c9e088d7c6be6bfe97540da0857844fde9d1c488107a"
 LLAMA3 = "0d9ec472c99bfebe8a25edcac4d5272479a8920b55f6c1fb7430cc50389aeede"
 
 
+@pytest.mark.long  # with XLA's optimisations, as the logits were made: other roundings take channels over thresholds
 def test_a_plan_of_format_1_gives_the_logits_that_it_gave(demo, repository):
     plan = SparsityPlan.load(repository / "tests/fixtures/format-1/plan")
     assert plan.basis is None and plan.gains is None and plan.biases is None and plan.realised is None
@@ -181,7 +182,7 @@ JSON = {
     "realised missing": (lambda r: r["blocks"][0]["q"].pop("realised"), "realised"),
     "realised not a number": (
         lambda r: r["blocks"][0]["q"].update(realised="much"),
-        r"blocks\[0\]\.q\.realised = 'much': expected a number",
+        "realised = 'much': expected a number",
     ),
     "realised out of range": (lambda r: r["blocks"][0]["q"].update(realised=1.5), "realised: expected numbers from 0"),
     "held out": (lambda r: r.update(held_out=[1]), r"held_out = \[1\]: expected an object"),
