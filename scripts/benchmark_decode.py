@@ -31,13 +31,10 @@ from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_loop
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig, read_config
 from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits
-from wisparse_jax.models.forward import (
-    Cache,
-    Params,
-    Thresholds,
-)
+from wisparse_jax.models.forward import Cache, Params
 from wisparse_jax.models.loading import load
 from wisparse_jax.models.quantise import quantise_params
+from wisparse_jax.models.rules import Thresholds, rules_of
 from wisparse_jax.sparsity import SparsityPlan, apply
 
 PROFILED = 16  # tokens of the run under the profiler
@@ -103,7 +100,7 @@ def compare(
     ]
     for sparsity in args.sparsity:
         found = given or calibrated(config, params, cache, context, batch, sparsity)
-        best = "triton" if batch > 1 else decode_implementation(config, small, found, 1)
+        best = "triton" if batch > 1 else decode_implementation(config, small, rules_of(found), 1)
         for kind in args.implementation or (best,):
             name = f"sparse, {kind}, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
             runs.append(Run(name, kind, found, small, group_thresholds(found)))

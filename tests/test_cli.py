@@ -16,6 +16,13 @@ tokens: 128
 statistics_tokens: 64
 search_exponents: false
 compare_teal: false
+allocator: uniform
+absolute_steps: 2
+skipped_steps: 2
+heads_steps: 2
+gradient_tokens: 64
+bias_steps: 2
+bias_every: 1
 """
 PROSE = (
     "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "
@@ -143,7 +150,10 @@ BAD = {
     "share": ("evaluate demo --text {f}/text.txt --sparse-prefill 2", "sparse-prefill = 2.0"),
     "no plan": ("evaluate demo --text {f}/text.txt --plan {f}/none", "none: expected a plan folder"),
     "not a plan": ("generate demo --prompt x --plan {f}/empty", "no plan.json in it"),
-    "method": ("calibrate demo --out {f}/new --method magic", "expected one of wisparse, teal, wina, uniform"),
+    "method": (
+        "calibrate demo --out {f}/new --method magic",
+        "expected one of wisparse-plus, wisparse, wisparse-paper, teal",
+    ),
     "sparsity": ("calibrate demo --out {f}/new --sparsity 1.5", "sparsity = 1.5"),
     "settings": ("calibrate demo --out {f}/new --config {f}/bad.yaml", "bad.yaml: unknown field 'tokenz'"),
     "no settings": ("calibrate demo --out {f}/new --config {f}/none.yaml", "none.yaml: no such file"),

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import wisparse_jax as ws
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.loading import model_fingerprint
 from wisparse_jax.models.quantise import quantise, quantise_kernel
-from wisparse_jax.search import SearchSettings
 from wisparse_jax.sparsity.score import channel_norms
 from wisparse_jax.testing import tiny_config, tiny_model
 

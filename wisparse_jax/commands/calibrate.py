@@ -86,7 +86,7 @@ class Calibrate:
         show = console()
         for plan, place in zip(plans, places, strict=True):
             written = _save(plan, place)
-            if plan.held_out:
+            if "plan" in plan.held_out:
                 show.print(plan_table(plan))
             for note in plan.history.get("notes", []):
                 show.print(f"note: {note}", highlight=False)
