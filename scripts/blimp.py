@@ -1,27 +1,30 @@
 """BLiMP: how often the grammatical sentence of a pair is the likelier one, under sparse models too.
 
-The first half of every sentence runs dense, the second sparse, as in generation. Its log-likelihood is then the dense
-model's on the first half and the sparse model's on the second, which `evaluate` gives for sentences of one length.
+The first half of every sentence runs dense, the second sparse, as in generation. Sentences are padded on both sides
+such that their halves meet in one column, so that one program serves them all.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.evaluation import evaluate
+from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.rules import Rules
 from wisparse_jax.models.tokenizer import Tokenizer
 from wisparse_jax.sparsity import SparseLlama
 
-SHORTEST = 4  # tokens: a shorter sentence has no two halves to speak of
-SHARE = 0.5
 SENTENCES_AT_ONCE = 64
 
 
@@ -47,37 +50,61 @@ def read_pairs(path: str | Path, pairs: int | None = None) -> list[tuple[str, st
 
 def accuracies(
     model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]], plans: Mapping[str, SparseLlama]
-) -> tuple[dict[str, float], int]:
-    """The share of pairs whose good sentence is the likelier, of the dense model ("dense") and of each plan.
-
-    Returns:
-        The shares, and how many pairs they are over: those of which a sentence is too short are left out.
-    """
-    encoded = [tuple(tokenizer.encode(sentence) for sentence in pair) for pair in pairs]
-    kept = [pair for pair in encoded if min(map(len, pair)) >= SHORTEST]
-    if not kept:
-        raise WisparseError(f"BLiMP: no pair of sentences of at least {SHORTEST} tokens")
-    sentences = [ids for pair in kept for ids in pair]  # good, bad, good, bad, ...
-    scores = {name: np.zeros(len(sentences)) for name in ("dense", *plans)}
-    for rows, ids in _of_one_length(sentences):
-        first = ids.shape[1] - round(ids.shape[1] * SHARE)
-        result = evaluate(model, ids, plans, SHARE)
-        log_p = jax.nn.log_softmax(model(ids[:, :first]))
-        # evaluate scores the tokens from first + 1 on; token first is predicted by the last dense position.
-        rows_of_it, at = np.arange(len(ids))[:, None], np.arange(first)
-        before = np.asarray(log_p[rows_of_it, at, ids[:, 1 : first + 1]], np.float64).sum(axis=1)
-        for name, score in {"dense": result.dense, **result.sparse}.items():
-            scores[name][rows] = (before - score.nll * result.scored_positions)[: len(rows)]
-    good = {name: float(np.mean(values[::2] > values[1::2])) for name, values in scores.items()}
-    return good, len(kept)
-
-
-def _of_one_length(sentences: list[list[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Which sentences, and their tokens, in batches of one length and one size: few programs to compile."""
+) -> dict[str, float]:
+    """The share of pairs whose good sentence is the likelier, of the dense model ("dense") and of each plan."""
+    sentences = [tokenizer.encode(sentence) for pair in pairs for sentence in pair]  # good, bad, good, bad, ...
     lengths = np.array([len(ids) for ids in sentences])
-    for length in np.unique(lengths):
-        of_it = np.flatnonzero(lengths == length)
-        for at in range(0, len(of_it), SENTENCES_AT_ONCE):
-            rows = of_it[at : at + SENTENCES_AT_ONCE]
-            filled = np.resize(rows, SENTENCES_AT_ONCE)
-            yield rows, np.array([sentences[i] for i in filled], np.int32)
+    if lengths.min() < 2:
+        raise WisparseError("BLiMP: a sentence is shorter than two tokens")
+    halves = lengths // 2
+    split = int(halves.max())  # the column where all second halves begin
+    ids = np.zeros((len(sentences), split + int((lengths - halves).max())), np.int32)
+    for row, (own, half) in enumerate(zip(sentences, halves, strict=True)):
+        ids[row, split - half : split - half + len(own)] = own
+    starts = split - halves
+    scores = {name: np.zeros(len(sentences)) for name in ("dense", *plans)}
+    for at in range(0, len(ids), SENTENCES_AT_ONCE):
+        rows = np.arange(at, min(at + SENTENCES_AT_ONCE, len(ids)))
+        filled = np.resize(rows, SENTENCES_AT_ONCE)  # one size, one program
+        start, end = starts[filled], starts[filled] + lengths[filled]
+        batch = jnp.asarray(ids[filled]), jnp.asarray(start, jnp.int32)
+        dense, _ = _dense(model.config, model.params, *batch)
+        column = np.arange(1, ids.shape[1])  # of the token that is predicted
+        counted = (column > start[:, None]) & (column < end[:, None])
+        scores["dense"][rows] = np.where(counted, dense, 0.0).sum(axis=1)[: len(rows)]
+        before = np.where(counted, dense, 0.0)[:, :split].sum(axis=1)
+        for name, plan in plans.items():
+            cache = _dense(plan.config, plan.params, *batch)[1]
+            second = _sparse(plan.config, split, plan.params, *batch, cache, plan.rules)
+            after = np.where(counted[:, split:], second, 0.0).sum(axis=1)
+            scores[name][rows] = (before + after)[: len(rows)]
+    return {name: float(np.mean(values[::2] > values[1::2])) for name, values in scores.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _dense(
+    config: LlamaConfig, params: Params, ids: Int[Array, "batch length"], start: Int[Array, " batch"]
+) -> tuple[Float[Array, "batch length-1"], Cache]:
+    """Log-probabilities of all tokens but the first column's, and the cache."""
+    hidden, cache = hidden_states(config, params, ids, layout(config, *ids.shape, 0, start))
+    return _log_p(head(params, hidden[:, :-1]), ids[:, 1:]), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sparse(
+    config: LlamaConfig,
+    split: int,
+    params: Params,
+    ids: Int[Array, "batch length"],
+    start: Int[Array, " batch"],
+    cache: Cache,
+    rules: Rules,
+) -> Float[Array, "batch length-split-1"]:
+    """Log-probabilities of the tokens after column `split`, with everything from there on sparse."""
+    where = layout(config, ids.shape[0], ids.shape[1] - split, split, start)
+    hidden, _ = hidden_states(config, params, ids[:, split:], where, cache, rules)
+    return _log_p(head(params, hidden[:, :-1]), ids[:, split + 1 :])
+
+
+def _log_p(logits: Float[Array, "batch positions vocab"], ids: Int[Array, "batch positions"]) -> Array:
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]

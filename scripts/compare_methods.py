@@ -113,7 +113,7 @@ class Comparison:
             plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
         self._record_layers(text, seed, plans)
         sparse = self._sparse(plans)
-        task, kept = ({}, 0) if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
+        task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
         rows = []
         for evaluated, ids in self.held_out.items():
             result = ws.evaluate(self.model, ids, sparse)
@@ -134,7 +134,8 @@ class Comparison:
                         "held_out_kl": plan.held_out.get("plan", {}).get("kl"),
                         "forward_tokens": plan.held_out["forward_tokens"],
                         "seconds": sum(plan.timings.values()),
-                        "blimp": task.get(name), "dense_blimp": task.get("dense"), "blimp_pairs": kept or None,
+                        "blimp": task.get(name), "dense_blimp": task.get("dense"),
+                        "blimp_pairs": None if self.pairs is None else len(self.pairs),
                     }  # fmt: skip
                     if teal in result.sparse:
                         gap = result.paired(name, teal)
