@@ -1,7 +1,7 @@
 """An allocator of one's own, beside the library's: python examples/own_allocator.py
 
-The lowest blocks feed all others, so this one keeps them denser: sparsity grows by a ramp over depth. It uses nothing of
-what an allocator may ask; docs/adding-an-allocator.md lists that.
+The lowest blocks feed all others, so this one keeps them denser: sparsity grows by a ramp over depth. It uses nothing
+of what an allocator may ask; docs/adding-an-allocator.md lists that.
 """
 
 from __future__ import annotations

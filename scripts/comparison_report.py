@@ -43,18 +43,18 @@ def write_summary(folder: Path, rows: list[Row], conditions: dict[str, Any]) -> 
         "the exponent search nor held-out windows, and, like seconds, add up over the sparsities of a run in their "
         "order.\n",
     ]
-    for texts, same in _grouped(rows, ("calibration", "evaluation")):
+    for texts, same in grouped(rows, ("calibration", "evaluation")):
         lines.append(f"## Calibrated on {texts[0]}, evaluated on {texts[1]}\n")
         sizes = f"{same[0]['calibration_tokens']} tokens of calibration text, {same[0]['evaluation_tokens']} scored"
         lines.append(f"{sizes}; dense perplexity {same[0]['dense_perplexity']:.3f}\n")
-        for (sparsity,), part in _grouped(same, ("sparsity",)):
+        for (sparsity,), part in grouped(same, ("sparsity",)):
             lines += [f"### {sparsity:.0%}\n", *_table(part), ""]
         if len({row["sparsity"] for row in same}) > 1:
             lines += ["### Sparsity at a given increase of perplexity\n", *_reached(same), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
     """Rows by the values of some columns, in the order in which these come first."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -94,7 +94,7 @@ def _table(rows: list[Row]) -> list[str]:
         titles.append(f"BLiMP (dense {mean(rows, 'dense_blimp'):.4f})")
         cells.append(lambda own: _or_dash(mean(own, "blimp"), ".4f"))
     out = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for (name,), own in _grouped(rows, ("variant",)):
+    for (name,), own in grouped(rows, ("variant",)):
         out.append("| " + " | ".join([name, *(cell(own) for cell in cells)]) + " |")
     return out
 
@@ -109,8 +109,8 @@ def _pair(value: float, error: float) -> str:
 
 def _reached(rows: list[Row]) -> list[str]:
     out = ["| variant | " + " | ".join(f"+{p:.0%}" for p in INCREASES) + " |", "|---" * (len(INCREASES) + 1) + "|"]
-    for (name,), own in _grouped(rows, ("variant",)):
-        points = sorted((target, mean(same, "perplexity")) for (target,), same in _grouped(own, ("sparsity",)))
+    for (name,), own in grouped(rows, ("variant",)):
+        points = sorted((target, mean(same, "perplexity")) for (target,), same in grouped(own, ("sparsity",)))
         dense = mean(own, "dense_perplexity")
         found = [sparsity_at(points, dense, increase) for increase in INCREASES]
         out.append(f"| {name} | " + " | ".join(_or_dash(value, ".3f") for value in found) + " |")
