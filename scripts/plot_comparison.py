@@ -152,9 +152,9 @@ def bars(rows: list[Row], all_rows: list[Row], title: str) -> Any:
     shades = ("#009E73", "#0072B2", "#D55E00", "#999999")
     for ((_,), own), shade in zip(groups, itertools.cycle(shades)):
         for (name,), same in grouped(own, ("variant",)):
-            value = mean(same, "kl")
-            axes.barh(at, value, xerr=mean(same, "kl_error"), color=shade, height=0.8)
-            axes.text(value, at, f"  {value:.3f}", va="center", fontsize=7)
+            value, error = mean(same, "kl"), mean(same, "kl_error")
+            axes.barh(at, value, xerr=error, color=shade, height=0.8)
+            axes.text(value + error, at, f" {value:.3f}", va="center", fontsize=7)
             ticks.append((at, name))
             at += 1
         at += 0.7
