@@ -23,7 +23,7 @@ from comparison_texts import read_windows, split_name
 from tyro.conf import Positional
 
 import wisparse_jax as ws
-from wisparse_jax.calibration import SearchSettings, read_settings
+from wisparse_jax.calibration import Calibration, SearchSettings, read_settings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.search import BudgetProblem
@@ -71,9 +71,12 @@ def compare(args: Arguments) -> None:
     ids = read_windows(args.evaluate, model, tokenizer, settings.window, args.tokens, args.seed + 1000)
     args.out.mkdir(parents=True)
     plan = ws.calibrate(model, windows, args.sparsity, args.method, args.seed, settings)
-    calibration = ws.run_dense(model, windows, settings, args.seed, basis=plan.basis)
-    if plan.gains is not None:
-        calibration = calibration.with_gains(plan.gains)
+    # As in the search: costs on most of the text, the thresholds of plans with a basis on the windows held out.
+    held = int(plan.calibration["held_out_windows"])
+    calibration, other = (
+        _with_gains(ws.run_dense(model, part, settings, args.seed, basis=plan.basis), plan)
+        for part in (windows[: len(windows) - held], windows[-held:] if held and plan.basis is not None else windows)
+    )
     problem = BudgetProblem(calibration, plan.exponents, settings, args.seed).aim(args.sparsity)
     names, tables = zip(*budgets(problem, args.plans, args.spread), strict=True)
     predicted = [problem.predicted(table) for table in tables]
@@ -82,7 +85,7 @@ def compare(args: Arguments) -> None:
     for at in range(0, len(tables), args.together):
         sparse = {}
         for k in range(at, min(at + args.together, len(tables))):
-            made = ws.with_budgets(calibration, plan, tables[k])
+            made = ws.with_budgets(other, plan, tables[k])
             # All plans share the first one's folded weights.
             folded = ws.apply(model, made).model if folded is None else folded
             folded.fingerprint = made.fingerprint
@@ -102,6 +105,10 @@ def compare(args: Arguments) -> None:
     report = correlations(np.asarray(predicted), measured) | _conditions(args, settings)
     (args.out / "predicted.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: value for name, value in report.items() if name != "settings"}, indent=1))
+
+
+def _with_gains(calibration: Calibration, plan: ws.SparsityPlan) -> Calibration:
+    return calibration if plan.gains is None else calibration.with_gains(plan.gains)
 
 
 def budgets(problem: BudgetProblem, count: int, spread: float) -> list[tuple[str, np.ndarray]]:
