@@ -73,9 +73,10 @@ def compare(args: Arguments) -> None:
     plan = ws.calibrate(model, windows, args.sparsity, args.method, args.seed, settings)
     # As in the search: costs on most of the text, the thresholds of plans with a basis on the windows held out.
     held = int(plan.calibration["held_out_windows"])
+    training = windows[: len(windows) - held]
     calibration, other = (
         _with_gains(ws.run_dense(model, part, settings, args.seed, basis=plan.basis), plan)
-        for part in (windows[: len(windows) - held], windows[-held:] if held and plan.basis is not None else windows)
+        for part in (training, windows[-held:] if held and plan.basis is not None else training)
     )
     problem = BudgetProblem(calibration, plan.exponents, settings, args.seed).aim(args.sparsity)
     names, tables = zip(*budgets(problem, args.plans, args.spread), strict=True)
