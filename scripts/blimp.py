@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float64, Int
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
@@ -53,32 +53,43 @@ def accuracies(
 ) -> dict[str, float]:
     """The share of pairs whose good sentence is the likelier, of the dense model ("dense") and of each plan."""
     sentences = [tokenizer.encode(sentence) for pair in pairs for sentence in pair]  # good, bad, good, bad, ...
+    found = log_likelihoods(model, sentences, plans)
+    return {name: float(np.mean(values[::2] > values[1::2])) for name, values in found.items()}
+
+
+def log_likelihoods(
+    model: Llama, sentences: list[list[int]], plans: Mapping[str, SparseLlama]
+) -> dict[str, Float64[np.ndarray, " sentences"]]:
+    """Of each sentence but its first token, by the dense model ("dense") and by each plan from its middle on.
+
+    Raises:
+        WisparseError: a sentence of fewer than two tokens.
+    """
     lengths = np.array([len(ids) for ids in sentences])
     if lengths.min() < 2:
-        raise WisparseError("BLiMP: a sentence is shorter than two tokens")
+        raise WisparseError("a sentence has fewer than two tokens")
     halves = lengths // 2
     split = int(halves.max())  # the column where all second halves begin
     ids = np.zeros((len(sentences), split + int((lengths - halves).max())), np.int32)
     for row, (own, half) in enumerate(zip(sentences, halves, strict=True)):
         ids[row, split - half : split - half + len(own)] = own
     starts = split - halves
-    scores = {name: np.zeros(len(sentences)) for name in ("dense", *plans)}
+    found = {name: np.zeros(len(sentences)) for name in ("dense", *plans)}
     for at in range(0, len(ids), SENTENCES_AT_ONCE):
         rows = np.arange(at, min(at + SENTENCES_AT_ONCE, len(ids)))
         filled = np.resize(rows, SENTENCES_AT_ONCE)  # one size, one program
         start, end = starts[filled], starts[filled] + lengths[filled]
         batch = jnp.asarray(ids[filled]), jnp.asarray(start, jnp.int32)
-        dense, _ = _dense(model.config, model.params, *batch)
         column = np.arange(1, ids.shape[1])  # of the token that is predicted
         counted = (column > start[:, None]) & (column < end[:, None])
-        scores["dense"][rows] = np.where(counted, dense, 0.0).sum(axis=1)[: len(rows)]
-        before = np.where(counted, dense, 0.0)[:, :split].sum(axis=1)
+        log_p = np.where(counted, _dense(model.config, model.params, *batch)[0], 0.0)
+        found["dense"][rows] = log_p.sum(axis=1)[: len(rows)]
         for name, plan in plans.items():
             cache = _dense(plan.config, plan.params, *batch)[1]
             second = _sparse(plan.config, split, plan.params, *batch, cache, plan.rules)
-            after = np.where(counted[:, split:], second, 0.0).sum(axis=1)
-            scores[name][rows] = (before + after)[: len(rows)]
-    return {name: float(np.mean(values[::2] > values[1::2])) for name, values in scores.items()}
+            second = np.where(counted[:, split:], second, 0.0)
+            found[name][rows] = (log_p[:, :split].sum(axis=1) + second.sum(axis=1))[: len(rows)]
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=0)
