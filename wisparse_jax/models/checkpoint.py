@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wisparse_jax.errors import WeightsError, WisparseError
-from wisparse_jax.models import hub, tokenizer
-from wisparse_jax.models.config import LlamaConfig, read_config
+from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.weights import place, read_weights
@@ -44,7 +44,8 @@ def convert(name: str | Path, out: Path) -> None:
     An interruption takes effect once the weights on their way are written; nothing stays then.
 
     Args:
-        name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
+        name: a folder (in Hugging Face format, or converted), a hub id, `demo`, or a GGUF file, whose quantised
+            tensors become bfloat16.
         out: the new folder.
 
     Raises:
@@ -55,16 +56,43 @@ def convert(name: str | Path, out: Path) -> None:
         raise WisparseError(f"{out} exists already; nothing is overwritten")
     if not out.absolute().parent.is_dir():
         raise WisparseError(f"{out}: the folder {out.absolute().parent} does not exist")
-    source = hub.resolve(name)
-    params, stored = read_params(source, read_config(source))
+    write_texts, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
     with _whole(out) as folder:
-        for file in ("config.json", "generation_config.json", *tokenizer.FILES):
-            if (source / file).is_file():
-                shutil.copyfile(source / file, folder / file)
+        write_texts(folder)
         _save(folder / WEIGHTS, params)
         tensors = {path: {"dtype": leaf.dtype.name, "shape": leaf.shape} for path, leaf in flat(params).items()}
         manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _open_folder(name: str | Path) -> tuple[Callable[[Path], None], dict[str, Any], str]:
+    """What writes a model's configuration and tokenizer into a folder, its parameters, and its fingerprint."""
+    source = hub.resolve(name)
+
+    def write_texts(folder: Path) -> None:
+        for file in ("config.json", "generation_config.json", *tokenizer.FILES):
+            if (source / file).is_file():
+                shutil.copyfile(source / file, folder / file)
+        if (source / tokenizer.TEMPLATES).is_dir():
+            shutil.copytree(source / tokenizer.TEMPLATES, folder / tokenizer.TEMPLATES)
+
+    return write_texts, *read_params(source, read_config(source))
+
+
+def _open_gguf(name: str | Path) -> tuple[Callable[[Path], None], dict[str, Any], str]:
+    """The same of a GGUF file."""
+    file = gguf.GgufFile(Path(name).expanduser())
+    raw = gguf.hf_config(file)
+
+    def write_texts(folder: Path) -> None:
+        from wisparse_jax.models.gguf_tokenizer import write_tokenizer
+
+        (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        ends = json.dumps({"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)})
+        (folder / "generation_config.json").write_text(ends + "\n", encoding="utf-8")
+        write_tokenizer(file, folder)
+
+    return write_texts, *gguf.read_gguf(file, parse_config(raw))
 
 
 def read_params(folder: Path, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:

@@ -29,6 +29,8 @@ def resolve(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise WisparseError(f"{path} is a GGUF file: make a model folder of it first: wisparse convert {path} OUT")
     if name and path.exists():
         raise WisparseError(f"{path} is a file: expected a model folder, a hub id (org/name) or '{DEMO}'")
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
@@ -41,7 +43,7 @@ def _download(name: str) -> Path:
 
     lead = f"{name}: no such folder here, and as a hub id"
     try:
-        return Path(snapshot_download(name, allow_patterns=[*PATTERNS, *tokenizer.FILES]))
+        return Path(snapshot_download(name, allow_patterns=[*PATTERNS, *tokenizer.FILES, f"{tokenizer.TEMPLATES}/*"]))
     except errors.GatedRepoError:
         raise WisparseError(f"{lead} it is gated: accept its terms on the hub and log in (hf auth login)") from None
     except errors.RepositoryNotFoundError:

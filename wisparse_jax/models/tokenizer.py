@@ -21,6 +21,7 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+TEMPLATES = "additional_chat_templates"  # a folder of further templates
 
 
 @dataclasses.dataclass(frozen=True)
