@@ -14,6 +14,8 @@ from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
+from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -22,6 +24,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[LmEval, subcommand(LM_EVAL)]
 )
 
 
@@ -33,7 +36,12 @@ def main(args: list[str] | None = None) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    command = tyro.cli(Command, args=args, prog="wisparse", description="Sparse Llama-family models without training.")
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == [LM_EVAL]:  # its options are the harness's
+        command = LmEval(tuple(given[1:]))
+    else:
+        description = "Sparse Llama-family models without training."
+        command = tyro.cli(Command, args=given, prog="wisparse", description=description)
     try:
         command.run()
     except WisparseError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
+from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, Sample
 from wisparse_jax.models.config import LlamaConfig
 
@@ -64,10 +64,34 @@ def generate(
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
             token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
     """
+    out: list[list[int]] = [[] for _ in prompts]
+    every = None if on_tokens is None else STREAM_EVERY
+    for new in token_stream(model, prompts, max_new_tokens, sampler, seed, implementation, every):
+        for row, tokens in zip(out, new, strict=True):
+            row.extend(tokens)
+        if on_tokens is not None:
+            on_tokens(new)
+    return out
+
+
+def token_stream(
+    model: Generator,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: Sample = GREEDY,
+    seed: int = 0,
+    implementation: str | None = None,
+    every: int | None = STREAM_EVERY,
+) -> Iterator[list[list[int]]]:
+    """The new tokens of each prompt, piece by piece; whoever stops asking stops the model. See `generate`.
+
+    Args:
+        every: tokens of a piece, at least; None gives the first token and then all others.
+    """
     config = model.config
     rows = [_checked(config, list(prompt), b, max_new_tokens) for b, prompt in enumerate(prompts)]
     if not rows or max_new_tokens == 0:
-        return [[] for _ in rows]
+        return
     length = _bucket(max(map(len, rows)), config.context)
     batch = _bucket(len(rows), None, smallest=1)
     # Padding on the left shifts slots, not positions, so the cache may be longer than the context.
@@ -84,13 +108,16 @@ def generate(
     chosen = decode_implementation(config, params, thresholds, batch, implementation)
     key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
-    out: list[list[int]] = [[] for _ in rows]
     at = 0
     while True:
-        at = _collect(state, at, set(config.eos_token_ids), out, on_tokens)
-        if at >= max_new_tokens or np.asarray(state.finished).all():
-            return out
-        until = min(max_new_tokens, at + max(STREAM_EVERY, tokens_together())) if on_tokens else max_new_tokens
+        # Read before the state is handed on: the next call takes its memory.
+        done, finished = int(state.step), bool(np.asarray(state.finished).all())
+        block = np.asarray(state.tokens)[: len(rows), at:done]
+        yield [[int(t) for t in row if t >= 0 and int(t) not in config.eos_token_ids] for row in block]
+        at = done
+        if at >= max_new_tokens or finished:
+            return
+        until = max_new_tokens if every is None else min(max_new_tokens, at + max(every, tokens_together()))
         state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
 
 
@@ -117,21 +144,3 @@ def _bucket(size: int, largest: int | None, smallest: int = SMALLEST_BUCKET) -> 
     """The next power of two, from `smallest` to `largest`."""
     bucket = max(smallest, 1 << (size - 1).bit_length())
     return bucket if largest is None else min(bucket, largest)
-
-
-def _collect(
-    state: LoopState,
-    at: int,
-    stops: set[int],
-    out: list[list[int]],
-    on_tokens: Callable[[list[list[int]]], None] | None,
-) -> int:
-    """Add the tokens since `at` to `out`, tell the listener, and return how many steps are done."""
-    done = int(state.step)
-    block = np.asarray(state.tokens)[:, at:done]
-    new = [[int(t) for t in block[b] if t >= 0 and int(t) not in stops] for b in range(len(out))]
-    for row, tokens in zip(out, new, strict=True):
-        row.extend(tokens)
-    if on_tokens is not None:
-        on_tokens(new)
-    return done
