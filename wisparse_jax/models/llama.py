@@ -23,7 +23,7 @@ Params = dict[str, Any]
 class Linear(nnx.Module):
     """`kernel[in, out]`, a bias where the family has one, and the columns' scale where the kernel is int8."""
 
-    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, int8: bool):
+    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs | None, int8: bool):
         self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8) if int8 else _normal(rngs, shape, dtype))
         if int8:
             self.scale = nnx.Param(jnp.ones(shape[1], jnp.float32))
@@ -34,7 +34,7 @@ class Linear(nnx.Module):
 class Block(nnx.Module):
     """One decoder block: its two norms, its seven linear layers and, in Qwen3, the norms of q and k."""
 
-    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs, int8: bool):
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None, int8: bool):
         self.attn_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         biased = dict.fromkeys(("q", "k", "v"), config.qkv_bias) | {"o": config.o_bias}
@@ -50,12 +50,12 @@ class Llama(nnx.Module):
     """A Llama-family language model.
 
     `model(tokens)` gives the next-token logits of every position; `model.params` is the plain pytree that every
-    compiled function takes. Weights are `[in, out]`.
+    compiled function takes. Weights are `[in, out]`; without `rngs` they are zeros.
     """
 
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, int8: bool = False):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs | None, dtype: Any = jnp.float32, int8: bool = False):
         self.config = config
         dtype = jnp.dtype(dtype)
         self.embed = nnx.Param(_normal(rngs, (config.vocab_size, config.hidden_size), dtype))
@@ -96,7 +96,7 @@ class Llama(nnx.Module):
 
 def abstract_llama(config: LlamaConfig, dtype: Any = jnp.float32, int8: bool = False) -> Llama:
     """The model with shapes and dtypes in place of arrays."""
-    return nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), dtype, int8))
+    return nnx.eval_shape(lambda: Llama(config, None, dtype, int8))
 
 
 def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
@@ -104,7 +104,9 @@ def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
     return _plain(nnx.to_pure_dict(nnx.state(abstract_llama(config, dtype), nnx.Param)))
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def _normal(rngs: nnx.Rngs | None, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    if rngs is None:  # tracing one draw for every matrix takes a second
+        return jnp.zeros(shape, dtype)
     return (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
 
 
