@@ -56,7 +56,8 @@ def test_orientation_names_and_dtype(folder: Path) -> None:
 
 
 def test_every_parameter_of_every_family_has_a_name_of_its_own() -> None:
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 12, "num_attention_heads": 2}
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 12}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     for family in ("llama", "mistral", "qwen2", "qwen3"):
         raw = {"model_type": family, "vocab_size": 8, "attention_bias": True, "mlp_bias": True, **sizes}
         paths = list(flat(param_shapes(parse_config(raw))))

@@ -34,7 +34,7 @@ class Calibrate:
     def run(self) -> None:
         """Search and save the plan."""
         from wisparse_jax.evaluation import text_windows
-        from wisparse_jax.inference import sample_windows
+        from wisparse_jax.inference import check_variety, sample_windows
         from wisparse_jax.models.loading import load, load_tokenizer
         from wisparse_jax.search import calibrate, read_settings
         from wisparse_jax.search.pipeline import check_sparsity
@@ -55,6 +55,7 @@ class Calibrate:
             windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
         else:
             windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
+        check_variety(windows, model.config.vocab_size)
         source = self.text if self.text == "self" else Path(self.text).name
         plan = calibrate(model, windows, self.sparsity, self.method, self.seed, settings, progress=True, text=source)
         plan.save(self.out)

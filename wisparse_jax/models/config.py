@@ -11,6 +11,11 @@ from wisparse_jax.errors import ConfigError
 from wisparse_jax.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# What transformers takes for a field that the file does not have, by family.
+_CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_BOS, _EOS = {"llama": 1, "mistral": 1}, {"llama": 2, "mistral": 2}
+_LARGEST = 2**31 - 1  # positions, token ids and sizes are int32
 
 # Layers of a block in the order they run; each reads one of four inputs.
 LAYERS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -27,7 +32,8 @@ class LlamaConfig:
     """Sizes and switches of a decoder; hashable, so that it can be a static argument of `jax.jit`.
 
     `windows[i]` is block i's sliding window in tokens (a query sees itself and the `window - 1`
-    positions before it), or None for full attention.
+    positions before it), or None for full attention. Ids of special tokens that no token of the vocabulary has are
+    left out: they can be neither read nor written.
     """
 
     vocab_size: int
@@ -49,6 +55,12 @@ class LlamaConfig:
     bos_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     family: str = "llama"
+
+    def __post_init__(self) -> None:
+        """Leave out special tokens that there are not."""
+        for name in ("bos_token_ids", "eos_token_ids"):
+            ids = tuple(i for i in getattr(self, name) if 0 <= i < self.vocab_size)
+            object.__setattr__(self, name, ids)
 
     @property
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
@@ -101,13 +113,13 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         raise ConfigError(f"model_type = {family!r} is not supported; expected one of {', '.join(FAMILIES)}")
     if raw.get("quantization_config") is not None:
         raise ConfigError(_quantised(raw["quantization_config"]))
-    if raw.get("pretraining_tp") not in (None, 1):
-        raise ConfigError(f"pretraining_tp = {raw['pretraining_tp']!r} is not supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"hidden_act = {raw['hidden_act']!r} is not supported; expected 'silu'")
 
     hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
-    kv_heads = _size(raw, "num_key_value_heads", default=heads)
+    # An absent field has the family's own default; null is one for each head.
+    absent = "num_key_value_heads" not in raw
+    kv_heads = _size(raw, "num_key_value_heads", default=_KV_HEADS.get(family, heads) if absent else heads)
     if heads % kv_heads:
         raise ConfigError(f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}")
     # Qwen3's transformers class defaults head_dim to 128 whatever the other sizes are.
@@ -117,7 +129,7 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
     if raw.get("head_dim") is None and family != "qwen3" and hidden % heads:
         raise ConfigError(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
     blocks = _size(raw, "num_hidden_layers")
-    context = _size(raw, "max_position_embeddings", default=2048)
+    context = _size(raw, "max_position_embeddings", default=_CONTEXT[family])
     attention_bias = _flag(raw, "attention_bias", False) if family in ("llama", "qwen3") else False
     return LlamaConfig(
         vocab_size=_size(raw, "vocab_size"),
@@ -136,8 +148,8 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         mlp_bias=_flag(raw, "mlp_bias", False) if family == "llama" else False,
         qk_norm=family == "qwen3",
         windows=_windows(raw, family, blocks),
-        bos_token_ids=_token_ids(raw, "bos_token_id"),
-        eos_token_ids=_token_ids(raw, "eos_token_id"),
+        bos_token_ids=_token_ids(raw, "bos_token_id", _BOS.get(family)),
+        eos_token_ids=_token_ids(raw, "eos_token_id", _EOS.get(family)),
         family=family,
     )
 
@@ -182,9 +194,9 @@ def _windows(raw: dict[str, Any], family: str, blocks: int) -> tuple[int | None,
 def _size(raw: dict[str, Any], field: str, default: int | None = None) -> int:
     value = raw.get(field)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
         found = "nothing" if field not in raw else repr(raw[field])
-        raise ConfigError(f"{field}: expected a positive whole number, found {found}")
+        raise ConfigError(f"{field}: expected a positive whole number up to {_LARGEST}, found {found}")
     return value
 
 
@@ -202,8 +214,8 @@ def _flag(raw: dict[str, Any], field: str, default: bool) -> bool:
     return value
 
 
-def _token_ids(raw: dict[str, Any], field: str) -> tuple[int, ...]:
-    value = raw.get(field)
+def _token_ids(raw: dict[str, Any], field: str, default: int | None) -> tuple[int, ...]:
+    value = raw.get(field, default)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise ConfigError(f"{field}: expected a token id or a list of them, found {value!r}")
