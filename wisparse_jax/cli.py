@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from typing import Annotated
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from wisparse_jax.commands.calibrate import Calibrate
 from wisparse_jax.commands.convert import Convert
@@ -16,6 +17,8 @@ from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
 from wisparse_jax.commands.lm_eval import LmEval
+from wisparse_jax.commands.presets import Presets
+from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -24,8 +27,19 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Presets, subcommand("presets")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Sparse Llama-family models without training."""
+
+    command: OmitSubcommandPrefixes[Command]
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs from run to run, or `off`; by default that of the environment variable
+    WISPARSE_COMPILATION_CACHE, or one in the user's cache directory."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -50,12 +64,12 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     given = sys.argv[1:] if args is None else args
     if given[:1] == [LM_EVAL]:  # its options are the harness's
-        command = LmEval(tuple(given[1:]))
+        program = Program(LmEval(tuple(given[1:])))
     else:
-        description = "Sparse Llama-family models without training."
-        command = tyro.cli(Command, args=given, prog="wisparse", description=description)
+        program = tyro.cli(Program, args=given, prog="wisparse")
+    use_compilation_cache(program.compilation_cache)
     try:
-        command.run()
+        program.command.run()
     except WisparseError as error:
         return 2, f"wisparse: error: {error}"
     except KeyboardInterrupt:

@@ -264,7 +264,11 @@ BAD: dict[str, tuple[dict[str, Any], type[WisparseError], str]] = {
         ConfigError,
         "rope_freqs.weight: expected the factors of Llama 3's rule",
     ),
-    "no blocks": ({"block_count": 0}, ConfigError, "num_hidden_layers: expected a positive whole number up to 2147483647, found 0"),
+    "no blocks": (
+        {"block_count": 0},
+        ConfigError,
+        "num_hidden_layers: expected a positive whole",
+    ),
     "a part": ({"split.count": 3}, WeightsError, "one of 3 parts"),
     "missing": ({"change": drop("blk.1.attn_k.weight")}, WeightsError, "tensor blk.1.attn_k.weight is missing"),
     "unexpected": (

@@ -28,20 +28,21 @@ class Calibrate:
     """Tokens of calibration text; by default those of the configuration."""
     seed: int = 0
     """Seed of the sampled text, the statistics and the searches."""
-    config: Path | None = None
-    """YAML file with the search's settings, such as configs/quick.yaml."""
+    config: str | None = None
+    """The search's settings: quick, default or paper (`wisparse presets`), or a YAML file."""
 
     def run(self) -> None:
         """Search and save the plan."""
         from wisparse_jax.evaluation import text_windows
         from wisparse_jax.inference import check_variety, sample_windows
         from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.presets import settings_file
         from wisparse_jax.search import calibrate, read_settings
         from wisparse_jax.search.pipeline import check_sparsity
         from wisparse_jax.sparsity.methods import get_method
 
         # Everything that can be refused is refused before any work is done.
-        settings = read_settings(self.config)
+        settings = read_settings(settings_file(self.config))
         check_sparsity(self.sparsity, settings)
         get_method(self.method)
         if self.out.exists():
