@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference import Sample, TextStream, generate
+from wisparse_jax.inference import Sample, generate
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.search import SearchSettings, calibrate
@@ -123,12 +123,3 @@ def test_bad_requests_are_refused(model, name):
 def test_an_empty_prompt_needs_a_bos():
     with pytest.raises(WisparseError, match="prompt 0 is empty"):
         generate(endless(bos_token_ids=()), [[]], 3)
-
-
-def test_half_characters_wait_for_their_other_half():
-    encoded = "naïve ☃!".encode()
-    stream = TextStream(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
-    pieces = [stream.add([byte]) for byte in encoded]
-    assert "".join(pieces) + stream.rest() == "naïve ☃!" and "\ufffd" not in "".join(pieces)
-    broken = TextStream(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
-    assert broken.add(encoded[:3]) == "na" and broken.rest() == "\ufffd"

@@ -48,12 +48,13 @@ class Generate:
         chosen = decode_implementation(writer.config, writer.params, thresholds, 1, self.implementation)
         if plan is not None:
             print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
-        stream, shown = TextStream(tokenizer.decode), [self.prompt]
+        prompt, shown = tokenizer.encode(self.prompt), [self.prompt]
+        stream = TextStream(tokenizer.decode, prompt, tokenizer.open_byte)
 
         def show(new: list[list[int]]) -> None:
             # The prompt goes out with the first tokens: a refused request prints nothing.
             print("".join([*shown, stream.add(new[0])]), end="", flush=True)
             shown.clear()
 
-        generate(writer, [tokenizer.encode(self.prompt)], self.max_new_tokens, sampler, self.seed, show, chosen)
+        generate(writer, [prompt], self.max_new_tokens, sampler, self.seed, show, chosen)
         print("".join([*shown, stream.rest()]))
