@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from wisparse_jax.commands.calibrate import Calibrate
+from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Presets, subcommand("presets")]
     | Annotated[LmEval, subcommand(LM_EVAL)]

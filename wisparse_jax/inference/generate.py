@@ -17,6 +17,7 @@ from wisparse_jax.models.config import LlamaConfig
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
 STREAM_EVERY = 8
 SMALLEST_BUCKET = 32
+NEW_TOKENS = 128
 
 
 @runtime_checkable
@@ -37,7 +38,7 @@ class Generator(Protocol):
 def generate(
     model: Generator,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int = NEW_TOKENS,
     sampler: Sample = GREEDY,
     seed: int = 0,
     on_tokens: Callable[[list[list[int]]], None] | None = None,
