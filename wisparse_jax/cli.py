@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import dataclasses
+=======
+import difflib
+import io
+>>>>>>> files
 import os
+import re
 import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -32,6 +41,11 @@ Command = (
     | Annotated[Presets, subcommand("presets")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
+NAMES = ("demo", "calibrate", "evaluate", "generate", "convert")
+DEFECT = (
+    "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
+    "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +69,8 @@ def main(args: list[str] | None = None) -> None:
 def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
     """Run a command line; its exit code, and the line that says why it failed.
 
+    2 is bad input, 130 an interruption, 141 an output that its reader closed, 1 a defect, whose traceback was printed.
+
     Raises:
         SystemExit: --help, or arguments that cannot be understood, which was said.
     """
@@ -64,6 +80,7 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+<<<<<<< HEAD
     given = sys.argv[1:] if args is None else args
     if given[:1] == [LM_EVAL]:  # its options are the harness's
         program = Program(LmEval(tuple(given[1:])))
@@ -72,8 +89,63 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
     use_compilation_cache(program.compilation_cache)
     try:
         program.command.run()
+=======
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks is shown by its code.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _check_words(sys.argv[1:] if args is None else args)
+        command = tyro.cli(
+            Command, args=args, prog="wisparse", description="Sparse Llama-family models without training."
+        )
+        command.run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+>>>>>>> files
     except WisparseError as error:
         return 2, f"wisparse: error: {error}"
     except KeyboardInterrupt:
         return 130, "wisparse: interrupted"
+    except BrokenPipeError:
+        return 141, "wisparse: error: standard output was closed before the end"
+    except Exception as error:
+        if (reason := _surroundings(error)) is not None:
+            return 2, f"wisparse: error: {reason}"
+        traceback.print_exc()
+        return 1, DEFECT
     return 0, None
+
+
+def _check_words(args: Sequence[str]) -> None:
+    """Refuse a misspelled command, and an option given twice, of which only the last would count.
+
+    Raises:
+        WisparseError: with the command or the option.
+    """
+    if args and not args[0].startswith("-") and args[0] not in NAMES:
+        near = difflib.get_close_matches(args[0], NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(NAMES)}"
+        raise WisparseError(f"there is no command {args[0]!r}: {hint}")
+    options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
+    counts = Counter(option[1].replace("_", "-") for option in options if option)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
+
+
+def _surroundings(error: Exception) -> str | None:
+    """Why the machine that the command runs on, not the command, has failed; None for anything else."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, RuntimeError):
+        if "Unable to initialize backend" in first or "Unknown backend" in first:
+            asked = next(
+                (f"{n} = {os.environ[n]}: " for n in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if n in os.environ), ""
+            )
+            return f"{asked}{first}"
+        if "RESOURCE_EXHAUSTED" in first:
+            return f"out of memory: {first}"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return None

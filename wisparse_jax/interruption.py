@@ -17,6 +17,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "ended, as its terminal was closed"}
+
 # Where a file or folder is written before it gets its name; the process removes these wherever it is stopped.
 _unfinished: set[str] = set()
 # Whoever holds it decides how the process goes on: the thread that ends it never lets go.
@@ -54,12 +56,18 @@ def watch() -> None:
 
     A signal that the process was started to ignore (as nohup does) stays ignored.
     """
+    for descriptor in (0, 1, 2):
+        # Where the shell has closed one, the next file to be opened would get its number, and what is printed.
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            continue
+        os.open(os.devnull, os.O_RDWR)
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     # The interpreter's own handler writes the number of a signal there, even while Python runs no code.
     signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     threading.Thread(target=_wait, args=(receiving,), name="signals", daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
 
@@ -69,8 +77,9 @@ def leave(code: int, line: str | None = None) -> NoReturn:
 
     Skips the interpreter's own end, in which a signal would show a traceback.
     """
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
     _decision.acquire()
     _last_line(line)
     os._exit(code)
@@ -80,7 +89,7 @@ def _wait(receiving: int) -> None:
     number = os.read(receiving, 1)[0]
     _decision.acquire()
     _remove_all()
-    _last_line("wisparse: interrupted" if number == signal.SIGINT else f"wisparse: ended by signal {number}")
+    _last_line(f"wisparse: {WORDS[number]}")
     os._exit(128 + number)
 
 

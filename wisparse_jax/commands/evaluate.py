@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands import plan_folder
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -34,22 +36,36 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate and print."""
+        from wisparse_jax.arguments import check_count, check_seed, check_share
+        from wisparse_jax.errors import WisparseError
         from wisparse_jax.evaluation import evaluate, text_windows
         from wisparse_jax.inference import sample_windows
+        from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.llama import Llama
-        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
         from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
 
-        plan = None if self.plan is None else SparsityPlan.load(self.plan)
+        # Everything that can be refused is refused before the model is loaded.
+        check_seed(self.seed)
+        check_share(self.sparse_prefill, "sparse-prefill")
+        check_kinds(weights=self.weights)
+        if self.tokens is not None:
+            check_count(self.tokens, "tokens", least=1)
+        plan = None if self.plan is None else SparsityPlan.load(plan_folder(self.plan))
+        config = read_model_config(resolve(self.model))
+        window = min(config.context, 2048) if self.window is None else self.window
+        if check_count(window, "window, in tokens", least=2) > config.context:
+            raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")
+        windows = None
+        if self.text != "self":
+            windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
+
         model = load(self.model)
         measured = model if self.weights is None else load(self.model, weights=self.weights)
         sparse = None if plan is None else apply(measured, plan)
-        window = min(model.config.context, 2048) if self.window is None else self.window
-        if self.text == "self":
-            count = -(-(self.tokens or 16_384) // window) if window > 0 else 0
-            windows = sample_windows(model, count, window, seed=self.seed, progress=True)
-        else:
-            windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
+        if windows is None:
+            tokens = 16_384 if self.tokens is None else self.tokens
+            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
         plans: dict[str, Llama | SparseLlama] = {}
         if self.weights is not None:
             plans[f"dense {self.weights}"] = measured

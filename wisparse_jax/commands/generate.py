@@ -13,6 +13,8 @@ from tyro.conf import Positional, UseAppendAction
 from wisparse_jax.commands.writer import Writing
 from wisparse_jax.errors import WisparseError
 
+from wisparse_jax.commands import plan_folder
+
 
 @dataclasses.dataclass(frozen=True)
 class Generate(Writing):
@@ -35,6 +37,7 @@ class Generate(Writing):
 
     def run(self) -> None:
         """Generate and print."""
+<<<<<<< HEAD
         asked = self._prompts()
         writer = self.load(self.model)
         for number, prompt in enumerate(asked):
@@ -48,6 +51,33 @@ class Generate(Writing):
                 if not self.json:
                     print("".join([*shown, piece]), end="", flush=True)
                 shown.clear()
+=======
+        from wisparse_jax.arguments import check_seed
+        from wisparse_jax.inference import Sample, TextStream, decode_implementation, generate
+        from wisparse_jax.inference.generate import check_request
+        from wisparse_jax.models.hub import resolve
+        from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
+        from wisparse_jax.sparsity import SparsityPlan, apply
+
+        # Everything that can be refused is refused before the model is loaded.
+        sampler = Sample(self.temperature, self.top_k, self.top_p)
+        check_seed(self.seed)
+        check_kinds(weights=self.weights)
+        plan = None if self.plan is None else SparsityPlan.load(plan_folder(self.plan))
+        config = read_model_config(resolve(self.model))
+        if plan is None:
+            decode_implementation(config, {}, None, 1, self.implementation)
+        tokenizer = load_tokenizer(self.model)
+        (prompt,) = check_request(config, [tokenizer.encode(self.prompt)], self.max_new_tokens)
+
+        model = load(self.model, weights=self.weights)
+        writer = model if plan is None else apply(model, plan)
+        thresholds = getattr(writer, "thresholds", None)
+        chosen = decode_implementation(writer.config, writer.params, thresholds, 1, self.implementation)
+        if plan is not None:
+            print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
+        stream, shown = TextStream(tokenizer.decode, prompt, tokenizer.open_byte), [self.prompt]
+>>>>>>> files
 
             timing = writer.timed(answer, show)
             if self.json:

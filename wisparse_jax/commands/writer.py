@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,11 @@ class Writing:
         sampler = Sample(self.temperature, self.top_k, self.top_p)
         clock, began = CompileClock(), time.perf_counter()
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        model, tokenizer = load(name, weights=self.weights), load_tokenizer(name)
+        # Importing transformers takes as long as reading a small model.
+        with ThreadPoolExecutor(1) as beside:
+            reading = beside.submit(load_tokenizer, name)
+            model = load(name, weights=self.weights)
+            tokenizer = reading.result()
         model = model if plan is None else apply(model, plan)
         thresholds = getattr(model, "thresholds", None)
         chosen = decode_implementation(model.config, model.params, thresholds, 1, self.implementation)

@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
+<<<<<<< HEAD
 from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, Sample
+=======
+from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
+from wisparse_jax.inference.sampling import GREEDY, Sample, random_key
+>>>>>>> files
 from wisparse_jax.models.config import LlamaConfig
 
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
@@ -63,7 +69,8 @@ def generate(
 
     Raises:
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
-            token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
+            token ids outside the vocabulary or something else than ids, a negative number of tokens, a seed that is
+            none, or an implementation that cannot run here.
     """
     out: list[list[int]] = [[] for _ in prompts]
     every = None if on_tokens is None else STREAM_EVERY
@@ -90,7 +97,8 @@ def token_stream(
         every: tokens of a piece, at least; None gives the first token and then all others.
     """
     config = model.config
-    rows = [_checked(config, list(prompt), b, max_new_tokens) for b, prompt in enumerate(prompts)]
+    rows = check_request(config, prompts, max_new_tokens)
+    key = random_key(seed)
     if not rows or max_new_tokens == 0:
         return
     length = _bucket(max(map(len, rows)), config.context)
@@ -107,7 +115,6 @@ def token_stream(
     params, thresholds = model.params, getattr(model, "thresholds", None)
 
     chosen = decode_implementation(config, params, thresholds, batch, implementation)
-    key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     at = 0
     while True:
@@ -122,23 +129,46 @@ def token_stream(
         state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
 
 
-def _checked(config: LlamaConfig, prompt: list[int], row: int, new: int) -> list[int]:
-    if new < 0:
-        raise WisparseError(f"max-new-tokens = {new}: expected 0 or above")
-    if not prompt:
+def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[list[int]]:
+    """The prompts as `generate` runs them; refuses what it refuses, and needs no weights for that.
+
+    Raises:
+        WisparseError: see `generate`.
+    """
+    check_count(max_new_tokens, "max-new-tokens", least=0)
+    rows = _listed(prompts, "prompts: expected a list of lists of token ids")
+    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(rows)]
+
+
+def _checked(config: LlamaConfig, prompt: Any, row: int, new: int) -> list[int]:
+    expected = f"prompt {row}: expected a list of token ids"
+    ids = _listed(prompt, expected)
+    if not ids:
         if not config.bos_token_ids:
             raise WisparseError(
                 f"prompt {row} is empty, and the model has no beginning-of-sequence token to start from"
             )
-        prompt = [config.bos_token_ids[0]]
-    if len(prompt) + new > config.context:
+        ids = [config.bos_token_ids[0]]
+    if len(ids) + new > config.context:
         raise WisparseError(
-            f"prompt {row} has {len(prompt)} tokens; with {new} new ones it exceeds the context of {config.context}"
+            f"prompt {row} has {len(ids)} tokens; with {new} new ones it exceeds the context of {config.context}"
         )
-    for token in prompt:
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int | np.integer):
+            raise WisparseError(f"{expected}, found {type(token).__name__} {token!r:.40} in it")
         if not 0 <= token < config.vocab_size:
             raise WisparseError(f"prompt {row}: token id {token} is outside the vocabulary of {config.vocab_size}")
-    return prompt
+    return [int(token) for token in ids]
+
+
+def _listed(value: Any, expected: str) -> list[Any]:
+    if isinstance(value, str | bytes):
+        raise WisparseError(f"{expected}, found text; encode of the model's tokenizer makes ids of it")
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    if not isinstance(value, Sequence):
+        raise WisparseError(f"{expected}, found {type(value).__name__} {value!r:.40}")
+    return list(value)
 
 
 def _bucket(size: int, largest: int | None, smallest: int = SMALLEST_BUCKET) -> int:

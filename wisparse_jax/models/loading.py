@@ -33,12 +33,9 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
         WisparseError: no such model, or an unknown dtype or kind of weights.
     """
-    if weights not in (None, "int8"):
-        raise WisparseError(f"weights = {weights!r}: expected int8, or nothing for those of the model")
+    check_kinds(dtype, weights)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in DTYPES:
-        raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
     folder = hub.resolve(name)
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype)
@@ -49,6 +46,18 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
 
         return quantise(model)
     return model
+
+
+def check_kinds(dtype: str | None = None, weights: str | None = None) -> None:
+    """Refuse kinds of numbers that `load` does not know.
+
+    Raises:
+        WisparseError: an unknown dtype or kind of weights.
+    """
+    if weights not in (None, "int8"):
+        raise WisparseError(f"weights = {weights!r}: expected int8, or nothing for those of the model")
+    if dtype is not None and dtype not in DTYPES:
+        raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
