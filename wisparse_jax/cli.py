@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import dataclasses
-=======
 import difflib
 import io
->>>>>>> files
 import os
 import re
 import sys
@@ -41,7 +38,8 @@ Command = (
     | Annotated[Presets, subcommand("presets")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
-NAMES = ("demo", "calibrate", "evaluate", "generate", "convert")
+NAMES = ("demo", "calibrate", "evaluate", "generate", "chat", "convert", "presets", LM_EVAL)
+REPEATED = ("--stop",)
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
     "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
@@ -80,29 +78,21 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-<<<<<<< HEAD
-    given = sys.argv[1:] if args is None else args
-    if given[:1] == [LM_EVAL]:  # its options are the harness's
-        program = Program(LmEval(tuple(given[1:])))
-    else:
-        program = tyro.cli(Program, args=given, prog="wisparse")
-    use_compilation_cache(program.compilation_cache)
-    try:
-        program.command.run()
-=======
     for stream in (sys.stdout, sys.stderr):
         # What a terminal's encoding lacks is shown by its code.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if args is None else args
     try:
-        _check_words(sys.argv[1:] if args is None else args)
-        command = tyro.cli(
-            Command, args=args, prog="wisparse", description="Sparse Llama-family models without training."
-        )
-        command.run()
+        if given[:1] == [LM_EVAL]:  # its options are the harness's
+            program = Program(LmEval(tuple(given[1:])))
+        else:
+            _check_words(given)
+            program = tyro.cli(Program, args=given, prog="wisparse")
+        use_compilation_cache(program.compilation_cache)
+        program.command.run()
         if sys.stdout is not None:
             sys.stdout.flush()
->>>>>>> files
     except WisparseError as error:
         return 2, f"wisparse: error: {error}"
     except KeyboardInterrupt:
@@ -129,7 +119,7 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"there is no command {args[0]!r}: {hint}")
     options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
     counts = Counter(option[1].replace("_", "-") for option in options if option)
-    if twice := [name for name, count in counts.items() if count > 1]:
+    if twice := [name for name, count in counts.items() if count > 1 and name not in REPEATED]:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
 
 

@@ -7,7 +7,7 @@ import sys
 
 from tyro.conf import Positional
 
-from wisparse_jax.commands.writer import Writing
+from wisparse_jax.commands.writer import Writer, Writing
 from wisparse_jax.errors import WisparseError
 
 
@@ -24,9 +24,10 @@ class Chat(Writing):
 
     def run(self) -> None:
         """Read, answer, repeat."""
-        writer = self.load(self.model)
-        if writer.continues():
+        writer = Writer(self, self.model)
+        if not writer.chats:
             raise WisparseError(f"{self.model}: the model has no chat template; wisparse generate continues a text")
+        writer.load()
         beginning = [] if self.system is None else [{"role": "system", "content": self.system}]
         messages = list(beginning)
         while (line := _line()) not in (None, "/quit"):
@@ -36,7 +37,7 @@ class Chat(Writing):
                 messages.append({"role": "user", "content": line})
                 try:
                     answer = writer.answer(messages)
-                    timing = writer.timed(answer, lambda piece: print(piece, end="", flush=True))
+                    timing = writer.write(answer, lambda piece: print(piece, end="", flush=True))
                 except WisparseError as error:
                     messages.pop()
                     print(f"{error}; /reset starts anew", file=sys.stderr)

@@ -10,10 +10,8 @@ from typing import Any
 
 from tyro.conf import Positional, UseAppendAction
 
-from wisparse_jax.commands.writer import Writing
+from wisparse_jax.commands.writer import Writer, Writing
 from wisparse_jax.errors import WisparseError
-
-from wisparse_jax.commands import plan_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Generate(Writing):
     prompt: str | None = None
     """The text: of a question where the model has a chat template, to be continued where it has none."""
     prompts: str | None = None
-    """Many texts instead: a file with one a line, or of JSON lines with `prompt` or `messages`; - is standard input."""
+    """Many texts: a file with one a line, or a .jsonl file of objects with `prompt` or `messages`; - is standard input,
+    of JSON lines if it begins with {."""
     raw: bool = False
     """Continue the text, also where the model has a chat template."""
     system: str | None = None
@@ -37,13 +36,16 @@ class Generate(Writing):
 
     def run(self) -> None:
         """Generate and print."""
-<<<<<<< HEAD
         asked = self._prompts()
-        writer = self.load(self.model)
+        writer = Writer(self, self.model)
+        for prompt in asked:
+            writer.check(prompt, self.raw, self.system)
+        writer.load()
+        continues = self.raw or not writer.chats
         for number, prompt in enumerate(asked):
             answer = writer.answer(prompt, self.stop, self.raw, self.system)
             # A text that is continued goes out with the first tokens: a refused request prints nothing.
-            shown = [prompt] if isinstance(prompt, str) and writer.continues(self.raw) else []
+            shown = [prompt] if isinstance(prompt, str) and continues else []
             if number and not self.json:
                 shown.insert(0, "---\n")
 
@@ -51,42 +53,15 @@ class Generate(Writing):
                 if not self.json:
                     print("".join([*shown, piece]), end="", flush=True)
                 shown.clear()
-=======
-        from wisparse_jax.arguments import check_seed
-        from wisparse_jax.inference import Sample, TextStream, decode_implementation, generate
-        from wisparse_jax.inference.generate import check_request
-        from wisparse_jax.models.hub import resolve
-        from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
-        from wisparse_jax.sparsity import SparsityPlan, apply
 
-        # Everything that can be refused is refused before the model is loaded.
-        sampler = Sample(self.temperature, self.top_k, self.top_p)
-        check_seed(self.seed)
-        check_kinds(weights=self.weights)
-        plan = None if self.plan is None else SparsityPlan.load(plan_folder(self.plan))
-        config = read_model_config(resolve(self.model))
-        if plan is None:
-            decode_implementation(config, {}, None, 1, self.implementation)
-        tokenizer = load_tokenizer(self.model)
-        (prompt,) = check_request(config, [tokenizer.encode(self.prompt)], self.max_new_tokens)
-
-        model = load(self.model, weights=self.weights)
-        writer = model if plan is None else apply(model, plan)
-        thresholds = getattr(writer, "thresholds", None)
-        chosen = decode_implementation(writer.config, writer.params, thresholds, 1, self.implementation)
-        if plan is not None:
-            print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
-        stream, shown = TextStream(tokenizer.decode, prompt, tokenizer.open_byte), [self.prompt]
->>>>>>> files
-
-            timing = writer.timed(answer, show)
+            timing = writer.write(answer, show)
             if self.json:
                 print(json.dumps(_record(prompt, answer, timing), ensure_ascii=False), flush=True)
                 continue
             print()
             if not answer.tokens and answer.stop_reason == "end":
                 print("the model ended its answer before the first token", file=sys.stderr)
-            print(writer.times(timing), file=sys.stderr)
+            print(f"load {writer.load_seconds:.1f} s, {timing}", file=sys.stderr)
 
     def _prompts(self) -> list[Any]:
         if (self.prompt is None) == (self.prompts is None):
@@ -103,7 +78,7 @@ class Generate(Writing):
         lines = [line for line in text.splitlines() if line.strip()]
         if not lines:
             raise WisparseError(f"{where}: expected a prompt a line, found none")
-        if self.prompts.endswith(".jsonl") or lines[0].startswith("{"):
+        if self.prompts.endswith(".jsonl") or (self.prompts == "-" and lines[0].startswith("{")):
             return [_parsed(line, f"{where}: line {number}") for number, line in enumerate(lines, 1)]
         return lines
 

@@ -1,4 +1,4 @@
-"""What `generate` and `chat` share: their options, and a loaded model that answers and is timed."""
+"""What `generate` and `chat` share: their options, and a model that answers as they say."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from wisparse_jax.commands import plan_folder
 
 if TYPE_CHECKING:
     from wisparse_jax.inference.text import Answer
     from wisparse_jax.inference.timing import Timing
+
+# A text, or a conversation: messages with a "role" and a "content".
+Prompt = str | list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,75 +40,72 @@ class Writing:
     implementation: str | None = None
     """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
 
-    def load(self, name: str) -> Writer:
-        """The model and its tokenizer; what was chosen is said on standard error."""
+
+class Writer:
+    """A model that answers as the options say: its configuration and tokenizer at once, its weights by `load`.
+
+    Raises:
+        WisparseError: what can be refused without the weights.
+    """
+
+    def __init__(self, options: Writing, name: str):
+        from wisparse_jax.arguments import check_seed
         from wisparse_jax.inference import Sample, decode_implementation
         from wisparse_jax.inference.timing import CompileClock
-        from wisparse_jax.models.loading import load, load_tokenizer
-        from wisparse_jax.sparsity import SparsityPlan, apply
+        from wisparse_jax.models.hub import resolve
+        from wisparse_jax.models.loading import check_kinds, load_tokenizer, read_model_config
+        from wisparse_jax.sparsity import SparsityPlan
 
-        sampler = Sample(self.temperature, self.top_k, self.top_p)
-        clock, began = CompileClock(), time.perf_counter()
-        plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        # Importing transformers takes as long as reading a small model.
-        with ThreadPoolExecutor(1) as beside:
-            reading = beside.submit(load_tokenizer, name)
-            model = load(name, weights=self.weights)
-            tokenizer = reading.result()
-        model = model if plan is None else apply(model, plan)
-        thresholds = getattr(model, "thresholds", None)
-        chosen = decode_implementation(model.config, model.params, thresholds, 1, self.implementation)
-        if plan is not None:
-            print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
-        return Writer(self, model, tokenizer, sampler, chosen, clock, time.perf_counter() - began)
+        self.options, self.name, self.clock = options, name, CompileClock()
+        self.sampler = Sample(options.temperature, options.top_k, options.top_p)
+        check_seed(options.seed)
+        check_kinds(weights=options.weights)
+        self.plan = None if options.plan is None else SparsityPlan.load(plan_folder(options.plan))
+        self.config = read_model_config(resolve(name))
+        if self.plan is None:
+            decode_implementation(self.config, {}, None, 1, options.implementation)
+        began = time.perf_counter()
+        self.tokenizer = load_tokenizer(name)
+        self.load_seconds = time.perf_counter() - began
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.tokenizer.inner.chat_template is not None
 
-@dataclasses.dataclass(frozen=True)
-class Writer:
-    """A loaded model with the options that it writes by."""
+    def check(self, prompt: Prompt, raw: bool, system: str | None) -> None:
+        """Refuse a prompt that the model cannot answer."""
+        from wisparse_jax.inference import encode_prompt
+        from wisparse_jax.inference.generate import check_request
 
-    options: Writing
-    model: Any
-    tokenizer: Any
-    sampler: Any
-    implementation: str
-    clock: Any
-    load_seconds: float
+        check_request(self.config, [encode_prompt(self.tokenizer, prompt, raw, system)], self.options.max_new_tokens)
 
-    def continues(self, raw: bool = False) -> bool:
-        """Whether a text is continued, not answered."""
-        return raw or self.tokenizer.inner.chat_template is None
+    def load(self) -> None:
+        """Read the weights; what was chosen is said on standard error."""
+        from wisparse_jax.inference import decode_implementation
+        from wisparse_jax.models.loading import load
+        from wisparse_jax.sparsity import apply
 
-    def answer(
-        self,
-        prompt: Any,
-        stop: Sequence[str] = (),
-        raw: bool = False,
-        system: str | None = None,
-    ) -> Answer:
+        began = time.perf_counter()
+        model = load(self.name, weights=self.options.weights)
+        self.model = model if self.plan is None else apply(model, self.plan)
+        self.load_seconds += time.perf_counter() - began
+        thresholds = getattr(self.model, "thresholds", None)
+        asked = self.options.implementation
+        self.implementation = decode_implementation(self.config, self.model.params, thresholds, 1, asked)
+        if self.plan is not None:
+            how = f"sparsity {self.plan.target:g}, decoding by {self.implementation}"
+            print(f"{self.plan.method} plan, {how}", file=sys.stderr)
+
+    def answer(self, prompt: Prompt, stop: Sequence[str] = (), raw: bool = False, system: str | None = None) -> Answer:
         """The answer to a text or a conversation, not yet begun."""
         from wisparse_jax.inference import stream
 
-        options = self.options
-        return stream(
-            self.model,
-            self.tokenizer,
-            prompt,
-            options.max_new_tokens,
-            self.sampler,
-            options.seed,
-            stop,
-            raw,
-            system,
-            self.implementation,
-        )
+        how = (self.options.max_new_tokens, self.sampler, self.options.seed, stop, raw, system, self.implementation)
+        return stream(self.model, self.tokenizer, prompt, *how)
 
-    def timed(self, answer: Answer, show: Callable[[str], object]) -> Timing:
+    def write(self, answer: Answer, show: Callable[[str], object]) -> Timing:
         """Show an answer as it comes, and time it."""
         from wisparse_jax.inference.timing import timed
 
         return timed(answer, self.clock, show)
-
-    def times(self, timing: Timing) -> str:
-        """A line for people."""
-        return f"load {self.load_seconds:.1f} s, {timing}"

@@ -11,13 +11,8 @@ import numpy as np
 
 from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
-<<<<<<< HEAD
 from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
-from wisparse_jax.inference.sampling import GREEDY, Sample
-=======
-from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, Sample, random_key
->>>>>>> files
 from wisparse_jax.models.config import LlamaConfig
 
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
@@ -72,9 +67,10 @@ def generate(
             token ids outside the vocabulary or something else than ids, a negative number of tokens, a seed that is
             none, or an implementation that cannot run here.
     """
-    out: list[list[int]] = [[] for _ in prompts]
+    rows = check_request(model.config, prompts, max_new_tokens)
+    out: list[list[int]] = [[] for _ in rows]
     every = None if on_tokens is None else STREAM_EVERY
-    for new in token_stream(model, prompts, max_new_tokens, sampler, seed, implementation, every):
+    for new in token_stream(model, rows, max_new_tokens, sampler, seed, implementation, every):
         for row, tokens in zip(out, new, strict=True):
             row.extend(tokens)
         if on_tokens is not None:
