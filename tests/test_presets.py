@@ -4,9 +4,9 @@ import tomllib
 
 import pytest
 
+from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.cli import main
 from wisparse_jax.presets import description, presets, settings_file
-from wisparse_jax.search import SearchSettings, read_settings
 
 
 def test_the_presets_are_the_files_at_the_top(repository):
@@ -37,7 +37,8 @@ def test_the_command_lists_them(capsys):
         "default",
         "paper",
     ]
-    assert "256 candidates on 512 tokens: 131,072 tokens forwarded" in out
+    assert "8,192 tokens of text. wisparse-plus: 550 steps of the basis, gradients of 4,096 tokens" in out
+    assert "wisparse: 256 candidates on 512 tokens each." in out
 
 
 def test_an_unknown_name_is_a_missing_file(tmp_path, capsys):

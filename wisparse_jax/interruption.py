@@ -88,18 +88,23 @@ def leave(code: int, line: str | None = None) -> NoReturn:
 def _wait(receiving: int) -> None:
     number = os.read(receiving, 1)[0]
     _decision.acquire()
+    # Threads whose files vanish would complain at length until the process is gone.
+    errors = 2
+    with contextlib.suppress(OSError):  # standard error may be closed
+        errors = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _remove_all()
-    _last_line(f"wisparse: {WORDS[number]}")
+    _last_line(f"wisparse: {WORDS[number]}", errors)
     os._exit(128 + number)
 
 
-def _last_line(line: str | None) -> None:
+def _last_line(line: str | None, errors: int = 2) -> None:
     # By the file descriptor: another thread may hold the lock of sys.stderr.
     with contextlib.suppress(OSError):
         if _bar_shown():
-            os.write(2, b"\r\x1b[K" if os.isatty(2) else b"\n")
+            os.write(errors, b"\r\x1b[K" if os.isatty(errors) else b"\n")
         if line is not None:
-            os.write(2, (line + "\n").encode("utf-8", "backslashreplace"))
+            os.write(errors, (line + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _bar_shown() -> bool:
@@ -110,24 +115,36 @@ def _bar_shown() -> bool:
 
 
 def _remove(name: str) -> None:
+    with _decision:  # one thread at a time: while it lasts the process does not end
+        _remove_now(name)
+
+
+def _remove_now(name: str) -> None:
     import shutil
     import time
 
-    for attempt in range(20):  # a thread that writes on may put something new there
-        if not os.path.lexists(name):
-            return
+    aside: set[str] = set()
+    clean = 0
+    for attempt in range(50):  # a thread that writes on may put something new there, or in what was moved aside
         time.sleep(0.01 * (attempt > 0))
-        # Under another name it grows no more while it is being removed.
-        aside = f"{name}.removed{attempt}"
-        try:
-            os.rename(name, aside)
-        except OSError:
-            aside = name
-        if os.path.isdir(aside) and not os.path.islink(aside):
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
+        if os.path.lexists(name):
+            # Under another name it grows no more while it is being removed.
+            other = f"{name}.removed{attempt}"
+            try:
+                os.rename(name, other)
+            except OSError:
+                other = name
+            aside.add(other)
+        aside = {path for path in aside if os.path.lexists(path)}
+        clean = 0 if aside else clean + 1
+        if clean == 3 or (attempt == 0 and not aside):
+            return
+        for path in aside:
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
 
 @atexit.register

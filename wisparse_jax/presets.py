@@ -38,7 +38,6 @@ def description(file: Path) -> str:
 
 
 def _cost(file: Path) -> int:
-    from wisparse_jax.search.settings import read_settings
+    from wisparse_jax.calibration import read_settings
 
-    settings = read_settings(file)
-    return settings.population * settings.generations * settings.block_tokens
+    return read_settings(file).tokens

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.cli import main
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.search import SearchSettings
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'wisparse-jax[eval]'")
 
@@ -192,10 +192,9 @@ def test_a_missing_harness_is_one_line(monkeypatch, capsys):
 def test_a_loaded_model_needs_its_tokenizer(sparse, tokenizer):
     from wisparse_jax.evaluation.harness import WisparseLM
 
-    with pytest.raises(WisparseError, match="tokenizer: expected one beside a loaded model"):
-        WisparseLM(sparse)
-    with pytest.raises(WisparseError, match="plan: the model has one already"):
-        WisparseLM(sparse, tokenizer, plan="plan")
+    for arguments in ({}, {"tokenizer": tokenizer, "plan": "plan"}):
+        with pytest.raises(WisparseError, match="a loaded model: expected its tokenizer beside it, and no plan"):
+            WisparseLM(sparse, **arguments)
 
 
 DATA = os.environ.get("WISPARSE_DATA")

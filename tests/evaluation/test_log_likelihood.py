@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.log_likelihood import Request, score_continuations
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.forward import empty_cache
-from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import apply
 from wisparse_jax.testing import count_compilations
 
@@ -32,14 +33,14 @@ def sparse(tiny_model, tiny_tokens):
 
 def token_by_token(model, request, share):
     """The last `share` of the context's tokens sparse, and all that follow."""
-    config, thresholds = model.config, getattr(model, "thresholds", None)
+    config, rules = model.config, getattr(model, "rules", None)
     tokens = [*request.context, *request.continuation][-65:]
     prompt = len(tokens) - len(request.continuation)
     dense = prompt - round(prompt * share)
     cache, total, greedy = empty_cache(config, 1, 64, jnp.float32), 0.0, True
     step = jax.jit(token_logits, static_argnums=0)
     for at, token in enumerate(tokens[:-1]):
-        used = None if at < dense else thresholds
+        used = None if at < dense else rules
         logits, cache = step(config, model.params, jnp.array([token]), jnp.int32(at), jnp.array([0]), cache, used)
         if at + 1 >= prompt:
             total += float(jax.nn.log_softmax(logits[0])[tokens[at + 1]])

@@ -187,7 +187,18 @@ def test_special_tokens_outside_the_vocabulary_are_none() -> None:
     assert dataclasses.replace(config, eos_token_ids=(7, 2**33)).eos_token_ids == (7,)
 
 
-@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "max_position_embeddings"])
-def test_sizes_beyond_int32_are_refused(field: str) -> None:
-    with pytest.raises(ConfigError, match=f"{field}: expected a positive whole number up to 2147483647, found {2**31}"):
-        parse_config({"model_type": "llama", **SIZES, field: 2**31})
+LARGEST = {
+    "hidden_size": 2**31 - 1,
+    "vocab_size": 2**31 - 1,
+    "max_position_embeddings": 2**24,
+    "num_hidden_layers": 4096,
+}
+
+
+@pytest.mark.parametrize("field", LARGEST)
+@pytest.mark.parametrize("times", [1, 10**4])
+def test_sizes_that_no_model_has_are_refused_at_once(field: str, times: int) -> None:
+    value = (LARGEST[field] + 1) * times
+    message = f"{field}: expected a positive whole number up to {LARGEST[field]}, found {value}"
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"model_type": "llama", **SIZES, field: value})

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 from wisparse_jax.cli import main
 from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.models.checkpoint import convert
-from wisparse_jax.models.loading import load, load_tokenizer, model_fingerprint
+from wisparse_jax.models.fingerprint import model_fingerprint
+from wisparse_jax.models.loading import load, load_tokenizer
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)

@@ -34,7 +34,7 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_a_damaged_tokenizer(folder: Path, text: str) -> None:
     write(folder, "byte level", "<s> $A", NAMED, family=None)
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(WisparseError, match=f"{folder}: the tokenizer is not readable: "):
+    with pytest.raises(WisparseError, match=f"{folder}/tokenizer.json: the tokenizer is not usable: "):
         load_tokenizer(folder)
 
 
@@ -158,5 +158,5 @@ def test_a_damaged_generation_config(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"generation_config\.json: not readable as JSON"):
         read_model_config(folder)
     path.write_text('{"eos_token_id": "</s>"}')
-    with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id: expected .* found '</s>'"):
+    with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id = '</s>': expected a whole number"):
         read_model_config(folder)

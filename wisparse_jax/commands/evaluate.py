@@ -61,7 +61,8 @@ class Evaluate:
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
         model = load(self.model)
-        measured = model if self.weights is None else load(self.model, weights=self.weights)
+        basis = None if plan is None or self.weights is None else plan.basis
+        measured = model if self.weights is None else load(self.model, weights=self.weights, basis=basis)
         sparse = None if plan is None else apply(measured, plan)
         if windows is None:
             tokens = 16_384 if self.tokens is None else self.tokens

@@ -11,14 +11,16 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
+        from wisparse_jax.calibration import read_settings
         from wisparse_jax.presets import description, presets
-        from wisparse_jax.search import read_settings
 
         for name, file in presets().items():
             settings = read_settings(file)
+            basis = settings.absolute_steps + settings.skipped_steps + settings.heads_steps
             candidates = settings.population * settings.generations
             print(f"{name}: {description(file)}")
             print(
-                f"  {settings.tokens:,} tokens of text; block budgets from {candidates:,} candidates on "
-                f"{settings.block_tokens:,} tokens: {candidates * settings.block_tokens:,} tokens forwarded"
+                f"  {settings.tokens:,} tokens of text. wisparse-plus: {basis:,} steps of the basis, gradients of "
+                f"{settings.gradient_tokens:,} tokens, {settings.bias_steps:,} steps of the biases. wisparse: "
+                f"{candidates:,} candidates on {settings.block_tokens:,} tokens each."
             )

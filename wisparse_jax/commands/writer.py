@@ -84,15 +84,18 @@ class Writer:
         """Read the weights; what was chosen is said on standard error."""
         from wisparse_jax.inference import decode_implementation
         from wisparse_jax.models.loading import load
-        from wisparse_jax.sparsity import apply
+        from wisparse_jax.sparsity import load_sparse
 
         began = time.perf_counter()
-        model = load(self.name, weights=self.options.weights)
-        self.model = model if self.plan is None else apply(model, self.plan)
+        weights = self.options.weights
+        self.model = (
+            load(self.name, weights=weights)
+            if self.plan is None
+            else load_sparse(self.name, self.plan, weights=weights)
+        )
         self.load_seconds += time.perf_counter() - began
-        thresholds = getattr(self.model, "thresholds", None)
-        asked = self.options.implementation
-        self.implementation = decode_implementation(self.config, self.model.params, thresholds, 1, asked)
+        rules, asked = getattr(self.model, "rules", None), self.options.implementation
+        self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)
         if self.plan is not None:
             how = f"sparsity {self.plan.target:g}, decoding by {self.implementation}"
             print(f"{self.plan.method} plan, {how}", file=sys.stderr)

@@ -35,10 +35,11 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.log_likelihood import TOKENS_AT_ONCE, Request, score_continuations
 from wisparse_jax.inference import Sample
 from wisparse_jax.inference.generate import token_stream
+from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.loading import load, load_tokenizer, model_fingerprint
+from wisparse_jax.models.loading import load, load_tokenizer
 from wisparse_jax.models.tokenizer import Tokenizer
-from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
+from wisparse_jax.sparsity import SparseLlama, SparsityPlan, load_sparse
 
 
 class WisparseLM(TemplateLM):
@@ -79,18 +80,18 @@ class WisparseLM(TemplateLM):
         device: str | None = None,
     ):
         super().__init__()
-        if isinstance(pretrained, str):
-            self.name = pretrained
-            self.model = load(pretrained, dtype=dtype, weights=weights)
-            tokenizer = load_tokenizer(pretrained) if tokenizer is None else tokenizer
-        else:
+        self.model: Llama | SparseLlama
+        if not isinstance(pretrained, str):
             self.name, self.model = type(pretrained).__name__, pretrained
-        if tokenizer is None:
-            raise WisparseError("tokenizer: expected one beside a loaded model, found none")
-        if plan is not None:
-            if isinstance(self.model, SparseLlama):
-                raise WisparseError("plan: the model has one already")
-            self.model = apply(self.model, SparsityPlan.load(plan))
+            if tokenizer is None or plan is not None:
+                raise WisparseError("a loaded model: expected its tokenizer beside it, and no plan but its own")
+        else:
+            self.name = pretrained
+            if plan is None:
+                self.model = load(pretrained, dtype, weights)
+            else:
+                self.model = load_sparse(pretrained, SparsityPlan.load(plan), dtype, weights)
+            tokenizer = load_tokenizer(pretrained) if tokenizer is None else tokenizer
         self.weights = weights
         self.tokenizer = tokenizer.inner
         self.sparse_prefill, self.tokens_at_once, self.max_gen_toks = sparse_prefill, tokens_at_once, max_gen_toks
@@ -124,16 +125,13 @@ class WisparseLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results say about the model."""
-        dense = self.model.model if isinstance(self.model, SparseLlama) else self.model
-        plan = self.model.plan if isinstance(self.model, SparseLlama) else None
-        info: dict[str, Any] = {
-            "model_name": self.name,
-            "model_fingerprint": model_fingerprint(dense),
-            "model_dtype": str(dense.dtype),
-            "weights": self.weights,
-        }
-        if plan is not None:
-            info |= {"sparse_method": plan.method, "sparsity": plan.target, "sparse_prefill": self.sparse_prefill}
+        info: dict[str, Any] = {"model_name": self.name, "model_dtype": str(self.model.params["embed"].dtype)}
+        info["weights"] = self.weights
+        if isinstance(self.model, Llama):
+            return info | {"model_fingerprint": model_fingerprint(self.model)}
+        info["sparse_prefill"] = self.sparse_prefill
+        if (plan := self.model.plan) is not None:
+            info |= {"model_fingerprint": plan.fingerprint, "sparse_method": plan.method, "sparsity": plan.target}
         return info
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -195,7 +193,7 @@ class WisparseLM(TemplateLM):
 
     def _texts(self, prompts: list[list[int]], asked: dict[str, Any]) -> list[str]:
         options = normalize_gen_kwargs(dict(asked), self.max_gen_toks)
-        new, until = options["max_gen_toks"], list(options.get("until") or [])
+        new, until = options.get("max_gen_toks", self.max_gen_toks), list(options.get("until") or [])
         until = handle_stop_sequences(until, eos=self.tokenizer.decode(self.eot_token_id))
         if new >= self.max_length:
             raise WisparseError(f"max_gen_toks = {new}: leaves no room for a prompt in {self.max_length} tokens")

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.generate import Generator
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.forward import Params, Thresholds, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.forward import Params, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.rules import Rules
 
 TOKENS_AT_ONCE = 2048
 SMALLEST = 8  # tokens of the smallest shape; the others are powers of two
@@ -57,8 +58,8 @@ def score_continuations(
     """
     if not 0 <= sparse_prefill <= 1:
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: expected a share from 0 to 1")
-    thresholds = getattr(model, "thresholds", None)
-    share = 1.0 if thresholds is None else sparse_prefill
+    rules = getattr(model, "rules", None)
+    share = 1.0 if rules is None else sparse_prefill
     rows = [_row(model.config, number, request, share) for number, request in enumerate(requests)]
     from tqdm import tqdm
 
@@ -66,7 +67,7 @@ def score_continuations(
     with tqdm(total=len(rows), desc="scoring", disable=not progress, leave=False) as bar:
         for (dense, rest, scored), batch in _batches(rows, tokens_at_once):
             arrays = _padded(batch, dense, rest, scored)
-            total, greedy = _score(model.config, dense, model.params, *arrays, thresholds)
+            total, greedy = _score(model.config, dense, model.params, *arrays, rules)
             for row, value, best in zip(batch, np.asarray(total), np.asarray(greedy), strict=False):
                 scores[row.number] = (float(value), bool(best))
             bar.update(len(batch))
@@ -129,7 +130,7 @@ def _score(
     start: Int[Array, " batch"],
     slots: Int[Array, "batch scored"],
     targets: Int[Array, "batch scored"],
-    thresholds: Thresholds | None,
+    rules: Rules | None,
 ) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
     """Sums of the targets' log-probabilities, and whether all are the most likely tokens; `dense` slots run dense."""
     batch, length = tokens.shape
@@ -141,7 +142,7 @@ def _score(
         parts.append(hidden)
     if length > dense:
         rest = layout(config, batch, length - dense, dense, start)
-        parts.append(hidden_states(config, params, tokens[:, dense:], rest, cache, thresholds)[0])
+        parts.append(hidden_states(config, params, tokens[:, dense:], rest, cache, rules)[0])
     logits = head(params, jnp.take_along_axis(jnp.concatenate(parts, axis=1), slots[..., None], axis=1))
     real = targets >= 0
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]

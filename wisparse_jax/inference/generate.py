@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, Sample, random_key
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.tokens import token_row
 
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
 STREAM_EVERY = 8
@@ -23,7 +24,7 @@ NEW_TOKENS = 128
 
 @runtime_checkable
 class Generator(Protocol):
-    """A model that can write: a `Llama`, or a `SparseLlama`, whose `thresholds` apply to every decoded token."""
+    """A model that can write: a `Llama`, or a `SparseLlama`, whose `rules` apply to every decoded token."""
 
     @property
     def config(self) -> LlamaConfig:
@@ -45,7 +46,7 @@ def generate(
     on_tokens: Callable[[list[list[int]]], None] | None = None,
     implementation: str | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt; the prompt runs dense, every new token with the model's thresholds, if it has any.
+    """Continue each prompt; the prompt runs dense, every new token by the model's rules, if it has any.
 
     Prompts, batch and cache are padded to powers of two, so that another prompt of the same bucket compiles nothing,
     and neither does another sampler, seed or number of tokens.
@@ -80,7 +81,7 @@ def generate(
 
 def token_stream(
     model: Generator,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Int32[np.ndarray, " _"]],
     max_new_tokens: int,
     sampler: Sample = GREEDY,
     seed: int = 0,
@@ -108,9 +109,9 @@ def token_stream(
     # Only NumPy and transfers between the compiled calls: an eager operation would compile anew for every new shape.
     stops = jnp.asarray(np.asarray(config.eos_token_ids or (-2,), np.int32))
     values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
-    params, thresholds = model.params, getattr(model, "thresholds", None)
+    params, rules = model.params, getattr(model, "rules", None)
 
-    chosen = decode_implementation(config, params, thresholds, batch, implementation)
+    chosen = decode_implementation(config, params, rules, batch, implementation)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     at = 0
     while True:
@@ -122,49 +123,34 @@ def token_stream(
         if at >= max_new_tokens or finished:
             return
         until = max_new_tokens if every is None else min(max_new_tokens, at + max(every, tokens_together()))
-        state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
 
 
-def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[list[int]]:
+def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[Int32[np.ndarray, " _"]]:
     """The prompts as `generate` runs them; refuses what it refuses, and needs no weights for that.
 
     Raises:
         WisparseError: see `generate`.
     """
     check_count(max_new_tokens, "max-new-tokens", least=0)
-    rows = _listed(prompts, "prompts: expected a list of lists of token ids")
-    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(rows)]
+    if isinstance(prompts, str | bytes):
+        raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
+    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(prompts)]
 
 
-def _checked(config: LlamaConfig, prompt: Any, row: int, new: int) -> list[int]:
-    expected = f"prompt {row}: expected a list of token ids"
-    ids = _listed(prompt, expected)
-    if not ids:
+def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:
+    prompt = token_row(ids, config.vocab_size, f"prompt {row}")
+    if not len(prompt):
         if not config.bos_token_ids:
             raise WisparseError(
                 f"prompt {row} is empty, and the model has no beginning-of-sequence token to start from"
             )
-        ids = [config.bos_token_ids[0]]
-    if len(ids) + new > config.context:
+        prompt = np.asarray([config.bos_token_ids[0]], np.int32)
+    if len(prompt) + new > config.context:
         raise WisparseError(
             f"prompt {row} has {len(ids)} tokens; with {new} new ones it exceeds the context of {config.context}"
         )
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int | np.integer):
-            raise WisparseError(f"{expected}, found {type(token).__name__} {token!r:.40} in it")
-        if not 0 <= token < config.vocab_size:
-            raise WisparseError(f"prompt {row}: token id {token} is outside the vocabulary of {config.vocab_size}")
-    return [int(token) for token in ids]
-
-
-def _listed(value: Any, expected: str) -> list[Any]:
-    if isinstance(value, str | bytes):
-        raise WisparseError(f"{expected}, found text; encode of the model's tokenizer makes ids of it")
-    if isinstance(value, np.ndarray | jax.Array):
-        value = np.asarray(value).tolist()
-    if not isinstance(value, Sequence):
-        raise WisparseError(f"{expected}, found {type(value).__name__} {value!r:.40}")
-    return list(value)
+    return prompt
 
 
 def _bucket(size: int, largest: int | None, smallest: int = SMALLEST_BUCKET) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.files import read_json, shown
 from wisparse_jax.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -15,7 +16,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
 _KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 _BOS, _EOS = {"llama": 1, "mistral": 1}, {"llama": 2, "mistral": 2}
-_LARGEST = 2**31 - 1  # positions, token ids and sizes are int32
+_LARGEST = 2**31 - 1  # sizes are int32
+# What no weights speak against: far beyond any model there is; positions are exact in float32 up to 2**24.
+_LARGEST_OF = {"num_hidden_layers": 4096, "max_position_embeddings": 2**24}
 
 # Layers of a block in the order they run; each reads one of four inputs.
 LAYERS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -86,15 +89,10 @@ def read_config(path: str | Path) -> LlamaConfig:
         ConfigError: not readable, not JSON, or a model that is not supported; names the field and its value.
     """
     path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a model folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    path = path / "config.json" if os.path.isdir(path) else path
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such file; a model folder holds a config.json")
+    raw = read_json(path, dict[str, Any], ConfigError)
     try:
         return parse_config(raw)
     except ConfigError as error:
@@ -186,17 +184,18 @@ def _windows(raw: dict[str, Any], family: str, blocks: int) -> tuple[int | None,
         raise ConfigError(f"layer_types = {types!r}: expected a list of {blocks} names")
     known: dict[Any, int | None] = {"sliding_attention": window, "full_attention": None}
     for name in types:
-        if name not in known:
-            raise ConfigError(f"layer_types holds {name!r}; expected {' or '.join(known)}")
+        if not isinstance(name, str) or name not in known:
+            raise ConfigError(f"layer_types holds {shown(name)}; expected {' or '.join(known)}")
     return tuple(known[name] for name in types)
 
 
 def _size(raw: dict[str, Any], field: str, default: int | None = None) -> int:
     value = raw.get(field)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
-        found = "nothing" if field not in raw else repr(raw[field])
-        raise ConfigError(f"{field}: expected a positive whole number up to {_LARGEST}, found {found}")
+    largest = _LARGEST_OF.get(field, _LARGEST)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        found = "nothing" if field not in raw else shown(raw[field])
+        raise ConfigError(f"{field}: expected a positive whole number up to {largest}, found {found}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ _PLAIN = ("gpt-2",)
 _WHOLE_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")
 
 
-def write_tokenizer(file: GgufFile, folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat templates of a GGUF file into a folder.
+def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
+    """tokenizer.json, tokenizer_config.json and the chat templates of a GGUF file, by name.
 
     Raises:
         WisparseError: the file holds no tokenizer, or one of a kind that is not supported; names the key.
@@ -62,7 +63,10 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         templates["default"] = default
     if templates:
         wrapped.chat_template = templates["default"] if list(templates) == ["default"] else templates
-    wrapped.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        wrapped.save_pretrained(folder)
+        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _adds_bos(file: GgufFile, model: str) -> bool:

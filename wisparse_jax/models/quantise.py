@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.fingerprint import fingerprint
+from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.forward import Params
 from wisparse_jax.models.llama import Llama
 
@@ -40,5 +40,5 @@ def quantise_params(params: Params) -> Params:
 def quantise(model: Llama) -> Llama:
     """The model with int8 block linears; plans made for the model apply to it."""
     made = Llama.from_params(model.config, quantise_params(model.params))
-    made.fingerprint = model.fingerprint or fingerprint(model.config, model.params)
+    made.fingerprint, made.basis_digest = model_fingerprint(model), model.basis_digest
     return made

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.tokenizer_check import check_tokenizer, contained
 
 # What a folder's tokenizer is made of; any one of the first three is enough to build it.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -84,10 +85,14 @@ class Tokenizer:
             raise WisparseError(
                 f"not UTF-8 text: found {text[error.start]!a}, which is no character, at position {error.start}"
             ) from None
-        return list(self.inner.encode(text, add_special_tokens=False))
+        with contained("the tokenizer cannot encode this text"):
+            return list(self.inner.encode(text, add_special_tokens=False))
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.inner.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with contained("the tokenizer cannot decode these tokens"):
+            return self.inner.decode(
+                [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
 
     def _probes(self) -> Iterator[str]:
         """Short texts, one of which has a token in any vocabulary."""
@@ -113,11 +118,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    try:
+    check_tokenizer(folder, FILES)
+    with contained(f"{folder}: the tokenizer is not readable"):
         # Books are encoded whole and cut into windows: the length that a tokenizer warns beyond means nothing here.
         inner = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, model_max_length=sys.maxsize
         )
-        return Tokenizer(inner)
-    except Exception as error:  # the Rust tokenizers raise a bare Exception for a damaged file
-        raise WisparseError(f"{folder}: the tokenizer is not readable: {error}") from None
+    return Tokenizer(inner)
