@@ -23,8 +23,7 @@ from safetensors.numpy import load_file, save_file
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.models import checkpoint
 from wisparse_jax.models.checkpoint import convert
-from wisparse_jax.models.fingerprint import flat
-from wisparse_jax.models.fingerprint import model_fingerprint
+from wisparse_jax.models.fingerprint import flat, model_fingerprint
 from wisparse_jax.models.loading import load
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)
