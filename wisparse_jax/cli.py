@@ -92,6 +92,7 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
             _check_words(given)
             program = tyro.cli(Program, args=given, prog="wisparse")
         use_compilation_cache(program.compilation_cache)
+        _check_environment(program.command)
         program.command.run()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -125,17 +126,47 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
 
 
+def _check_environment(command: object) -> None:
+    """Refuse settings of JAX that the commands cannot run under, and a platform that is not there, by their names.
+
+    Raises:
+        WisparseError: with the variable and its value.
+    """
+    searches = isinstance(command, Calibrate | Demo)
+    for names, refused, reason in _JAX_SETTINGS:
+        for name in names.split():
+            value = os.environ.get(name, "")
+            if value.lower() in refused and (searches or name not in _OF_THE_SEARCH):
+                raise WisparseError(f"{name} = {value}: {reason}; unset it for this command")
+    asked = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+    if asked:
+        import jax
+
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:
+            reason = (str(error).strip() or "no such device here").splitlines()[0]
+            raise WisparseError(f"{asked[0]} = {os.environ[asked[0]]}: JAX cannot run there: {reason}") from None
+
+
+_ON = ("1", "t", "true", "y", "yes", "on")
+_OF_THE_SEARCH = ("JAX_DEBUG_NANS", "JAX_DEBUG_INFS")
+_GUARDS = "JAX_TRANSFER_GUARD JAX_TRANSFER_GUARD_HOST_TO_DEVICE JAX_TRANSFER_GUARD_DEVICE_TO_HOST"
+# Variables, the values that are refused, and why.
+_JAX_SETTINGS = (
+    ("JAX_ENABLE_X64", _ON, "this library computes with 32 bits"),
+    (_GUARDS, ("disallow", "disallow_explicit"), "weights and tokens are moved between the host and the device"),
+    ("JAX_NUMPY_RANK_PROMOTION", ("raise",), "arrays of different ranks are combined here"),
+    ("JAX_DEBUG_KEY_REUSE", _ON, "JAX takes a key for each step of a loop for one that is used again"),
+    (" ".join(_OF_THE_SEARCH), _ON, "the search starts from values that are not finite"),
+)
+
+
 def _surroundings(error: Exception) -> str | None:
     """Why the machine that the command runs on, not the command, has failed; None for anything else."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, RuntimeError):
-        if "Unable to initialize backend" in first or "Unknown backend" in first:
-            asked = next(
-                (f"{n} = {os.environ[n]}: " for n in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if n in os.environ), ""
-            )
-            return f"{asked}{first}"
-        if "RESOURCE_EXHAUSTED" in first:
-            return f"out of memory: {first}"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in first:
+        return f"out of memory: {first}"
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror is not None:

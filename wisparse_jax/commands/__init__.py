@@ -3,12 +3,3 @@
 Nothing heavy is imported before a command runs, so that `--help` is quick. What can be refused is refused before a
 model is loaded.
 """
-
-from __future__ import annotations
-
-from pathlib import Path
-
-
-def plan_folder(path: Path) -> Path:
-    """The folder of a plan, of which the file in it may be named."""
-    return path.parent if path.name == "plan.json" and path.is_file() else path

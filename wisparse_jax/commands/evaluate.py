@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from wisparse_jax.commands import plan_folder
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -51,7 +49,7 @@ class Evaluate:
         check_kinds(weights=self.weights)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
-        plan = None if self.plan is None else SparsityPlan.load(plan_folder(self.plan))
+        plan = None if self.plan is None else SparsityPlan.load(self.plan)
         config = read_model_config(resolve(self.model))
         window = min(config.context, 2048) if self.window is None else self.window
         if check_count(window, "window, in tokens", least=2) > config.context:

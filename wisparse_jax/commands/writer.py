@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wisparse_jax.commands import plan_folder
-
 if TYPE_CHECKING:
     from wisparse_jax.inference.text import Answer
     from wisparse_jax.inference.timing import Timing
@@ -60,7 +58,7 @@ class Writer:
         self.sampler = Sample(options.temperature, options.top_k, options.top_p)
         check_seed(options.seed)
         check_kinds(weights=options.weights)
-        self.plan = None if options.plan is None else SparsityPlan.load(plan_folder(options.plan))
+        self.plan = None if options.plan is None else SparsityPlan.load(options.plan)
         self.config = read_model_config(resolve(name))
         if self.plan is None:
             decode_implementation(self.config, {}, None, 1, options.implementation)

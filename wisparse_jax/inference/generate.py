@@ -135,7 +135,11 @@ def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> lis
     check_count(max_new_tokens, "max-new-tokens", least=0)
     if isinstance(prompts, str | bytes):
         raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
-    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(prompts)]
+    try:
+        rows = list(prompts)
+    except TypeError:
+        raise WisparseError(f"prompts: expected lists of token ids, found {type(prompts).__name__}") from None
+    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(rows)]
 
 
 def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:
@@ -148,7 +152,7 @@ def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndar
         prompt = np.asarray([config.bos_token_ids[0]], np.int32)
     if len(prompt) + new > config.context:
         raise WisparseError(
-            f"prompt {row} has {len(ids)} tokens; with {new} new ones it exceeds the context of {config.context}"
+            f"prompt {row} has {len(prompt)} tokens; with {new} new ones it exceeds the context of {config.context}"
         )
     return prompt
 
