@@ -182,6 +182,24 @@ def test_the_command_prints_the_harness_table(sparse, tmp_path, capsys):
     assert json.loads(written.read_text())["config"]["sparse_prefill"] == 0.5
 
 
+def test_evaluate_has_a_short_form(monkeypatch, sparse, tmp_path, capsys):
+    """The same command line as somebody would give the harness."""
+    from wisparse_jax.commands import lm_eval as command
+
+    given = []
+    monkeypatch.setattr(command, "run_harness", given.append)
+    sparse.plan.save(tmp_path / "plan")
+    main(["evaluate", "demo", "--tasks", "blimp,arc_easy"])
+    main(["evaluate", "demo", "--tasks", "blimp", "--plan", str(tmp_path / "plan"), "--sparse-prefill", "0.25"])
+    plain, full = given
+    assert plain == ["run", "--model_args", "pretrained=demo", "--tasks", "blimp,arc_easy"]
+    assert full[2:5] == ["pretrained=demo", f"plan={tmp_path / 'plan'}", "sparse_prefill=0.25"]
+    for wrong in ([], ["--tasks", "blimp", "--text", "self"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "demo", *wrong])
+        assert "expected either --text FILE or --tasks NAMES" in capsys.readouterr().err
+
+
 def test_a_missing_harness_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     with pytest.raises(SystemExit) as caught:
