@@ -53,7 +53,7 @@ def lm(sparse, tokenizer):
 def caches(tmp_path_factory):
     """Nothing is left in the user's own caches."""
     patch = pytest.MonkeyPatch()
-    import datasets
+    import datasets.config  # pyright: ignore[reportMissingImports]
 
     folder = str(tmp_path_factory.mktemp("datasets"))
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
@@ -82,7 +82,7 @@ def write_task(folder: Path, pairs: list[tuple[str, str]], name: str = "pairs") 
 
 
 def run_task(lm, folder, name="pairs"):
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     return lm_eval.simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=True, bootstrap_iters=0)
@@ -133,7 +133,7 @@ def test_a_dense_model_scores_its_logits(demo, tokenizer, tmp_path):
 
 
 def instance(kind, arguments):
-    from lm_eval.api.instance import Instance
+    from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
 

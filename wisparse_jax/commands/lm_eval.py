@@ -32,8 +32,8 @@ def run_harness(arguments: list[str]) -> None:
         WisparseError: lm-evaluation-harness is not installed.
     """
     try:
-        from lm_eval.__main__ import cli_evaluate
-        from lm_eval.api.registry import model_registry
+        from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+        from lm_eval.api.registry import model_registry  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise WisparseError(
             f"lm-eval needs lm-evaluation-harness ({error.name} is missing): pip install 'wisparse-jax[eval]'"

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Type checks run where the harness is not installed, too.
 try:
-    from lm_eval import utils
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import (
+    from lm_eval import utils  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
         handle_stop_sequences,
         has_bos_prefix,
         normalize_gen_kwargs,

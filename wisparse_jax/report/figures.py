@@ -19,14 +19,20 @@ _LINES = ("#2f7fd6", "#e0812a", "#3a9d5d", "#c04a9a", "#8a6fd1", "#b39a1e")
 def draw(figure: Callable[[Plans, Any], Any], plans: Plans, dark: bool = False) -> bytes:
     """A figure of plans as a PNG, at 150 dots an inch."""
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
     page, ink = _COLOURS[dark]
-    style = {"figure.facecolor": page, "axes.facecolor": page, "savefig.facecolor": page, "text.color": ink}
+    style: dict[Any, Any] = {
+        "figure.facecolor": page,
+        "axes.facecolor": page,
+        "savefig.facecolor": page,
+        "text.color": ink,
+    }
     style |= dict.fromkeys(
         ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), ink
     )
-    style |= {"axes.prop_cycle": matplotlib.cycler(color=_LINES), "font.size": 11, "legend.frameon": False}
+    style |= {"axes.prop_cycle": cycler(color=_LINES), "font.size": 11, "legend.frameon": False}
     with matplotlib.rc_context(style):
         canvas = Figure(layout="constrained")
         figure(plans, canvas)
