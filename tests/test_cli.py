@@ -15,8 +15,7 @@ window: 64
 tokens: 128
 statistics_tokens: 64
 search_exponents: false
-search_blocks: false
-search_layers: false
+compare_teal: false
 """
 PROSE = (
     "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import evaluate, split_windows, text_windows
-from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import apply
 
 

@@ -57,7 +57,7 @@ class Evaluate:
         if self.text is None:
             self._run_tasks()
             return
-        config = read_model_config(resolve(self.model))
+        config = read_model_config(resolve(self.model, ("config",)))
         window = min(config.context, 2048) if self.window is None else self.window
         if check_count(window, "window, in tokens", least=2) > config.context:
             raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")

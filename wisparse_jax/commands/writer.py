@@ -59,7 +59,7 @@ class Writer:
         check_seed(options.seed)
         check_kinds(weights=options.weights)
         self.plan = None if options.plan is None else SparsityPlan.load(options.plan)
-        self.config = read_model_config(resolve(name))
+        self.config = read_model_config(resolve(name, ("config",)))
         if self.plan is None:
             decode_implementation(self.config, {}, None, 1, options.implementation)
         began = time.perf_counter()

@@ -85,8 +85,7 @@ def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], st
     """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
     source = hub.resolve(name)
     params, stored = read_params(source, read_config(source))
-    names = [name for name in ("config.json", "generation_config.json", *tokenizer.FILES) if (source / name).exists()]
-    names += [file.relative_to(source).as_posix() for file in sorted((source / tokenizer.TEMPLATES).glob("*.jinja"))]
+    names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
     return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
 
 
@@ -166,7 +165,7 @@ def _digest(data: Any) -> str:
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:
     for name, expected in files.items():
-        if str(Path(name).parent) not in (".", tokenizer.TEMPLATES) or Path(name).name not in name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise WeightsError(f"{folder / MANIFEST}: files: expected names of files in the folder, found {name!r}")
         if _digest(read_bytes(folder / name, WeightsError, LARGEST_FILE)) != expected:
             raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")

@@ -50,7 +50,7 @@ def load(
     check_kinds(dtype, weights)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    folder = hub.resolve(name)
+    folder = hub.resolve(name, ("config", "weights"))
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype, verify)
     if basis is not None:
@@ -83,7 +83,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     Raises:
         WisparseError: no such model, or no usable tokenizer in its folder.
     """
-    return read_tokenizer(hub.resolve(name))
+    return read_tokenizer(hub.resolve(name, ("config", "tokenizer")))
 
 
 def read_model_config(folder: Path) -> LlamaConfig:
