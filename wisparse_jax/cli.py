@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import io
 import os
@@ -13,14 +14,20 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from wisparse_jax.commands.calibrate import Calibrate
+from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
+from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
+from wisparse_jax.commands.presets import Presets
+from wisparse_jax.commands.report import Report
+from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -28,14 +35,29 @@ Command = (
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Methods, subcommand("methods")]
+    | Annotated[Presets, subcommand("presets")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[LmEval, subcommand(LM_EVAL)]
 )
-NAMES = ("demo", "calibrate", "evaluate", "generate", "convert", "methods")
+NAMES = ("demo", "calibrate", "evaluate", "generate", "chat", "convert", "methods", "presets", "report", LM_EVAL)
+REPEATED = ("--stop",)
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
     "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Sparse Llama-family models without training."""
+
+    command: OmitSubcommandPrefixes[Command]
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs from run to run, or `off`; by default that of the environment variable
+    WISPARSE_COMPILATION_CACHE, or one in the user's cache directory."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -64,13 +86,16 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
         # What a terminal's encoding lacks is shown by its code.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if args is None else args
     try:
-        _check_words(sys.argv[1:] if args is None else args)
-        command = tyro.cli(
-            Command, args=args, prog="wisparse", description="Sparse Llama-family models without training."
-        )
-        _check_environment(command)
-        command.run()
+        if given[:1] == [LM_EVAL]:  # its options are the harness's
+            program = Program(LmEval(tuple(given[1:])))
+        else:
+            _check_words(given)
+            program = tyro.cli(Program, args=given, prog="wisparse")
+        use_compilation_cache(program.compilation_cache)
+        _check_environment(program.command)
+        program.command.run()
         if sys.stdout is not None:
             sys.stdout.flush()
     except WisparseError as error:
@@ -99,7 +124,7 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"there is no command {args[0]!r}: {hint}")
     options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
     counts = Counter(option[1].replace("_", "-") for option in options if option)
-    if twice := [name for name, count in counts.items() if count > 1]:
+    if twice := [name for name, count in counts.items() if count > 1 and name not in REPEATED]:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
 
 

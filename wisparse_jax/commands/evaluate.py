@@ -11,12 +11,14 @@ from tyro.conf import Positional
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure perplexity, KL(dense || sparse) and realised sparsity on a text."""
+    """Measure perplexity, KL(dense || sparse) and realised sparsity on a text, or the scores of tasks."""
 
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
-    text: str
+    text: str | None = None
     """A UTF-8 file, or `self` for text that the dense model samples."""
+    tasks: str | None = None
+    """Instead of a text: tasks of lm-evaluation-harness, commas between them; `wisparse lm-eval` has more options."""
     plan: Path | None = None
     """The plan; without one only the dense model is measured."""
     tokens: int | None = None
@@ -44,12 +46,17 @@ class Evaluate:
         from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
 
         # Everything that can be refused is refused before the model is loaded.
+        if (self.text is None) == (self.tasks is None):
+            raise WisparseError("expected either --text FILE or --tasks NAMES")
         check_seed(self.seed)
         check_share(self.sparse_prefill, "sparse-prefill")
         check_kinds(weights=self.weights)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
+        if self.text is None:
+            self._run_tasks()
+            return
         config = read_model_config(resolve(self.model, ("config",)))
         window = min(config.context, 2048) if self.window is None else self.window
         if check_count(window, "window, in tokens", least=2) > config.context:
@@ -84,3 +91,11 @@ class Evaluate:
         show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
         if plan is not None:
             show.print(layer_table(result.sparse[plan.method]))
+
+    def _run_tasks(self) -> None:
+        from wisparse_jax.commands.lm_eval import run_harness
+
+        given = {"pretrained": self.model, "plan": self.plan, "weights": self.weights}
+        given["sparse_prefill"] = None if self.plan is None else self.sparse_prefill
+        words = [f"{name}={value}" for name, value in given.items() if value is not None]
+        run_harness(["run", "--model_args", *words, "--tasks", str(self.tasks)])

@@ -17,8 +17,8 @@ import numpy as np
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.files.reading import LARGE
-from wisparse_jax.models import hub, tokenizer
-from wisparse_jax.models.config import LlamaConfig, read_config
+from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.weights import place, read_weights
@@ -58,17 +58,15 @@ def convert(name: str | Path, out: str | Path) -> None:
     The folder appears whole or not at all, with a digest of every tensor and file in it.
 
     Args:
-        name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
+        name: a folder (in Hugging Face format, or converted), a hub id, `demo`, or a GGUF file, whose quantised
+            tensors become bfloat16.
         out: the new folder; missing folders above it are made.
 
     Raises:
         WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
     check_new_folder(out, WisparseError)
-    source = hub.resolve(name)
-    params, stored = read_params(source, read_config(source))
-    names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
-    files = {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}
+    files, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
         for path, leaf in flat(params).items()
@@ -81,6 +79,26 @@ def convert(name: str | Path, out: str | Path) -> None:
             (folder / name).write_bytes(data)
         _save(folder / WEIGHTS, params, out)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
+    source = hub.resolve(name)
+    params, stored = read_params(source, read_config(source))
+    names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
+    return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
+
+
+def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """The same of a GGUF file."""
+    from wisparse_jax.models.gguf_tokenizer import tokenizer_files
+
+    file = gguf.GgufFile(Path(name).expanduser())
+    raw = gguf.hf_config(file)
+    ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
+    texts = {"config.json": raw, "generation_config.json": ends}
+    files = {name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()}
+    return files | tokenizer_files(file), *gguf.read_gguf(file, parse_config(raw))
 
 
 def read_params(

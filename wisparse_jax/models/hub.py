@@ -32,6 +32,8 @@ def resolve(name: str | Path, parts: Sequence[str] = EVERYTHING) -> Path:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise WisparseError(f"{path} is a GGUF file: make a model folder of it first: wisparse convert {path} OUT")
     if name and path.exists():
         raise WisparseError(f"{path} is a file: expected a model folder, a hub id (org/name) or '{DEMO}'")
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
