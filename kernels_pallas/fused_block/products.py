@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from kernels_pallas.fused_block.base import Base
-from kernels_pallas.fused_block.layout import BATCHES, ENTRIES, LOAD, MOST_CHANNELS, QUAD, WARP
+from kernels_pallas.fused_block.layout import BATCHES, ENTRIES, LOAD, MOST_CHANNELS, QUAD, SET, WARP
 
 BATCH = 4 * QUAD + 2  # words of one: the rows, and their values
 ADDED_AT_ONCE = 5  # rows of a column whose sums are read together
@@ -23,28 +23,35 @@ class Products(Base):
 
         def mine() -> list[Any]:
             total = self.column_sum(task, start + column)
-            if self.shape.item == 1:
+            if self.integers:
                 finite, plain = m.absolute(total) < math.inf, lambda: [self.plain_sum(task, of_second, column)]
                 (total,) = m.choose(finite, "f", lambda: [total], plain)
+                which = m.select(of_second, m.integer(1), m.integer(0))
+                if self.grouped:
+                    layers = m.select(self.gating, m.integer(2), m.integer(1))
+                    which = which + self.set_of(column // self.each) * layers
+                total = total * m.as_float(m.read(self.place("norms", which)))
+            if self.shape.kind == "int8":
                 total = total * m.as_float(m.read(self.place("scales", self.thread)))
             return [total]
 
         return m.choose(self.thread < task.columns * task.lists, "f", mine, lambda: [m.number(0.0)])[0]
 
     def plain_sum(self, task: Any, of_second: Any, column: Any) -> Any:
-        """The sum of a column of int8 weights, entry by entry: for infinite values, of which `put_sums` makes NaNs."""
-        m = self.m
+        """The sum of a column of integers, entry by entry: for infinite values, of which `put_sums` makes NaNs."""
+        m, bits = self.m, self.shape.bits
         base = m.read_address(m.select(of_second, self.where("kernel_up"), self.where("kernel_q", task.entry)))
-        entries = self.place("lists", self.list_start(of_second))
-        byte = task.start + column
-        word, shift = byte & -4, (byte & 3) * 8
+        start = self.list_start(of_second)
+        if self.grouped:
+            start = start + self.set_of(column // self.each) * task.other
+        entries = self.place("lists", start)
+        place = column * bits
+        word, shift = task.start + (place >> 5) * 4, place & 31
 
         def add(i: Any, carry: list[Any]) -> list[Any]:
             entry = m.read(entries + i * 4)
             weights = m.load(base + (entry & 0xFFFF) * task.stride + word)
-            # As the lowest byte of the float32 2^23, 128 too much.
-            weight = m.as_float(((weights >> shift) & 0xFF ^ 0x80) | 0x4B000000) - (2.0**23 + 128)
-            return [carry[0] + m.as_float(entry & -65536) * weight]
+            return [carry[0] + m.upper_half(entry) * self.format.number(m, weights, shift)]
 
         count = m.read(self.place("ends", m.select(of_second, m.integer(1), m.integer(0))))
         return m.loop(count, [m.number(0.0)], add)[0]
@@ -52,20 +59,23 @@ class Products(Base):
     def multiply(self, task: Any, counts: list[Any]) -> None:
         """Leave the sums of value times weight over each list for `total`.
 
-        Four lanes have one vector of columns and 16 rows of it, which the tensor cores multiply with the 16 values:
-        each four is a column of values of its own, and of what the warp's product has only its diagonal is wanted.
-        While some rows are being multiplied, as many more are on their way.
+        Four lanes have one vector of columns and 16 rows of it, and a set of four such fours has the same rows. The
+        tensor cores multiply the vectors of a warp's eight fours, two columns at a time, with the values; the values of
+        one four of each set are taken in turn and zeros for the others, so that what comes out has a place for each of
+        four pairs of columns. While some rows are being multiplied, as many more are on their way.
         """
         m = self.m
         weights = [self.where("kernel_q", task.entry), self.where("kernel_up")]
         quad = self.thread // QUAD
         row = (quad * task.narrow) >> 16
         vector = quad - row * task.width
-        offset = task.start + vector * LOAD
+        # Vectors that make up a whole set are those of the last one again, and belong to no column.
+        offset = task.start + m.least(vector, task.columns // self.each - 1) * LOAD
         mine = m.select(row < task.rows, row * ENTRIES + self.lane % QUAD * QUAD, m.integer(MOST_CHANNELS))
+        own_list = self.set_of(vector) * task.other if self.grouped else m.integer(0)
         full = task.rows * task.width >= (self.warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
         turns = [m.high_product(count + (task.step * BATCHES - 1), task.share) for count in counts]
-        scale, unscale = self.value_scale()
+        in_turn = [(self.lane // QUAD % SET).equals(k) for k in range(SET)]
 
         def fetch(turn: Any, batch: int) -> list[Any]:
             # Turns go on from gate's list to up's.
@@ -73,7 +83,7 @@ class Products(Base):
             own = m.select(second, turn - turns[0], turn)
             before = (own * BATCHES + batch) * task.step
             count = m.select(second, counts[1], counts[0])
-            place = self.place("lists", self.list_start(second) + before + mine)
+            place = self.place("lists", self.list_start(second) + own_list + before + mine)
             base = m.read_address(m.select(second, weights[1], weights[0])) + offset
 
             def rows(entries: list[Any], real: Any = None) -> list[Any]:
@@ -87,7 +97,8 @@ class Products(Base):
             # A branch of its own for the usual case: fewer instructions.
             all_real = full & (count >= before + task.step)
             words = m.choose(all_real, "i" * (QUAD + 4 * QUAD), lambda: rows(m.read_four(place)), some)
-            return [*words[QUAD:], *self.values(words[:QUAD], scale)]
+            # The entries' upper halves, the values, as the tensor cores take them.
+            return [*words[QUAD:], *(m.permute(words[k], words[k + 1], 0x7632) for k in (0, 2))]
 
         def one_turn(turn: Any, left: Any, carry: list[Any], batch: int = 0) -> list[Any]:
             # So many batches are on their way while one is multiplied, and the compiler shall not put that off.
@@ -98,7 +109,7 @@ class Products(Base):
             out = [*carry, *[None] * (held + BATCH * BATCHES - len(carry))]
             to, at = held + ahead % BATCHES * BATCH, held + batch * BATCH
             out[to : to + BATCH] = new
-            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH])
+            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH], in_turn)
             if batch + 1 == BATCHES:
                 return out
             more = left >= task.step * (batch + 1) + 1
@@ -118,71 +129,40 @@ class Products(Base):
                 [*zero, *ahead],
                 lambda turn, carry: one_turn(turn + before, count - turn * (task.step * BATCHES), carry),
             )
-            self.put_sums(carry[:held], layer * (self.threads // QUAD) + quad, unscale)
+            self.put_sums(carry[:held], layer * (self.threads // QUAD) + quad)
             return carry[held:]
 
-        held = 4 * self.each // 2 + (4 if self.shape.item == 1 else 0)
+        held = self.each // 2 + (4 if self.integers else 0)
         ahead = [word for batch in range(BATCHES - 1) for word in fetch(m.integer(0), batch)]
         m.loop(task.lists, ahead, one_list)
 
-    def values(self, entries: list[Any], scale: Any) -> list[Any]:
-        """Four entries' values, as the tensor cores take them."""
-        m = self.m
-        if self.shape.item == 2:
-            return [m.permute(entries[k], entries[k + 1], 0x7632) for k in (0, 2)]
-        numbers = [m.as_float(entry & -65536) * scale for entry in entries]
-        return [m.halves(numbers[k], numbers[k + 1]) for k in (0, 2)]
-
-    def value_scale(self) -> tuple[Any, Any]:
-        """What int8 weights' values are multiplied with so that the largest fits in float16, and its inverse."""
-        m = self.m
-        if self.shape.item != 1:
-            return None, None
-        highest = m.integer(0)
-        for w in range(0, self.warps, 4):
-            for word in m.read_four(self.place("largest", w)):
-                highest = m.most(highest, word)
-        # The exponents of 2^(14 - e) and 2^(e - 14), for a largest value between 2^e and 2^(e + 1), if it is finite.
-        exponent = m.most(highest >> 23, 16)
-        finite = exponent < 255
-        scale = m.select(finite, m.integer(2 * 127 + 14) - exponent, m.integer(127))
-        unscale = m.select(finite, exponent - 14, m.integer(127))
-        return m.as_float(scale << 23), m.as_float(unscale << 23)
-
-    def add_rows(self, totals: list[Any], batch: list[Any]) -> list[Any]:
+    def add_rows(self, totals: list[Any], batch: list[Any], in_turn: list[Any]) -> list[Any]:
         """Multiply four rows a lane, of four words of weights each, with their values."""
-        m = self.m
+        m, dtype, out = self.m, self.format.dtype, list(totals)
         rows, values = [batch[4 * k : 4 * k + 4] for k in range(QUAD)], batch[4 * QUAD :]
-        if self.shape.item == 2:
-            out = []
-            for w in range(4):
-                out += m.matrix("bf16", self.fragments(rows, w), values, totals[4 * w : 4 * w + 4])
-            return out
-        positive = [[word ^ -0x7F7F7F80 for word in row] for row in rows]
-        magic, out = m.integer(0x64646464), []
-        for w in range(4):
-            # The bytes of two rows side by side, then each as the lowest byte of the float16 1024: 1152 too much.
-            pairs = [m.permute(positive[k][w], positive[k + 1][w], s) for s in (0x5140, 0x7362) for k in (0, 2)]
-            for h in range(2):
-                a = [m.permute(pair, magic, s) for pair in pairs[2 * h : 2 * h + 2] for s in (0x4140, 0x4342)]
-                at = 4 * (2 * w + h)
-                out += m.matrix("f16", a, values, totals[at : at + 4])
-        ones = [m.integer(0x3C003C00)] * 4
-        return out + m.matrix("f16", ones, values, totals[4 * 2 * 4 :])
+        masked = [[m.select(turn, value, m.integer(0)) for value in values] for turn in in_turn]
+        for i, pair in self.format.pairs(m, rows):
+            at = slice(i // SET * 4, i // SET * 4 + 4)
+            out[at] = m.matrix(dtype, pair, masked[i % SET], out[at])
+        if self.integers:
+            ones = [m.integer(0x3C003C00)] * 4
+            out[-4:] = m.matrix(dtype, ones, values, out[-4:])
+        return out
 
-    def put_sums(self, totals: list[Any], quad: Any, unscale: Any) -> None:
-        """Leave the diagonal of the warp's products, which in each four one lane has."""
+    def put_sums(self, totals: list[Any], quad: Any) -> None:
+        """Leave the sums of a four's columns, which two of its lanes have, four of every eight each."""
         m = self.m
-        g = self.lane // QUAD
-        odd, has = (g % 2).equals(1), (self.lane % QUAD).equals(g // 2)
-        products = [m.select(odd, totals[k + 1], totals[k]) for k in range(0, len(totals), 2)]
-        columns = products[: self.each]
-        if self.shape.item == 1:
-            surplus = products[self.each] * 1152.0
-            columns = [(c - surplus) * unscale for c in columns]
-        for k in range(0, self.each, 4):
-            words = [m.as_bits(c) for c in columns[k : k + 4]]
-            m.write(self.place("sums", quad * self.each + k), words, has)
+        place = self.lane % QUAD
+        has = (place // 2).equals(self.lane // (QUAD * SET))
+        for k in range(0, self.each, 8):
+            a, c, b, d = totals[k // 2 : k // 2 + 4]  # two of an even column and two of the odd one beside it
+            columns = [a, b, c, d]
+            if self.format.surplus is not None:
+                # The sums of the values by the turn that they were taken in.
+                surplus = [totals[-4 + i // 2] * self.format.surplus[i % 2] for i in range(4)]
+                columns = [c - s for c, s in zip(columns, surplus, strict=True)]
+            words = [m.as_bits(c) for c in columns]
+            m.write(self.place("sums", quad * self.each + place % 2 * 4 + k), words, has)
 
     def column_sum(self, task: Any, start: Any) -> Any:
         """The sum over rows of fours of what stands at `start` in each."""
@@ -192,7 +172,7 @@ class Products(Base):
             out = []
             for k, total in enumerate(carry):
                 row = turn * ADDED_AT_ONCE + k
-                word = m.read_or_zero(self.place("sums", start + row * task.columns), row < task.rows)
+                word = m.read_or_zero(self.place("sums", start + row * task.row_columns), row < task.rows)
                 out.append(total + m.as_float(word))
             return out
 

@@ -96,6 +96,11 @@ class Mosaic:
         """Two floats as float16 in a word."""
         return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
 
+    def upper_half(self, word: Value) -> Value:
+        """The float16 in the upper half of a word, as a float32."""
+        text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h; }"
+        return self._pure(text, word, result=_f32())
+
     def packed(self, low: Value, high: Value) -> Value:
         """Two floats as bfloat16 in a word."""
         return self._pure("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, result=_i32())

@@ -113,6 +113,10 @@ class Simulated:
             bits = [np.asarray(v.value, np.float16).view(np.uint16).astype(np.int64) for v in (low, high)]
         return Value(bits[0] | (bits[1] << 16))
 
+    def upper_half(self, word: Value) -> Value:
+        bits = np.asarray((word.value >> 16) & 0xFFFF, np.uint16)
+        return Value(bits.view(np.float16).astype(np.float32))
+
     def packed(self, low: Value, high: Value) -> Value:
         bits = [self.as_bits(self.rounded(v)).value >> 16 for v in (low, high)]
         return Value(bits[0] | (bits[1] << 16))

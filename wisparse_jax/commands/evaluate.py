@@ -28,7 +28,7 @@ class Evaluate:
     seed: int = 1
     """Seed of self-sampled text."""
     weights: str | None = None
-    """int8 measures the model with int8 block weights against the model as it is, dense and with the plan."""
+    """int8 or int4 measures the model with such block weights against the model as it is, dense and with the plan."""
     json: bool = False
     """Print one JSON object and nothing else."""
 

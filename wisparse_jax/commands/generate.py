@@ -30,7 +30,7 @@ class Generate:
     seed: int = 0
     """Same seed, same text."""
     weights: str | None = None
-    """int8 runs the block weights in int8."""
+    """int8 or int4 runs the block weights in that."""
     implementation: str | None = None
     """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
 

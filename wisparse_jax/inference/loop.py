@@ -21,7 +21,7 @@ from kernels_pallas.kept import LARGEST_BATCH
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import Cache, Params, Thresholds, empty_cache, head, hidden_states, layout
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
@@ -79,13 +79,13 @@ def decode_implementation(
 ) -> str:
     """What `decode` runs.
 
-    "mosaic": the sparse kernels, several decoder blocks in one launch of a Mosaic kernel; "triton": the
-    sparse kernels as launches of their own, by Triton; "xla": dense or masked-dense products.
+    "mosaic": the kernels, several decoder blocks in one launch of a Mosaic kernel, also for a dense model; "triton":
+    the sparse kernels as launches of their own, by Triton; "xla": dense or masked-dense products.
 
     Args:
         config: of the model.
         params: its weights.
-        thresholds: of a sparse model, None for a dense one, which XLA runs.
+        thresholds: of a sparse model, None for a dense one.
         batch: sequences.
         implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
             Mosaic kernel if it can run the model.
@@ -98,8 +98,8 @@ def decode_implementation(
     except ValueError as error:
         raise WisparseError(str(error)) from None
     if implementation in ("triton", "mosaic"):
-        if thresholds is None:
-            raise WisparseError(f"implementation = {implementation!r} runs sparse models only; this one is dense")
+        if thresholds is None and implementation == "triton":
+            raise WisparseError("implementation = 'triton' runs sparse models only; this one is dense")
         if batch > LARGEST_BATCH:
             raise WisparseError(
                 f"implementation = {implementation!r} takes at most {LARGEST_BATCH} sequences, found {batch}"
@@ -108,10 +108,11 @@ def decode_implementation(
         if problem is not None:
             raise WisparseError(f"implementation = 'mosaic' {problem}")
         return chosen
-    if chosen == "xla" or thresholds is None or batch > KERNEL_BATCH:
+    if chosen == "xla" or batch > KERNEL_BATCH:
         return "xla"
-    fits = mosaic_problem() is None and fused_step_problem(config, params, batch) is None
-    return "mosaic" if fits else "triton"
+    if mosaic_problem() is None and fused_step_problem(config, params, batch) is None:
+        return "mosaic"
+    return "xla" if thresholds is None else "triton"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -127,11 +128,12 @@ def decode(
     implementation: str = "xla",
 ) -> LoopState:
     """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`."""
-    if implementation in ("triton", "mosaic") and thresholds is not None:
-        # Stacked once, before the loop.
-        next_logits = functools.partial(
-            kernel_token_logits, thresholds=group_thresholds(thresholds), implementation=implementation
+    if implementation in ("triton", "mosaic"):
+        # Stacked once, before the loop, into which XLA would move zeros if it knew them.
+        grouped = (
+            lax.optimization_barrier(zero_thresholds(config)) if thresholds is None else group_thresholds(thresholds)
         )
+        next_logits = functools.partial(kernel_token_logits, thresholds=grouped, implementation=implementation)
     else:
         next_logits = functools.partial(token_logits, thresholds=thresholds)
 

@@ -19,6 +19,7 @@ from kernels_pallas import sparse_linear
 from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LlamaConfig
 
 Params = dict[str, Any]
@@ -181,11 +182,11 @@ def _linear(
     if record is not None:
         record[name] = inputs
     layer = params[name]
-    weight, scale = layer["kernel"], layer.get("scale")
+    weight = Weight.of(layer)
     if thresholds is None:
-        out = dot(inputs, weight, scale)
+        out = dot(inputs, weight)
     else:
-        out = sparse_linear(inputs, weight, thresholds[name], scale, implementation="xla")
+        out = sparse_linear(inputs, weight, thresholds[name], implementation="xla")
     return out + layer["bias"] if "bias" in layer else out
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.weight import GROUP, Weight
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.forward import logits
 
@@ -21,12 +22,18 @@ Params = dict[str, Any]
 
 
 class Linear(nnx.Module):
-    """`kernel[in, out]`, a bias where the family has one, and the columns' scale where the kernel is int8."""
+    """`kernel[in, out]`, a bias where the family has one, and a scale where the kernel is int8 or int4 (`Weight`)."""
 
-    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, int8: bool):
-        self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8) if int8 else _normal(rngs, shape, dtype))
-        if int8:
-            self.scale = nnx.Param(jnp.ones(shape[1], jnp.float32))
+    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, kind: str | None):
+        size_in, size_out = shape
+        if kind == "int8":
+            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
+            self.scale = nnx.Param(jnp.ones(size_out, jnp.float32))
+        elif kind == "int4":
+            self.kernel = nnx.Param(jnp.zeros((size_in, size_out // 2), jnp.uint8))
+            self.scale = nnx.Param(jnp.ones((-(-size_out // GROUP), size_in), jnp.bfloat16))
+        else:
+            self.kernel = nnx.Param(_normal(rngs, shape, dtype))
         if bias:
             self.bias = nnx.Param(jnp.zeros(shape[1], dtype))
 
@@ -34,12 +41,12 @@ class Linear(nnx.Module):
 class Block(nnx.Module):
     """One decoder block: its two norms, its seven linear layers and, in Qwen3, the norms of q and k."""
 
-    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs, int8: bool):
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs, kind: str | None):
         self.attn_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         biased = dict.fromkeys(("q", "k", "v"), config.qkv_bias) | {"o": config.o_bias}
         for name in LAYERS:
-            layer = Linear(config.layer_shapes[name], biased.get(name, config.mlp_bias), dtype, rngs, int8)
+            layer = Linear(config.layer_shapes[name], biased.get(name, config.mlp_bias), dtype, rngs, kind)
             setattr(self, name, layer)
         if config.qk_norm:
             self.q_norm = nnx.Param(jnp.ones(config.head_dim, dtype))
@@ -55,11 +62,11 @@ class Llama(nnx.Module):
 
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, int8: bool = False):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, kind: str | None = None):
         self.config = config
         dtype = jnp.dtype(dtype)
         self.embed = nnx.Param(_normal(rngs, (config.vocab_size, config.hidden_size), dtype))
-        self.blocks = nnx.List([Block(config, dtype, rngs, int8) for _ in range(config.num_blocks)])
+        self.blocks = nnx.List([Block(config, dtype, rngs, kind) for _ in range(config.num_blocks)])
         self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         if not config.tied_embeddings:
             self.lm_head = nnx.Param(_normal(rngs, (config.hidden_size, config.vocab_size), dtype))
@@ -67,7 +74,9 @@ class Llama(nnx.Module):
     @classmethod
     def from_params(cls, config: LlamaConfig, params: Params) -> Llama:
         """A model around existing arrays, which are not copied; their shapes must be those of `param_shapes`."""
-        graph, state = nnx.split(abstract_llama(config, int8="scale" in params["blocks"][0]["q"]))
+        first = params["blocks"][0]["q"]
+        kind = Weight.of(first).kind if "scale" in first else None
+        graph, state = nnx.split(abstract_llama(config, kind=kind))
         for path, leaf in nnx.to_flat_state(state):
             value: Any = params
             for key in path:
@@ -94,9 +103,9 @@ class Llama(nnx.Module):
         return logits(self.config, self.params, jnp.asarray(tokens), start)
 
 
-def abstract_llama(config: LlamaConfig, dtype: Any = jnp.float32, int8: bool = False) -> Llama:
-    """The model with shapes and dtypes in place of arrays."""
-    return nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), dtype, int8))
+def abstract_llama(config: LlamaConfig, dtype: Any = jnp.float32, kind: str | None = None) -> Llama:
+    """The model with shapes and dtypes in place of arrays; of "int8" or "int4" block linears where the kind is that."""
+    return nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), dtype, kind))
 
 
 def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:

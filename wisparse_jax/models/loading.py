@@ -26,15 +26,16 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
         name: a folder (in Hugging Face format, or written by `wisparse convert`), a hub id `org/name`, or `demo`.
         dtype: "float32", "bfloat16" or "float16", of weights and activations; None is bfloat16 on GPU and TPU,
             float32 on CPU.
-        weights: "int8" for block linears in int8, one scale per output channel; None keeps them as they are.
+        weights: "int8" for block linears in int8, one scale per output channel; "int4" in int4, one for 128 of them
+            and an input channel; None keeps them as they are.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
         WisparseError: no such model, or an unknown dtype or kind of weights.
     """
-    if weights not in (None, "int8"):
-        raise WisparseError(f"weights = {weights!r}: expected int8, or nothing for those of the model")
+    if weights not in (None, "int8", "int4"):
+        raise WisparseError(f"weights = {weights!r}: expected int8, int4, or nothing for those of the model")
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:
@@ -44,10 +45,10 @@ def load(name: str | Path, dtype: str | None = None, weights: str | None = None)
     params, stored = read_params(folder, config, dtype)
     model = Llama.from_params(config, params)
     model.fingerprint = stored
-    if weights == "int8":
+    if weights is not None:
         from wisparse_jax.models.quantise import quantise
 
-        return quantise(model)
+        return quantise(model, weights)
     return model
 
 
