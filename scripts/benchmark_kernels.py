@@ -49,7 +49,7 @@ class Arguments:
     batch: int = 1
     context: int = 512
     dtype: str = "bfloat16"
-    weights: Literal["stored", "int8"] = "stored"  # of the sparse products; the dense ones keep dtype
+    weights: Literal["stored", "int8", "int4"] = "stored"  # of the sparse products; the dense ones keep dtype
     steps: int = 16  # decode steps under the profiler
     json: bool = False  # one JSON object and nothing else
 
@@ -81,7 +81,7 @@ def benchmark(args: Arguments, config: LlamaConfig) -> list[dict[str, Any]]:
     thresholds = calibrated(config, params, cache, args.context, args.batch, args.sparsity)
     joined = fused(params)[0]
     dense = {f"sparse_product {group}": dense_seconds(joined[group], args.batch) for group in INPUT_GROUPS}
-    params = quantise_params(params) if args.weights == "int8" else params
+    params = params if args.weights == "stored" else quantise_params(params, args.weights)
     configs = product_configs(config, params, args.batch)
     seconds, kept = sparse_seconds(args, config, configs, params, group_thresholds(thresholds), cache)
     needed = bytes_needed(args, config, configs, kept)

@@ -117,7 +117,7 @@ class Lists(Base):
         return [*entries, mask, count, *largest]
 
     def mask_of(self, number: int, mask: Any) -> Any:
-        """Which of a turn's channels are in a list: gate's, up's, and both of the second set; or of one layer's sets."""
+        """Which of a turn's channels are in a list: gate's, up's, both of the second set; or one layer's sets."""
         if number % 2 == 0:
             return mask
         upper = mask >> TURN
