@@ -198,7 +198,7 @@ class Task(NamedTuple):
     phase: int
     step: int  # entries of a list that the block takes at once
     narrow: int  # 2^16 / width, rounded up
-    share: int  # 2^32 / entries of a turn, rounded up
+    share: int  # 2^32 / step, rounded up
     other: int  # entries after which the lists of the second set begin
     scales: int  # bytes before the scales of the first set
     next_scales: int  # bytes from these to the second set's, 0 if there is none

@@ -74,15 +74,16 @@ class Products(Base):
         mine = m.select(row < task.rows, row * ENTRIES + self.lane % QUAD * QUAD, m.integer(MOST_CHANNELS))
         own_list = self.set_of(vector) * task.other if self.grouped else m.integer(0)
         full = task.rows * task.width >= (self.warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
-        turns = [m.high_product(count + (task.step * BATCHES - 1), task.share) for count in counts]
+        # Gate's batches, then up's.
+        many = [m.high_product(count + (task.step - 1), task.share) for count in counts]
+        many[1] = m.select(task.lists.equals(2), many[1], m.integer(0))
+        last, batches = task.lists - 1, many[0] + many[1]
         in_turn = [(self.lane // QUAD % SET).equals(k) for k in range(SET)]
 
-        def fetch(turn: Any, batch: int) -> list[Any]:
-            # Turns go on from gate's list to up's.
-            second = turn >= turns[0]
-            own = m.select(second, turn - turns[0], turn)
-            before = (own * BATCHES + batch) * task.step
-            count = m.select(second, counts[1], counts[0])
+        def fetch(batch: Any) -> list[Any]:
+            second = batch >= many[0]
+            before = (batch - m.select(second, many[0], m.integer(0))) * task.step
+            count = m.select(second, m.select(batch < batches, counts[1], m.integer(0)), counts[0])
             place = self.place("lists", self.list_start(second) + own_list + before + mine)
             base = m.read_address(m.select(second, weights[1], weights[0])) + offset
 
@@ -100,41 +101,39 @@ class Products(Base):
             # The entries' upper halves, the values, as the tensor cores take them.
             return [*words[QUAD:], *(m.permute(words[k], words[k + 1], 0x7632) for k in (0, 2))]
 
-        def one_turn(turn: Any, left: Any, carry: list[Any], batch: int = 0) -> list[Any]:
+        def close_list(totals: list[Any], layer: Any) -> list[Any]:
+            self.put_sums(totals, layer * (self.threads // QUAD) + quad)
+            return [m.number(0.0)] * held
+
+        def one_turn(turn: Any, carry: list[Any], number: int = 0) -> list[Any]:
             # So many batches are on their way while one is multiplied, and the compiler shall not put that off.
-            ahead = batch + BATCHES - 1
-            new = fetch(turn + ahead // BATCHES, ahead % BATCHES)
+            batch, ahead = turn * BATCHES + number, (number + BATCHES - 1) % BATCHES
+            new = fetch(batch + (BATCHES - 1))
             m.sync_warp()
             # Each batch has a place of its own, where it stays.
             out = [*carry, *[None] * (held + BATCH * BATCHES - len(carry))]
-            to, at = held + ahead % BATCHES * BATCH, held + batch * BATCH
+            to, at = held + ahead * BATCH, held + number * BATCH
             out[to : to + BATCH] = new
-            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH], in_turn)
-            if batch + 1 == BATCHES:
+            ends = batch.equals(many[0]) & last.equals(1)
+            totals = m.choose(ends, "f" * held, lambda: close_list(carry[:held], m.integer(0)), lambda: carry[:held])
+            out[:held] = self.add_rows(totals, out[at : at + BATCH], in_turn)
+            if number + 1 == BATCHES:
                 return out
-            more = left >= task.step * (batch + 1) + 1
             kept = held + (BATCHES - 1) * BATCH
             kinds = "f" * held + "i" * (kept - held)
-            return m.choose(more, kinds, lambda: one_turn(turn, left, out, batch + 1)[:kept], lambda: out[:kept])
-
-        def one_list(layer: Any, ahead: list[Any]) -> list[Any]:
-            first = layer.equals(0)
-            before = m.select(first, m.integer(0), turns[0])
-            many = m.select(first, turns[0], turns[1])
-            # What follows is on its way already, so all of a turn's batches are taken but in the last list.
-            count = m.select(task.lists.equals(layer + 1), m.select(first, *counts), m.integer(MOST_CHANNELS))
-            zero = [m.number(0.0)] * held
-            carry = m.loop(
-                many,
-                [*zero, *ahead],
-                lambda turn, carry: one_turn(turn + before, count - turn * (task.step * BATCHES), carry),
+            return m.choose(
+                batch + 1 < batches, kinds, lambda: one_turn(turn, out, number + 1)[:kept], lambda: out[:kept]
             )
-            self.put_sums(carry[:held], layer * (self.threads // QUAD) + quad)
-            return carry[held:]
 
         held = self.each // 2 + (4 if self.integers else 0)
-        ahead = [word for batch in range(BATCHES - 1) for word in fetch(m.integer(0), batch)]
-        m.loop(task.lists, ahead, one_list)
+        ahead = [word for number in range(BATCHES - 1) for word in fetch(m.integer(number))]
+        carry = m.loop((batches + (BATCHES - 1)) // BATCHES, [*[m.number(0.0)] * held, *ahead], one_turn)
+        # Where up's list is empty, gate's is still open.
+        open_still = last.equals(1) & many[1].equals(0)
+        totals = m.choose(
+            open_still, "f" * held, lambda: close_list(carry[:held], m.integer(0)), lambda: carry[:held]
+        )  # fmt: skip
+        close_list(totals, last)
 
     def add_rows(self, totals: list[Any], batch: list[Any], in_turn: list[Any]) -> list[Any]:
         """Multiply four rows a lane, of four words of weights each, with their values."""

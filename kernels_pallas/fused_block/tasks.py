@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from kernels_pallas.fused_block.layout import (
-    BATCHES,
     COUNTED,
     ENTERED,
     ENTRIES,
@@ -72,7 +71,7 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
                     phase=PHASES.index(group),
                     step=step,
                     narrow=-(-(2**16) // width),
-                    share=-(-(2**32) // (step * BATCHES)),
+                    share=-(-(2**32) // step),
                     other=p.channels * (2 if group == "mlp_in" else 1),
                     scales=low // SET * p.size_in * 2 if shape.kind == "int4" else 0,
                     next_scales=p.size_in * 2 if shape.kind == "int4" and width > SET else 0,

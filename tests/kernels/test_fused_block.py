@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernels_pallas.fused_block import FusedConfig, FusedShape, block_shape, first_exchange, fused_blocks
 from kernels_pallas.fused_block.config import heuristic, problem
-from kernels_pallas.fused_block.layout import BATCHES, LINE, SET, Task, products, sets
+from kernels_pallas.fused_block.layout import LINE, SET, Task, products, sets
 from kernels_pallas.fused_block.tasks import tasks
 from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.weight import GROUP
@@ -327,8 +327,7 @@ def test_every_weight_is_multiplied_once(hidden, inner, kv_heads, group, blocks,
                     assert task.next_scales == (product.size_in * 2 if task.columns > GROUP else 0)
                 fours, counts = np.arange(config.threads // 4), np.arange(product.channels + 1)
                 assert ((fours * task.narrow >> 16) == fours // task.width).all()
-                whole = BATCHES * task.step
-                assert (((counts + whole - 1) * task.share >> 32) == -(-counts // whole)).all()
+                assert (((counts + task.step - 1) * task.share >> 32) == -(-counts // task.step)).all()
         assert all((s == 1).all() for s in seen)
         assert sum(n for _, n in channels) == product.size_in and len(channels) == product.splits
 
