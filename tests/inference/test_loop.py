@@ -9,6 +9,7 @@ import pytest
 import wisparse_jax as ws
 from wisparse_jax.inference import GREEDY, loop
 from wisparse_jax.inference.loop import LoopState, decode_implementation, token_loop
+from wisparse_jax.testing import tiny_config
 
 ROOM, VOCAB = 24, 13
 TABLE = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB))
@@ -76,10 +77,11 @@ def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, expected):
     monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
     monkeypatch.setattr(loop, "mosaic_problem", lambda: None if hopper else "needs another GPU")
     monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None)
-    assert decode_implementation(None, {}, [{}] if sparse else None, batch) == expected  # pyright: ignore
+    thresholds = [{"q": jnp.zeros(2)}] if sparse else None
+    assert decode_implementation(tiny_config(), {}, thresholds, batch) == expected
 
 
 def test_a_dense_model_is_not_for_the_triton_step(monkeypatch):
     monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
     with pytest.raises(ws.WisparseError, match="'triton' runs sparse models only; this one is dense"):
-        decode_implementation(None, {}, None, 1, "triton")  # pyright: ignore
+        decode_implementation(tiny_config(), {}, None, 1, "triton")
