@@ -51,14 +51,15 @@ def problem(shape: FusedShape, config: FusedConfig, batch: int, activations: DTy
     if 0 < len({"q", "k", "v"} & set(shape.biases)) < 3:
         return f"takes biases of q, k and v or of none of them, found {list(shape.biases)}"
     splits = (config.splits_in * len(shape.sizes_in), config.splits_out, config.splits_down)
-    if max(splits) > config.blocks or config.threads % WARP:
-        return f"{config}: expected a block for every split and layer, and whole warps"
+    if max(splits) > config.blocks or config.threads % (2 * WARP):
+        return f"{config}: expected a block for every split and layer, and an even number of warps"
     if shape.kv_heads * config.attention_splits > config.blocks:
         return f"{config}: expected a block for every key head and split, found {shape.kv_heads} key heads"
     cuts, where = products(shape, config), room(shape, config)
     for group, p in cuts.items():
-        wide = p.widest * each * (2 if group == "mlp_in" else 1)
-        if wide > config.threads or -(-p.widest // SET) * SET > config.threads // QUAD:
+        layers = 2 if group == "mlp_in" else 1
+        wide = p.widest * each * layers
+        if wide > config.threads or -(-p.widest // SET) * SET * layers > config.threads // QUAD:
             return f"{config}: {group} has tiles of {wide} columns, more than there are threads"
         if sets(shape, p) > MOST_SETS:
             return f"{config}: {group} has tiles of {wide} columns, more than {MOST_SETS} scales a row"

@@ -19,7 +19,7 @@ class Products(Base):
         """The sum of a lane's column: of the tile, or of gate's tile and behind it of up's."""
         m = self.m
         of_second, column = self.column(task)
-        start = m.select(of_second, m.integer(self.threads // QUAD * self.each), m.integer(0))
+        start = m.select(of_second, m.integer(self.threads // QUAD // 2 * self.each), m.integer(0))
 
         def mine() -> list[Any]:
             total = self.column_sum(task, start + column)
@@ -59,33 +59,35 @@ class Products(Base):
     def multiply(self, task: Any, counts: list[Any]) -> None:
         """Leave the sums of value times weight over each list for `total`.
 
-        Four lanes have one vector of columns and 16 rows of it, and a set of four such fours has the same rows. The
-        tensor cores multiply the vectors of a warp's eight fours, two columns at a time, with the values; the values of
-        one four of each set are taken in turn and zeros for the others, so that what comes out has a place for each of
-        four pairs of columns. While some rows are being multiplied, as many more are on their way.
+        Of gate and up each half of the block has one list. Four lanes have one vector of columns and 16 rows of it, and
+        a set of four such fours has the same rows. The tensor cores multiply the vectors of a warp's eight fours, two
+        columns at a time, with the values; the values of one four of each set are taken in turn and zeros for the
+        others, so that what comes out has a place for each of four pairs of columns. While some rows are being
+        multiplied, as many more are on their way.
         """
         m = self.m
-        weights = [self.where("kernel_q", task.entry), self.where("kernel_up")]
-        quad = self.thread // QUAD
-        row = (quad * task.narrow) >> 16
-        vector = quad - row * task.width
+        upper = self.gating & (self.thread >= self.threads // 2)
+        quad, warp = self.thread // QUAD, self.warp
+        own_quad = quad - m.select(upper, m.integer(self.threads // QUAD // 2), m.integer(0))
+        own_warp = warp - m.select(upper, m.integer(self.warps // 2), m.integer(0))
+        row = (own_quad * task.narrow) >> 16
+        vector = own_quad - row * task.width
         # Vectors that make up a whole set are those of the last one again, and belong to no column.
         offset = task.start + m.least(vector, task.columns // self.each - 1) * LOAD
         mine = m.select(row < task.rows, row * ENTRIES + self.lane % QUAD * QUAD, m.integer(MOST_CHANNELS))
-        own_list = self.set_of(vector) * task.other if self.grouped else m.integer(0)
-        full = task.rows * task.width >= (self.warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
-        # Gate's batches, then up's.
-        many = [m.high_product(count + (task.step - 1), task.share) for count in counts]
-        many[1] = m.select(task.lists.equals(2), many[1], m.integer(0))
-        last, batches = task.lists - 1, many[0] + many[1]
+        own_list = self.list_start(upper) + mine
+        if self.grouped:
+            own_list = own_list + self.set_of(vector) * task.other
+        full = task.rows * task.width >= (own_warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
+        count = m.select(upper, counts[1], counts[0])
+        batches = m.high_product(count + (task.step - 1), task.share)
         in_turn = [(self.lane // QUAD % SET).equals(k) for k in range(SET)]
+        weight = m.select(upper, self.where("kernel_up"), self.where("kernel_q", task.entry))
+        base, lists = m.read_address(weight) + offset, self.place("lists", own_list)
 
         def fetch(batch: Any) -> list[Any]:
-            second = batch >= many[0]
-            before = (batch - m.select(second, many[0], m.integer(0))) * task.step
-            count = m.select(second, m.select(batch < batches, counts[1], m.integer(0)), counts[0])
-            place = self.place("lists", self.list_start(second) + own_list + before + mine)
-            base = m.read_address(m.select(second, weights[1], weights[0])) + offset
+            before = batch * task.step
+            place = lists + before * 4
 
             def rows(entries: list[Any], real: Any = None) -> list[Any]:
                 found = [m.stream(base + (entry & 0xFFFF) * task.stride, real) for entry in entries]
@@ -101,10 +103,6 @@ class Products(Base):
             # The entries' upper halves, the values, as the tensor cores take them.
             return [*words[QUAD:], *(m.permute(words[k], words[k + 1], 0x7632) for k in (0, 2))]
 
-        def close_list(totals: list[Any], layer: Any) -> list[Any]:
-            self.put_sums(totals, layer * (self.threads // QUAD) + quad)
-            return [m.number(0.0)] * held
-
         def one_turn(turn: Any, carry: list[Any], number: int = 0) -> list[Any]:
             # So many batches are on their way while one is multiplied, and the compiler shall not put that off.
             batch, ahead = turn * BATCHES + number, (number + BATCHES - 1) % BATCHES
@@ -114,9 +112,7 @@ class Products(Base):
             out = [*carry, *[None] * (held + BATCH * BATCHES - len(carry))]
             to, at = held + ahead * BATCH, held + number * BATCH
             out[to : to + BATCH] = new
-            ends = batch.equals(many[0]) & last.equals(1)
-            totals = m.choose(ends, "f" * held, lambda: close_list(carry[:held], m.integer(0)), lambda: carry[:held])
-            out[:held] = self.add_rows(totals, out[at : at + BATCH], in_turn)
+            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH], in_turn)
             if number + 1 == BATCHES:
                 return out
             kept = held + (BATCHES - 1) * BATCH
@@ -127,13 +123,8 @@ class Products(Base):
 
         held = self.each // 2 + (4 if self.integers else 0)
         ahead = [word for number in range(BATCHES - 1) for word in fetch(m.integer(number))]
-        carry = m.loop((batches + (BATCHES - 1)) // BATCHES, [*[m.number(0.0)] * held, *ahead], one_turn)
-        # Where up's list is empty, gate's is still open.
-        open_still = last.equals(1) & many[1].equals(0)
-        totals = m.choose(
-            open_still, "f" * held, lambda: close_list(carry[:held], m.integer(0)), lambda: carry[:held]
-        )  # fmt: skip
-        close_list(totals, last)
+        totals = m.loop((batches + (BATCHES - 1)) // BATCHES, [*[m.number(0.0)] * held, *ahead], one_turn)[:held]
+        self.put_sums(totals, quad)
 
     def add_rows(self, totals: list[Any], batch: list[Any], in_turn: list[Any]) -> list[Any]:
         """Multiply four rows a lane, of four words of weights each, with their values."""

@@ -95,7 +95,7 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
     sizes = {
         "counts": 4 * -(-looks // 2) * warps,
         "ends": 4 * 2 if integers else 0,
-        "sums": 4 * 2 * config.threads // QUAD * shape.each,
+        "sums": 4 * config.threads // QUAD * shape.each,
         "terms": 4 * config.threads,
         "warps": 4 * warps,
         "largest": 4 * lists_of(shape, config) * warps if integers else 0,

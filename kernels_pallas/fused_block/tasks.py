@@ -44,14 +44,15 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
             width = -(-(high - low) // SET) * SET
             start = split * p.channels
             out, source, squares = (exchange[name] for name in parts[group])
-            rows = config.threads // QUAD // width
+            layers = 2 if group == "mlp_in" else 1
+            rows = config.threads // QUAD // layers // width
             step = rows * ENTRIES
             found.append(
                 Task(
                     working=int(split < p.splits),
                     first_channel=start,
                     channels=min(p.channels, p.size_in - start),
-                    lists=2 if group == "mlp_in" else 1,
+                    lists=layers,
                     width=width,
                     rows=rows,
                     columns=(high - low) * p.each,
@@ -72,7 +73,7 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
                     step=step,
                     narrow=-(-(2**16) // width),
                     share=-(-(2**32) // step),
-                    other=p.channels * (2 if group == "mlp_in" else 1),
+                    other=p.channels * layers,
                     scales=low // SET * p.size_in * 2 if shape.kind == "int4" else 0,
                     next_scales=p.size_in * 2 if shape.kind == "int4" and width > SET else 0,
                     row_columns=width * p.each,
