@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from kernels_pallas.fused_block.base import Base
-from kernels_pallas.fused_block.layout import BATCHES, ENTRIES, LOAD, MOST_CHANNELS, QUAD, SET, WARP
+from kernels_pallas.fused_block.layout import BATCHES, ENTRIES, LOAD, MOST_CHANNELS, QUAD, SET
 
 BATCH = 4 * QUAD + 2  # words of one: the rows, and their values
 ADDED_AT_ONCE = 5  # rows of a column whose sums are read together
@@ -67,9 +67,8 @@ class Products(Base):
         """
         m = self.m
         upper = self.gating & (self.thread >= self.threads // 2)
-        quad, warp = self.thread // QUAD, self.warp
+        quad = self.thread // QUAD
         own_quad = quad - m.select(upper, m.integer(self.threads // QUAD // 2), m.integer(0))
-        own_warp = warp - m.select(upper, m.integer(self.warps // 2), m.integer(0))
         row = (own_quad * task.narrow) >> 16
         vector = own_quad - row * task.width
         # Vectors that make up a whole set are those of the last one again, and belong to no column.
@@ -78,30 +77,22 @@ class Products(Base):
         own_list = self.list_start(upper) + mine
         if self.grouped:
             own_list = own_list + self.set_of(vector) * task.other
-        full = task.rows * task.width >= (own_warp + 1) * (WARP // QUAD)  # whether all lanes of the warp have a row
         count = m.select(upper, counts[1], counts[0])
         batches = m.high_product(count + (task.step - 1), task.share)
+        constants = self.format.constants(m)
         in_turn = [(self.lane // QUAD % SET).equals(k) for k in range(SET)]
         weight = m.select(upper, self.where("kernel_up"), self.where("kernel_q", task.entry))
         base, lists = m.read_address(weight) + offset, self.place("lists", own_list)
 
         def fetch(batch: Any) -> list[Any]:
             before = batch * task.step
-            place = lists + before * 4
-
-            def rows(entries: list[Any], real: Any = None) -> list[Any]:
-                found = [m.stream(base + (entry & 0xFFFF) * task.stride, real) for entry in entries]
-                return [*entries, *(word for row in found for word in row)]
-
-            def some() -> list[Any]:
-                real = before + mine < count
-                return rows(m.read_four_or_zeros(place, real), real)
-
-            # A branch of its own for the usual case: fewer instructions.
-            all_real = full & (count >= before + task.step)
-            words = m.choose(all_real, "i" * (QUAD + 4 * QUAD), lambda: rows(m.read_four(place)), some)
+            # Beside a value of zero a row of integers may be any other one; of bfloat16 that could be no number.
+            real = before + mine < count
+            entries = m.read_four_or_zeros(lists + before * 4, real)
+            rows = [m.stream(base + (entry & 0xFFFF) * task.stride, real, zeros=not self.integers) for entry in entries]
             # The entries' upper halves, the values, as the tensor cores take them.
-            return [*words[QUAD:], *(m.permute(words[k], words[k + 1], 0x7632) for k in (0, 2))]
+            values = [m.permute(entries[k], entries[k + 1], 0x7632) for k in (0, 2)]
+            return [*(word for row in rows for word in row), *values]
 
         def one_turn(turn: Any, carry: list[Any], number: int = 0) -> list[Any]:
             # So many batches are on their way while one is multiplied, and the compiler shall not put that off.
@@ -112,7 +103,7 @@ class Products(Base):
             out = [*carry, *[None] * (held + BATCH * BATCHES - len(carry))]
             to, at = held + ahead * BATCH, held + number * BATCH
             out[to : to + BATCH] = new
-            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH], in_turn)
+            out[:held] = self.add_rows(carry[:held], out[at : at + BATCH], in_turn, constants)
             if number + 1 == BATCHES:
                 return out
             kept = held + (BATCHES - 1) * BATCH
@@ -126,12 +117,12 @@ class Products(Base):
         totals = m.loop((batches + (BATCHES - 1)) // BATCHES, [*[m.number(0.0)] * held, *ahead], one_turn)[:held]
         self.put_sums(totals, quad)
 
-    def add_rows(self, totals: list[Any], batch: list[Any], in_turn: list[Any]) -> list[Any]:
+    def add_rows(self, totals: list[Any], batch: list[Any], in_turn: list[Any], constants: list[Any]) -> list[Any]:
         """Multiply four rows a lane, of four words of weights each, with their values."""
         m, dtype, out = self.m, self.format.dtype, list(totals)
         rows, values = [batch[4 * k : 4 * k + 4] for k in range(QUAD)], batch[4 * QUAD :]
         masked = [[m.select(turn, value, m.integer(0)) for value in values] for turn in in_turn]
-        for i, pair in self.format.pairs(m, rows):
+        for i, pair in self.format.pairs(m, rows, constants):
             at = slice(i // SET * 4, i // SET * 4 + 4)
             out[at] = m.matrix(dtype, pair, masked[i % SET], out[at])
         if self.integers:

@@ -92,6 +92,10 @@ class Mosaic:
         """Four of the eight bytes of two words, from the lowest on; `selector` has a hexadecimal digit for each."""
         return self._pure(f"prmt.b32 $0, $1, $2, {selector};", a, b, result=_i32())
 
+    def masked(self, word: Value, mask: int, other: Value) -> Value:
+        """`(word & mask) | other`, in one instruction."""
+        return self._pure(f"lop3.b32 $0, $1, {mask}, $2, 0xEA;", word, other, result=_i32())
+
     def halves(self, low: Value, high: Value) -> Value:
         """Two floats as float16 in a word."""
         return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
@@ -178,13 +182,13 @@ class Mosaic:
         half = self._emit("ld.global.u16 $0, [$1];", address, result=_i32())
         return self.as_float(half << 16)
 
-    def stream(self, address: Value, when: Value | None = None) -> list[Value]:
-        """Four words of device memory that are read once, or zeros."""
+    def stream(self, address: Value, when: Value, zeros: bool) -> list[Value]:
+        """Four words of device memory that are read once; elsewhere zeros, or any words."""
         if self._policy is None:
             raise ValueError("stream: open_stream comes first")
-        if when is None:
-            text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
-            return self._emit(text, address, self._policy, result=[_i32()] * 4)
+        if not zeros:
+            text = f"@$6 {STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
+            return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
         text = (
             "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
             f"@$6 {STREAMED}.v4.b32 {{t0, t1, t2, t3}}, [$4], $5; "

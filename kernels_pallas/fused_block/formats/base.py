@@ -13,7 +13,11 @@ class Format(Protocol):
     # What is multiplied in place of an integer is so much more than it, in even and in odd columns; None for floats.
     surplus: tuple[float, float] | None
 
-    def pairs(self, m: Any, rows: list[list[Any]]) -> Iterator[tuple[int, list[Any]]]:
+    def constants(self, m: Any) -> list[Any]:
+        """What `pairs` needs in registers, made before the loop that calls it."""
+        ...
+
+    def pairs(self, m: Any, rows: list[list[Any]], constants: list[Any]) -> Iterator[tuple[int, list[Any]]]:
         """Four rows of 16 bytes as the tensor cores' left operand, for columns 2i and 2i + 1 of the vector by i.
 
         Not in the order of i, but so that those with the same i // 4, which are added up together, are far apart.

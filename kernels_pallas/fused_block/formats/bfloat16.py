@@ -14,7 +14,11 @@ class Bfloat16:
     dtype = "bf16"
     surplus = None
 
-    def pairs(self, m: Any, rows: list[list[Any]]) -> Iterator[tuple[int, list[Any]]]:
+    def constants(self, m: Any) -> list[Any]:
+        """None."""
+        return []
+
+    def pairs(self, m: Any, rows: list[list[Any]], constants: list[Any]) -> Iterator[tuple[int, list[Any]]]:
         """The lower halves of a word are one column, the upper ones the next."""
         for w in range(4):
             low, high = (halves_of_rows(m, rows, w, selector) for selector in (0x5410, 0x7632))

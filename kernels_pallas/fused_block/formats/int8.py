@@ -12,9 +12,13 @@ class Int8:
     dtype = "f16"
     surplus = (1152.0, 1152.0)
 
-    def pairs(self, m: Any, rows: list[list[Any]]) -> Iterator[tuple[int, list[Any]]]:
+    def constants(self, m: Any) -> list[Any]:
+        """The upper bytes of two float16."""
+        return [m.integer(0x64646464)]
+
+    def pairs(self, m: Any, rows: list[list[Any]], constants: list[Any]) -> Iterator[tuple[int, list[Any]]]:
         """The bytes of two rows side by side, then each as the lowest byte of a float16."""
-        magic = m.integer(0x64646464)
+        (magic,) = constants
         for odd in range(2):
             for h, bytes_of in enumerate((0x5140, 0x7362)):
                 for w in (odd, odd + 2):
