@@ -86,10 +86,10 @@ class Products(Base):
 
         def fetch(batch: Any) -> list[Any]:
             before = batch * task.step
-            # Beside a value of zero a row of integers may be any other one; of bfloat16 that could be no number.
-            real = before + mine < count
-            entries = m.read_four_or_zeros(lists + before * 4, real)
-            rows = [m.stream(base + (entry & 0xFFFF) * task.stride, real, zeros=not self.integers) for entry in entries]
+            # Behind the last entry there are zeros: the first channel's row, which is there, and a value of zero. Loads
+            # that some lanes leave out would need registers of their own, which hold zeros before.
+            entries = m.read_four_or_zeros(lists + before * 4, before + mine < count)
+            rows = [m.stream(base + (entry & 0xFFFF) * task.stride) for entry in entries]
             # The entries' upper halves, the values, as the tensor cores take them.
             values = [m.permute(entries[k], entries[k + 1], 0x7632) for k in (0, 2)]
             return [*(word for row in rows for word in row), *values]

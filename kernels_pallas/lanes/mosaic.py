@@ -182,19 +182,12 @@ class Mosaic:
         half = self._emit("ld.global.u16 $0, [$1];", address, result=_i32())
         return self.as_float(half << 16)
 
-    def stream(self, address: Value, when: Value, zeros: bool) -> list[Value]:
-        """Four words of device memory that are read once; elsewhere zeros, or any words."""
+    def stream(self, address: Value) -> list[Value]:
+        """Four words of device memory that are read once."""
         if self._policy is None:
             raise ValueError("stream: open_stream comes first")
-        if not zeros:
-            text = f"@$6 {STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
-            return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
-        text = (
-            "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
-            f"@$6 {STREAMED}.v4.b32 {{t0, t1, t2, t3}}, [$4], $5; "
-            "mov.b32 $0, t0; mov.b32 $1, t1; mov.b32 $2, t2; mov.b32 $3, t3; }"
-        )
-        return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
+        text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
+        return self._emit(text, address, self._policy, result=[_i32()] * 4)
 
     def copy(self, to: Value, address: Value, when: Value) -> None:
         """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""

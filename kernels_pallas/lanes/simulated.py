@@ -208,7 +208,8 @@ class Simulated:
         return self.as_float(Value(self._memory.view(np.uint16)[at // 2].astype(np.int64) << 16))
 
     def copy(self, to: Value, address: Value, when: Value) -> None:
-        words = [w.value.astype(np.uint32) for w in self.stream(address, when, zeros=True)]
+        on = self._on & when.value
+        words = [np.where(on, w.value, 0).astype(np.uint32) for w in self._words(address, 4, on)]
         self._copies.append((self._on, *self._place(to, 4, self._on), words, self._groups.copy()))
 
     def close_copies(self) -> None:
@@ -226,10 +227,8 @@ class Simulated:
     def open_stream(self) -> None:
         pass
 
-    def stream(self, address: Value, when: Value, zeros: bool) -> list[Value]:
-        on = self._on & when.value
-        other = 0 if zeros else 0xDEADBEEF
-        return [Value(np.where(on, w.value, other)) for w in self._words(address, 4, on)]
+    def stream(self, address: Value) -> list[Value]:
+        return self.load_four(address)
 
     def _put(self, memory: np.ndarray, address: Value, word: np.ndarray, width: int, when: Value) -> None:
         on = self._on & when.value
