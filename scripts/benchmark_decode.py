@@ -31,19 +31,15 @@ from dense_step import dense_logits, fused
 from device_time import PEAK_BANDWIDTH, measure
 from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
 
-from kernels_pallas.weight import Weight, as_weight
+from kernels_pallas.weight import Weight
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_loop
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig, read_config
 from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, zero_thresholds
-from wisparse_jax.models.forward import (
-    Cache,
-    Params,
-    Thresholds,
-)
-from wisparse_jax.models.loading import load
-from wisparse_jax.models.quantise import quantise_int8, quantise_params
-from wisparse_jax.sparsity import SparsityPlan, apply
+from wisparse_jax.models.forward import Cache, Params
+from wisparse_jax.models.quantise import quantise_params
+from wisparse_jax.models.rules import Thresholds, merge_biases, rules_of, thresholds_of
+from wisparse_jax.sparsity import SparsityPlan, load_sparse
 
 PROFILED = 16  # tokens of the run under the profiler
 
@@ -78,8 +74,9 @@ def main() -> None:
     if args.model is not None:
         if args.plan is None:
             sys.exit("benchmark_decode: --model needs --plan")
-        sparse = apply(load(args.model, args.dtype), SparsityPlan.load(args.plan))
-        config, params, thresholds = sparse.config, sparse.params, sparse.thresholds
+        sparse = load_sparse(args.model, SparsityPlan.load(args.plan), args.dtype)
+        config, params = sparse.config, merge_biases(sparse.params, sparse.rules)
+        thresholds = thresholds_of(sparse.rules)
     else:
         config = read_config(CONFIGS / f"{args.shape}.json")
         if args.blocks is not None:
@@ -113,7 +110,7 @@ def compare(
             zeros = zero_thresholds(config)
             runs.append(Run(f"dense, mosaic{named}", kind, "mosaic", None, own, zeros))
         for sparsity, thresholds in found.items():
-            best = "triton" if batch > 1 else decode_implementation(config, own, thresholds, 1)
+            best = "triton" if batch > 1 else decode_implementation(config, own, rules_of(thresholds), 1)
             for how in args.implementation or (best,):
                 name = f"sparse, {how}, {sparsity:.0%}{named}"
                 runs.append(Run(name, kind, how, thresholds, own, group_thresholds(thresholds)))
@@ -162,8 +159,7 @@ def stored_kinds(args: Arguments, params: Params) -> dict[str, Params]:
         own = params if kind == "stored" else quantise_params(params, kind)
         for head in args.head:
             if head == "int8":
-                matrix = params["lm_head"] if "lm_head" in params else params["embed"].T
-                own = own | {"lm_head": quantise_int8(matrix)}
+                own = quantise_params(own, None, head)
             made[kind if head == "stored" else f"{kind}, int8 head"] = own
     return made
 
@@ -251,7 +247,7 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
 def weight_bytes(config: LlamaConfig, params: Params, kept: float) -> float:
     """Bytes of weights that one step reads: the kept rows of the block linears, and the whole head."""
     blocks = sum(Weight.of(block[name]).nbytes for block in params["blocks"] for name in LAYERS)
-    return blocks * kept + as_weight(params["lm_head"] if "lm_head" in params else params["embed"]).nbytes
+    return blocks * kept + sum(a.nbytes for a in jax.tree.leaves(params.get("lm_head", params["embed"])))
 
 
 def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> dict[str, Any]:

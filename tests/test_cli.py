@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capsys, name):
 
 def test_an_unknown_argument_exits_with_2():
     run = subprocess.run(
-        [sys.executable, "-m", "wisparse_jax.cli", "calibrate", "demo", "--sparsity", "half", "--out", "x"],
+        [sys.executable, "-m", "wisparse_jax", "calibrate", "demo", "--sparsity", "half", "--out", "x"],
         capture_output=True,
         text=True,
     )

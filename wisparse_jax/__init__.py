@@ -16,6 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wisparse_jax.calibration import Calibration as Calibration
+    from wisparse_jax.calibration import SearchSettings as SearchSettings
+    from wisparse_jax.calibration import run_dense as run_dense
     from wisparse_jax.errors import ConfigError as ConfigError
     from wisparse_jax.errors import PlanError as PlanError
     from wisparse_jax.errors import WeightsError as WeightsError
@@ -25,11 +28,14 @@ if TYPE_CHECKING:
     from wisparse_jax.models.llama import Llama as Llama
     from wisparse_jax.models.loading import load as load
     from wisparse_jax.models.loading import load_tokenizer as load_tokenizer
-    from wisparse_jax.search import SearchSettings as SearchSettings
     from wisparse_jax.search import calibrate as calibrate
+    from wisparse_jax.search import calibrate_targets as calibrate_targets
+    from wisparse_jax.search import calibrate_to_divergence as calibrate_to_divergence
+    from wisparse_jax.search import with_budgets as with_budgets
     from wisparse_jax.sparsity import SparseLlama as SparseLlama
     from wisparse_jax.sparsity import SparsityPlan as SparsityPlan
     from wisparse_jax.sparsity import apply as apply
+    from wisparse_jax.sparsity import load_sparse as load_sparse
 
 # Loaded on first use, so that `import wisparse_jax` and `wisparse --help` stay fast.
 _HOME = {
@@ -42,8 +48,14 @@ _HOME = {
     "Llama": "models.llama",
     "load": "models.loading",
     "load_tokenizer": "models.loading",
-    "SearchSettings": "search",
+    "Calibration": "calibration",
+    "SearchSettings": "calibration",
+    "run_dense": "calibration",
     "calibrate": "search",
+    "calibrate_targets": "search",
+    "calibrate_to_divergence": "search",
+    "with_budgets": "search",
+    "load_sparse": "sparsity",
     "SparseLlama": "sparsity",
     "SparsityPlan": "sparsity",
     "apply": "sparsity",

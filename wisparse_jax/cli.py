@@ -14,6 +14,7 @@ from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.methods import Methods
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -22,11 +23,24 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Methods, subcommand("methods")]
 )
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command line; exits with 2 and one line on bad input, 130 when interrupted."""
+    code, line = outcome(args)
+    if code:
+        print(line, file=sys.stderr)
+        raise SystemExit(code)
+
+
+def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
+    """Run a command line; its exit code, and the line that says why it failed.
+
+    Raises:
+        SystemExit: --help, or arguments that cannot be understood, which was said.
+    """
     # transformers advises to install PyTorch, which nothing here uses.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # XLA would choose a GPU's products by timing them: the same seed would round differently from run to run.
@@ -37,12 +51,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         command.run()
     except WisparseError as error:
-        print(f"wisparse: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return 2, f"wisparse: error: {error}"
     except KeyboardInterrupt:
-        print("wisparse: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-if __name__ == "__main__":
-    main()
+        return 130, "wisparse: interrupted"
+    return 0, None

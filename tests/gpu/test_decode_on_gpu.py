@@ -17,7 +17,9 @@ from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.rules import rules_of
 from wisparse_jax.search import SearchSettings
+from wisparse_jax.sparsity import SparseLlama
 from wisparse_jax.testing import count_compilations
 
 pytestmark = [
@@ -56,7 +58,7 @@ def greedy(config, params, thresholds, prompt, skipped, kept):
         token, inputs = jnp.argmax(want, -1), []
         got, _ = kernel_token_logits(config, params, token, slot, start, cache, grouped)
         where = layout(config, 1, 1, slot, start)
-        hidden, cache = hidden_states(config, params, token[:, None], where, cache, thresholds, inputs)
+        hidden, cache = hidden_states(config, params, token[:, None], where, cache, rules_of(thresholds), inputs)
         sizes = jax.tree.map(lambda x: jnp.abs(x[0, 0]), inputs)
         skipped = jax.tree.map(lambda s, x, t: jnp.maximum(s, jnp.where(x < t, x, 0)), skipped, sizes, thresholds)
         kept = jax.tree.map(lambda k, x, t: jnp.minimum(k, jnp.where(x < t, jnp.inf, x)), kept, sizes, thresholds)
@@ -83,7 +85,8 @@ def test_greedy_text_is_that_of_the_reference(plan):
     for prompt in prompts:
         text, _, skipped, kept = run(sparse.thresholds, jnp.array([prompt]), skipped, kept)
         texts.append(text.tolist())
-    middle = dataclasses.replace(sparse, thresholds=jax.tree.map(lambda s, k: (s + k) / 2, skipped, kept))
+    middle = rules_of(jax.tree.map(lambda s, k: (s + k) / 2, skipped, kept))
+    middle = SparseLlama(sparse.config, sparse.params, middle)
     for prompt, text in zip(prompts, texts, strict=True):
         _, errors, _, _ = run(middle.thresholds, jnp.array([prompt]), skipped, kept)
         assert errors.max() < 1e-5
@@ -104,7 +107,7 @@ def test_perplexity_through_the_decode_path(plan, implementation):
     found = loss(
         sparse, windows, functools.partial(kernel_token_logits, thresholds=grouped, implementation=implementation)
     )
-    reference = loss(sparse, windows, functools.partial(token_logits, thresholds=sparse.thresholds))
+    reference = loss(sparse, windows, functools.partial(token_logits, rules=sparse.rules))
     assert abs(np.expm1(found - reference)) < 0.005
 
 
@@ -136,7 +139,7 @@ def test_a_dense_model_decodes_by_the_mosaic_step(weights):
     windows = jnp.asarray(sample_windows(model, 32, 256, seed=1))[:, None]
     zeros = zero_thresholds(model.config)
     found = loss(model, windows, functools.partial(kernel_token_logits, thresholds=zeros, implementation="mosaic"))
-    reference = loss(model, windows, functools.partial(token_logits, thresholds=None))
+    reference = loss(model, windows, functools.partial(token_logits, rules=None))
     assert abs(np.expm1(found - reference)) < 0.002
 
 

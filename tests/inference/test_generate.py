@@ -1,12 +1,10 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference import Sample, TextStream, generate, sample_windows
+from wisparse_jax.inference import Sample, generate
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.search import SearchSettings, calibrate
@@ -125,43 +123,3 @@ def test_bad_requests_are_refused(model, name):
 def test_an_empty_prompt_needs_a_bos():
     with pytest.raises(WisparseError, match="prompt 0 is empty"):
         generate(endless(bos_token_ids=()), [[]], 3)
-
-
-def test_self_text_is_sampled_from_the_model_and_repeats_by_seed():
-    model = tiny_model(tiny_config(eos_token_ids=(1, 2)))
-    windows = sample_windows(model, 5, 40, seed=0)
-    assert windows.shape == (5, 40) and windows.dtype == np.int32 and (windows[:, 0] == 0).all()
-    np.testing.assert_array_equal(windows, sample_windows(model, 5, 40, seed=0, batch=2))
-    assert (windows != sample_windows(model, 5, 40, seed=1)).any()
-    after = windows[:, 1:][np.isin(windows[:, :-1], (1, 2))]
-    assert len(after) and (after == 0).all()  # a finished document is followed by a new one
-
-
-def test_self_text_has_the_models_own_distribution():
-    """The second token of many windows against the model's probabilities after BOS."""
-    model = endless()
-    windows = sample_windows(model, 4000, 2, seed=0, batch=1000)
-    shares = np.bincount(windows[:, 1], minlength=97) / 4000
-    expected = np.asarray(jax.nn.softmax(model(jnp.zeros((1, 1), jnp.int32))[0, 0]))
-    assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / 4000)
-    assert np.abs(shares - expected).sum() < 0.2 < np.abs(1 / 97 - expected).sum()
-
-
-def test_self_text_without_bos_starts_anywhere():
-    windows = sample_windows(endless(bos_token_ids=()), 30, 8, seed=0)
-    assert len(set(windows[:, 0].tolist())) > 5
-
-
-@pytest.mark.parametrize(("windows", "length"), [(0, 8), (3, 1), (3, 65)])
-def test_self_text_of_an_impossible_size_is_refused(model, windows, length):
-    with pytest.raises(WisparseError, match="2 to 64 tokens"):
-        sample_windows(model, windows, length, seed=0)
-
-
-def test_half_characters_wait_for_their_other_half():
-    encoded = "naïve ☃!".encode()
-    stream = TextStream(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
-    pieces = [stream.add([byte]) for byte in encoded]
-    assert "".join(pieces) + stream.rest() == "naïve ☃!" and "\ufffd" not in "".join(pieces)
-    broken = TextStream(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
-    assert broken.add(encoded[:3]) == "na" and broken.rest() == "\ufffd"

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.models import checkpoint
 from wisparse_jax.models.checkpoint import convert
+from wisparse_jax.models.fingerprint import flat
 from wisparse_jax.models.loading import load, model_fingerprint
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)
@@ -87,14 +88,14 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path, kind: str) -> None
     if kind == "folder":
         (out / "mine").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(WisparseError, match=re.escape(f"{out} exists already; nothing is overwritten")):
+    with pytest.raises(WisparseError, match=re.escape(f"{out}: exists already; nothing is overwritten")):
         convert(folder, out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_parent_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(WisparseError, match=re.escape(f"the folder {tmp_path / 'no'} does not exist")):
-        convert(folder, tmp_path / "no" / "out")
+def test_missing_parents_are_made(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "new" / "out")
+    assert load(tmp_path / "new" / "out")(TOKENS).shape == (2, 12, 96)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
@@ -124,23 +125,23 @@ def test_a_bad_source_leaves_nothing(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGINT, 0), (signal.SIGINT, 0.02), (signal.SIGTERM, 0.01)])
 def test_signals_leave_nothing(folder: Path, tmp_path: Path, number: signal.Signals, later: float) -> None:
-    """A real process, stopped while Orbax's threads write: up to 20 ms after their first file."""
-    code = "import sys; from wisparse_jax.models.checkpoint import convert; convert(sys.argv[1], sys.argv[2])"
+    """The real command, stopped while Orbax's threads write: up to 20 ms after their first file."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], env=env, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "wisparse_jax", "convert", str(folder), str(out)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*/weights*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".out.partial-*/folder/weights*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(later)
     process.send_signal(number)
-    code_ = process.wait(timeout=60)
+    _, err = process.communicate(timeout=60)
     left = {p.name for p in tmp_path.iterdir()}
     if out.exists():  # it was faster than the signal: then it is whole
         assert left == {"model", "out"}
         assert load(out)(TOKENS).shape == (2, 12, 96)
     else:
-        assert code_ != 0
+        assert process.returncode == 128 + number and len(err.splitlines()) == 1
         assert left == {"model"}
 
 
@@ -171,21 +172,21 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda out: (out / "wisparse.json").write_text("{"), "wisparse.json: not readable as JSON"),
     "another format": (
         manifest(lambda raw: raw.update(format="x")),
-        "wisparse.json: expected an object with format = 'wisparse-checkpoint'",
+        "wisparse.json: format = 'x': expected 'wisparse-checkpoint'",
     ),
-    "another version": (manifest(lambda raw: raw.update(version=2)), "wisparse.json: expected version 1, found 2"),
+    "another version": (manifest(lambda raw: raw.update(version=3)), "wisparse.json: version = 3: expected 1 or 2"),
     "no fingerprint": (
         manifest(lambda raw: raw.pop("fingerprint")),
-        "wisparse.json: fingerprint: expected a string, found None",
+        "wisparse.json: fingerprint: expected a value, found nothing",
     ),
     "another fingerprint": (
         manifest(lambda raw: raw.update(fingerprint="abc")),
         "are not those that were converted: expected fingerprint abc, found ",
     ),
-    "no tensors": (manifest(lambda raw: raw.pop("tensors")), "wisparse.json: tensors: expected the dtype and"),
+    "no tensors": (manifest(lambda raw: raw.pop("tensors")), "wisparse.json: tensors: expected a value, found nothing"),
     "integers": (
         manifest(lambda raw: raw["tensors"]["embed"].update(dtype="int8")),
-        "wisparse.json: tensors: expected the dtype and",
+        "wisparse.json: tensors.embed.dtype = 'int8': expected 'float32', 'float16' or 'bfloat16'",
     ),
     "a tensor less": (manifest(lambda raw: raw["tensors"].pop("embed")), "tensor embed is missing"),
 }
@@ -200,11 +201,95 @@ def test_damage_is_one_error(converted: Path, case: str) -> None:
     assert str(converted) in str(caught.value)
 
 
+def test_changed_values_are_noticed(converted: Path) -> None:
+    """Written anew by Orbax itself, so that only the digest can tell."""
+    import orbax.checkpoint as ocp
+
+    params = flat(load(converted, "bfloat16").params)
+    name = "blocks.1.up.kernel"
+    changed = params[name].at[5, 7].multiply(1.01)
+    assert (changed != params[name]).sum() == 1
+    shutil.rmtree(converted / "weights")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save((converted / "weights").absolute(), args=ocp.args.PyTreeSave(params | {name: changed}))
+    message = f"{converted / 'weights'}: tensor {name} is not the one that was converted: its values have another"
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        load(converted)
+    np.testing.assert_array_equal(flat(load(converted, "bfloat16", verify=False).params)[name], changed)
+
+
+def test_flipped_bits_change_nothing_or_are_refused(converted: Path, folder: Path) -> None:
+    expected = load(folder).params
+    files = [path for path in converted.rglob("*") if path.is_file()]
+    sizes = np.array([path.stat().st_size for path in files])
+    rng, refused = np.random.default_rng(0), 0
+    for at in rng.integers(0, sizes.sum(), 12):
+        file = files[int(np.searchsorted(np.cumsum(sizes), at, side="right"))]
+        before = file.read_bytes()
+        data = bytearray(before)
+        data[at % len(data)] ^= 1 << rng.integers(8)
+        file.write_bytes(data)
+        try:
+            found = load(converted).params
+        except WisparseError:
+            refused += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+        file.write_bytes(before)
+    assert refused > 6
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_changed_files_are_noticed(folder: Path, tmp_path: Path, name: str) -> None:
+    for file in ("generation_config.json", "tokenizer.json"):
+        (folder / file).write_text("{}")
+    convert(folder, tmp_path / "out")
+    with open(tmp_path / "out" / name, "a") as file:
+        file.write(" ")
+    with pytest.raises(WeightsError, match=re.escape(f"{tmp_path / 'out' / name}: not the file that was converted")):
+        load(tmp_path / "out")
+    load(tmp_path / "out", verify=False)
+
+
+def test_digests_cannot_be_of_files_elsewhere(converted: Path) -> None:
+    manifest(lambda raw: raw["files"].update({"../model/config.json": "0"}))(converted)
+    with pytest.raises(WeightsError, match=r"expected names of files in the folder, found '\.\./model/config.json'"):
+        load(converted)
+
+
+def test_checkpoints_of_version_1_load(repository: Path) -> None:
+    old = repository / "tests" / "fixtures" / "format-1" / "checkpoint"
+    assert json.loads((old / "wisparse.json").read_text())["version"] == 1
+    assert load(old)(TOKENS).shape == (2, 12, 96)
+
+
+def test_a_disk_that_is_full(folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, which fails in Orbax's threads as a full disk does."""
+    code = (
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from wisparse_jax.cli import main\nmain(['convert', sys.argv[1], sys.argv[2]])"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and {p.name for p in tmp_path.iterdir()} == {"model"}
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"wisparse: error: {tmp_path / 'out'}: cannot be written by Orbax: ")
+
+
+@pytest.mark.parametrize("name", ["wisparse.json", "config.json", "weights/pipe"])
+def test_pipes_are_refused(converted: Path, name: str) -> None:
+    (converted / name).unlink(missing_ok=True)
+    os.mkfifo(converted / name)
+    with pytest.raises(WisparseError, match=re.escape(f"{converted / name}: not a regular file")):
+        load(converted)
+
+
 CONFIG_CHANGES = {
     "more blocks": ({"num_hidden_layers": 3}, r"tensor blocks\.2\..* is missing; config.json describes"),
     "tied": ({"tie_word_embeddings": True}, "tensor lm_head is unexpected; config.json describes"),
     "vocabulary": ({"vocab_size": 97}, r"tensor embed: expected shape \(97, 64\), found \(96, 64\)"),
-    "rope": ({"rope_theta": 1e4}, "the weights or the configuration are not those that were converted"),
+    "rope": ({"rope_theta": 1e4}, "config.json: not the file that was converted"),
 }
 
 

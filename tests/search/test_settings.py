@@ -30,14 +30,14 @@ def test_exponents_cover_the_papers_grid():
 
 BAD = {
     "populaton: 8": "unknown field 'populaton'",
-    "population: many": "population = 'many': expected int",
+    "population: many": "population = 'many': expected a whole number",
     "population: 7": "population = 7: expected an even number",
     "tokens: -1": "tokens = -1: expected a positive number",
     "sparse_share: 1.5": "sparse_share = 1.5: expected a share",
     "layer_step: .nan": "layer_step = nan: expected a positive number",
-    "search_blocks: 1": "search_blocks = 1: expected bool",
+    "search_blocks: 1": "search_blocks = 1: expected true or false",
     "algorithm: GradientDescent": "algorithm = 'GradientDescent': expected one of CR_FM_NES",
-    "- 1": "expected fields and values, found list",
+    "- 1": "expected an object, found [1]",
     "a: [": "not readable as YAML",
 }
 

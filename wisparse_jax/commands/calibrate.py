@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import PlanError, WisparseError
+
+if TYPE_CHECKING:
+    from wisparse_jax.sparsity import SparsityPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +21,14 @@ class Calibrate:
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
     out: Path
-    """Folder to write the plan to; it must not exist."""
-    sparsity: float = 0.5
-    """Share of the channels to skip, averaged over all block linears weighted by parameter count."""
-    method: str = "wisparse"
-    """wisparse, teal, wina or uniform."""
+    """Folder to write the plan to; it must not exist. With several sparsities, OUT-0.3, OUT-0.4 and so on."""
+    sparsity: tuple[float, ...] = (0.5,)
+    """Share of the channels to skip, averaged over all block linears weighted by parameter count; several share the
+    stages that do not depend on it."""
+    max_kl: float | None = None
+    """Instead of a sparsity: the largest one whose KL(dense || sparse) on held-out windows stays below this."""
+    method: str = "wisparse-plus"
+    """wisparse-plus, wisparse, wisparse-paper, teal, wina or uniform; `wisparse methods` says what each is made of."""
     text: str = "self"
     """Calibration text: a UTF-8 file, or `self` for text that the dense model samples."""
     tokens: int | None = None
@@ -33,29 +40,69 @@ class Calibrate:
 
     def run(self) -> None:
         """Search and save the plan."""
+        from wisparse_jax.calibration import read_settings
         from wisparse_jax.evaluation import text_windows
-        from wisparse_jax.inference import sample_windows
+        from wisparse_jax.files import check_new_folder
+        from wisparse_jax.inference import check_variety, sample_windows
         from wisparse_jax.models.loading import load, load_tokenizer
-        from wisparse_jax.search import calibrate, read_settings
-        from wisparse_jax.search.pipeline import check_sparsity
-        from wisparse_jax.sparsity.methods import get_method
+        from wisparse_jax.report.tables import console, plan_table
+        from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
+        from wisparse_jax.search.pipeline import check_sparsity, resolve
 
         # Everything that can be refused is refused before any work is done.
         settings = read_settings(self.config)
-        check_sparsity(self.sparsity, settings)
-        get_method(self.method)
-        if self.out.exists():
-            raise WisparseError(f"{self.out}: exists already; a plan is never overwritten")
+        resolve(self.method, settings)
+        places = [self.out]
+        if self.max_kl is not None:
+            if not 0 < self.max_kl < float("inf"):
+                raise WisparseError(f"max-kl = {self.max_kl}: expected a positive number of nats per token")
+        else:
+            if not self.sparsity or len(set(self.sparsity)) < len(self.sparsity):
+                raise WisparseError(f"sparsity = {self.sparsity}: expected at least one, and none twice")
+            for sparsity in self.sparsity:
+                check_sparsity(sparsity, settings)
+            if len(self.sparsity) > 1:
+                places = [self.out.with_name(f"{self.out.name}-{sparsity:g}") for sparsity in self.sparsity]
+        for place in places:
+            check_new_folder(place, PlanError)
         if self.tokens is not None and self.tokens < 1:
             raise WisparseError(f"tokens = {self.tokens}: expected 1 or above")
         tokens = settings.tokens if self.tokens is None else self.tokens
+        if self.text != "self" and not Path(self.text).is_file():
+            raise WisparseError(f"{self.text}: no such file")
         model = load(self.model)
         window = min(settings.window, model.config.context)
         if self.text == "self":
             windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
         else:
             windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
+        check_variety(windows, model.config.vocab_size)
         source = self.text if self.text == "self" else Path(self.text).name
-        plan = calibrate(model, windows, self.sparsity, self.method, self.seed, settings, progress=True, text=source)
-        plan.save(self.out)
-        print(f"{self.method} plan at {plan.mean_sparsity:.4f} sparsity: {self.out}")
+        how = {"progress": True, "text": source, "state": self.out.with_name(f".{self.out.name}.search")}
+        if self.max_kl is None:
+            plans = calibrate_targets(model, windows, self.sparsity, self.method, self.seed, settings, **how)
+        else:
+            plans = [calibrate_to_divergence(model, windows, self.max_kl, self.method, self.seed, settings, **how)]
+        show = console()
+        for plan, place in zip(plans, places, strict=True):
+            written = _save(plan, place)
+            if plan.held_out:
+                show.print(plan_table(plan))
+            for note in plan.history.get("notes", []):
+                show.print(f"note: {note}", highlight=False)
+            print(f"{self.method} plan at {plan.mean_sparsity:.4f} sparsity: {written}")
+
+
+def _save(plan: SparsityPlan, place: Path) -> Path:
+    """Write a plan where it was wanted or, if that has become impossible, where it can be."""
+    import sys
+    import tempfile
+
+    try:
+        plan.save(place)
+    except PlanError as error:
+        rescued = Path(tempfile.mkdtemp(prefix="wisparse-")) / place.name
+        plan.save(rescued)
+        print(f"wisparse: {error}; the plan was written to {rescued} instead", file=sys.stderr)
+        return rescued
+    return place

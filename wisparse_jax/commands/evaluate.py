@@ -29,6 +29,8 @@ class Evaluate:
     """Seed of self-sampled text."""
     weights: str | None = None
     """int8 or int4 measures the model with such block weights against the model as it is, dense and with the plan."""
+    head: str | None = None
+    """int8 does the same with such a head."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -42,7 +44,9 @@ class Evaluate:
 
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         model = load(self.model)
-        measured = model if self.weights is None else load(self.model, weights=self.weights)
+        rounded = [kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None]
+        basis = None if plan is None or not rounded else plan.basis
+        measured = load(self.model, weights=self.weights, basis=basis, head=self.head) if rounded else model
         sparse = None if plan is None else apply(measured, plan)
         window = min(model.config.context, 2048) if self.window is None else self.window
         if self.text == "self":
@@ -51,14 +55,14 @@ class Evaluate:
         else:
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
         plans: dict[str, Llama | SparseLlama] = {}
-        if self.weights is not None:
-            plans[f"dense {self.weights}"] = measured
+        if rounded:
+            plans[f"dense {', '.join(rounded)}"] = measured
         if plan is not None and sparse is not None:
             plans[plan.method] = sparse
         result = evaluate(model, windows, plans, self.sparse_prefill, progress=True)
         if self.json:
             settings = {"model": self.model, "text": self.text, "plan": None if self.plan is None else str(self.plan)}
-            settings |= {"weights": self.weights}
+            settings |= {"weights": self.weights, "head": self.head}
             stated = {} if plan is None else {"method": plan.method, "target": plan.target}
             print(json.dumps(result.as_json(next(reversed(plans), None)) | settings | stated, allow_nan=False))
             return

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Int32
 from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS, LlamaConfig
-from wisparse_jax.models.forward import Cache, Params, Thresholds, head, hidden_states, layout
+from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihood
+from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.search.calibration import check_tokens
-from wisparse_jax.search.objectives import kl_divergence
+from wisparse_jax.models.rules import Rules
+from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.apply import SparseLlama
 
 TOKENS_AT_ONCE = 2048
@@ -47,9 +48,10 @@ class Score:
 
     @property
     def perplexity(self) -> Figure:
-        """`exp` of the mean negative log-likelihood; its error by the delta method."""
+        """`exp` of the mean negative log-likelihood; its error by the delta method. Infinite beyond float64."""
         nll = Figure.over(self.nll)
-        return Figure(math.exp(nll.mean), math.exp(nll.mean) * nll.error)
+        mean = math.exp(nll.mean) if nll.mean < 709 else math.inf
+        return Figure(mean, mean * nll.error)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,8 +140,7 @@ def evaluate(
     """
     if isinstance(model, SparseLlama):
         return evaluate(model.model, windows, {"plan": model}, sparse_prefill, progress)
-    ids = np.asarray(windows, np.int32)
-    check_tokens(model.config, ids)
+    ids = token_windows(model.config, windows, "windows")
     length = ids.shape[1]
     if not 0 < sparse_prefill <= 1:
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: expected a share above 0, at most 1")
@@ -155,8 +156,9 @@ def evaluate(
         nll, reference, cache = _dense(config, first, params, batch_ids)
         dense.append(np.asarray(nll)[:rows])
         for name, plan in (plans or {}).items():
-            thresholds = plan.thresholds if isinstance(plan, SparseLlama) else None
-            out = _sparse(config, first, plan.params, batch_ids, reference, cache, thresholds)
+            rules = plan.rules if isinstance(plan, SparseLlama) else None
+            own = cache if plan.config == config else _dense(plan.config, first, plan.params, batch_ids)[2]
+            out = _sparse(plan.config, first, plan.params, batch_ids, reference, own, rules)
             sparse[name].append(tuple(np.asarray(value, np.float64)[:rows] for value in out))
     scores = {}
     for name, parts in sparse.items():
@@ -183,13 +185,6 @@ def _bar(batches: list, progress: bool) -> Iterable:
     return tqdm(batches, desc="evaluate", disable=not progress, leave=False)
 
 
-def _token_nll(
-    logits: Float[Array, "batch positions vocab"], targets: Int[Array, "batch positions"]
-) -> Float[Array, "batch positions"]:
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _dense(
     config: LlamaConfig, first: int, params: Params, ids: Int[Array, "batch length"]
@@ -197,7 +192,7 @@ def _dense(
     """Mean nll per window, the logits of the scored positions, and the cache of the whole windows."""
     hidden, cache = hidden_states(config, params, ids, layout(config, ids.shape[0], ids.shape[1]))
     logits = head(params, hidden[:, first:-1])
-    return jnp.mean(_token_nll(logits, ids[:, first + 1 :]), axis=1), logits, cache
+    return jnp.mean(negative_log_likelihood(logits, ids[:, first + 1 :]), axis=1), logits, cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -208,23 +203,24 @@ def _sparse(
     ids: Int[Array, "batch length"],
     dense_logits: Float[Array, "batch positions vocab"],
     cache: Cache,
-    thresholds: Thresholds | None,
+    rules: Rules | None,
 ) -> tuple[Array, Array, Float[Array, "batch positions"], Float[Array, "batch blocks 7"]]:
     """Per window: mean nll, mean KL, realised sparsity of each token and of each layer."""
     batch, length = ids.shape
     # The last position has no next token in the window, so nothing is scored there.
     where = layout(config, batch, length - 1 - first, first)
     records: list[dict[str, Array]] = []
-    hidden, _ = hidden_states(config, params, ids[:, first:-1], where, cache, thresholds, records)
+    hidden, _ = hidden_states(config, params, ids[:, first:-1], where, cache, rules, records)
     logits = head(params, hidden)
-    nll = jnp.mean(_token_nll(logits, ids[:, first + 1 :]), axis=1)
+    nll = jnp.mean(negative_log_likelihood(logits, ids[:, first + 1 :]), axis=1)
     kl_by_token = kl_divergence(dense_logits, logits)
     kl = jnp.mean(kl_by_token, axis=1)
 
     def skipped(block: int, name: str) -> Float[Array, "batch positions"]:
-        if thresholds is None:
+        limits = None if rules is None else rules[block][name].thresholds
+        if limits is None:
             return jnp.zeros(kl_by_token.shape, jnp.float32)
-        kept: Bool[Array, "batch positions in"] = keep_mask(records[block][name], thresholds[block][name])
+        kept: Bool[Array, "batch positions in"] = keep_mask(records[block][name], limits)
         return 1.0 - jnp.mean(kept.astype(jnp.float32), axis=-1)
 
     rows = [jnp.stack([skipped(b, name) for name in LAYERS], axis=-1) for b in range(config.num_blocks)]

@@ -6,3 +6,4 @@ from wisparse_jax.inference.sampling import GREEDY as GREEDY
 from wisparse_jax.inference.sampling import Sample as Sample
 from wisparse_jax.inference.self_text import sample_windows as sample_windows
 from wisparse_jax.inference.stream import TextStream as TextStream
+from wisparse_jax.inference.variety import check_variety as check_variety

@@ -8,11 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, Sample
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.tokens import token_row
 
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
 STREAM_EVERY = 8
@@ -21,7 +23,7 @@ SMALLEST_BUCKET = 32
 
 @runtime_checkable
 class Generator(Protocol):
-    """A model that can write: a `Llama`, or a `SparseLlama`, whose `thresholds` apply to every decoded token."""
+    """A model that can write: a `Llama`, or a `SparseLlama`, whose `rules` apply to every decoded token."""
 
     @property
     def config(self) -> LlamaConfig:
@@ -43,7 +45,7 @@ def generate(
     on_tokens: Callable[[list[list[int]]], None] | None = None,
     implementation: str | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt; the prompt runs dense, every new token with the model's thresholds, if it has any.
+    """Continue each prompt; the prompt runs dense, every new token by the model's rules, if it has any.
 
     Prompts, batch and cache are padded to powers of two, so that another prompt of the same bucket compiles nothing,
     and neither does another sampler, seed or number of tokens.
@@ -65,7 +67,9 @@ def generate(
             token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
     """
     config = model.config
-    rows = [_checked(config, list(prompt), b, max_new_tokens) for b, prompt in enumerate(prompts)]
+    if isinstance(prompts, str | bytes):
+        raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
+    rows = [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(prompts)]
     if not rows or max_new_tokens == 0:
         return [[] for _ in rows]
     length = _bucket(max(map(len, rows)), config.context)
@@ -79,9 +83,9 @@ def generate(
     # Only NumPy and transfers between the compiled calls: an eager operation would compile anew for every new shape.
     stops = jnp.asarray(np.asarray(config.eos_token_ids or (-2,), np.int32))
     values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
-    params, thresholds = model.params, getattr(model, "thresholds", None)
+    params, rules = model.params, getattr(model, "rules", None)
 
-    chosen = decode_implementation(config, params, thresholds, batch, implementation)
+    chosen = decode_implementation(config, params, rules, batch, implementation)
     key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
     out: list[list[int]] = [[] for _ in rows]
@@ -91,25 +95,23 @@ def generate(
         if at >= max_new_tokens or np.asarray(state.finished).all():
             return out
         until = min(max_new_tokens, at + max(STREAM_EVERY, tokens_together())) if on_tokens else max_new_tokens
-        state = decode(config, params, state, jnp.int32(until), start, values, stops, thresholds, chosen)
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
 
 
-def _checked(config: LlamaConfig, prompt: list[int], row: int, new: int) -> list[int]:
+def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:
     if new < 0:
         raise WisparseError(f"max-new-tokens = {new}: expected 0 or above")
-    if not prompt:
+    prompt = token_row(ids, config.vocab_size, f"prompt {row}")
+    if not len(prompt):
         if not config.bos_token_ids:
             raise WisparseError(
                 f"prompt {row} is empty, and the model has no beginning-of-sequence token to start from"
             )
-        prompt = [config.bos_token_ids[0]]
+        prompt = np.asarray([config.bos_token_ids[0]], np.int32)
     if len(prompt) + new > config.context:
         raise WisparseError(
             f"prompt {row} has {len(prompt)} tokens; with {new} new ones it exceeds the context of {config.context}"
         )
-    for token in prompt:
-        if not 0 <= token < config.vocab_size:
-            raise WisparseError(f"prompt {row}: token id {token} is outside the vocabulary of {config.vocab_size}")
     return prompt
 
 

@@ -1,6 +1,6 @@
 """The token loop: dense prefill, then tokens one by one inside one compiled `lax.while_loop`.
 
-The step of one token is `hidden_states` with a cache, dense or with thresholds, or for a sparse model the kernels'
+The step of one token is `hidden_states` with a cache, dense or by rules, or for a sparse model the kernels'
 step, which takes the same arguments and gives the same logits.
 """
 
@@ -22,7 +22,8 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
-from wisparse_jax.models.forward import Cache, Params, Thresholds, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.forward import Cache, Params, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.rules import Rules, merge_biases, thresholds_of
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
 NextLogits = Callable[
@@ -73,7 +74,7 @@ KERNEL_BATCH = 1
 def decode_implementation(
     config: LlamaConfig,
     params: Params,
-    thresholds: Thresholds | None,
+    rules: Rules | None,
     batch: int,
     implementation: str | None = None,
 ) -> str:
@@ -85,7 +86,7 @@ def decode_implementation(
     Args:
         config: of the model.
         params: its weights.
-        thresholds: of a sparse model, None for a dense one.
+        rules: of a sparse model, None for a dense one.
         batch: sequences.
         implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
             Mosaic kernel if it can run the model.
@@ -98,7 +99,7 @@ def decode_implementation(
     except ValueError as error:
         raise WisparseError(str(error)) from None
     if implementation in ("triton", "mosaic"):
-        if thresholds is None and implementation == "triton":
+        if rules is None and implementation == "triton":
             raise WisparseError("implementation = 'triton' runs sparse models only; this one is dense")
         if batch > LARGEST_BATCH:
             raise WisparseError(
@@ -112,7 +113,7 @@ def decode_implementation(
         return "xla"
     if mosaic_problem() is None and fused_step_problem(config, params, batch) is None:
         return "mosaic"
-    return "xla" if thresholds is None else "triton"
+    return "xla" if rules is None else "triton"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -124,18 +125,21 @@ def decode(
     start: Int[Array, " batch"],
     values: SamplingValues,
     stops: Int[Array, " stops"],
-    thresholds: Thresholds | None,
+    rules: Rules | None,
     implementation: str = "xla",
 ) -> LoopState:
     """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`."""
     if implementation in ("triton", "mosaic"):
-        # Stacked once, before the loop, into which XLA would move zeros if it knew them.
-        grouped = (
-            lax.optimization_barrier(zero_thresholds(config)) if thresholds is None else group_thresholds(thresholds)
-        )
-        next_logits = functools.partial(kernel_token_logits, thresholds=grouped, implementation=implementation)
+        if rules is None:
+            # Zeros that XLA does not know, as it would make those anew in every turn of the loop.
+            stacked = lax.optimization_barrier(zero_thresholds(config))
+        else:
+            # Once, before the loop: the thresholds stacked, and biases added, since all its positions are sparse.
+            params = merge_biases(params, rules)
+            stacked = group_thresholds(thresholds_of(rules))
+        next_logits = functools.partial(kernel_token_logits, thresholds=stacked, implementation=implementation)
     else:
-        next_logits = functools.partial(token_logits, thresholds=thresholds)
+        next_logits = functools.partial(token_logits, rules=rules)
 
     return token_loop(lambda *token: next_logits(config, params, *token), state, until, start, values, stops)
 
@@ -193,11 +197,11 @@ def token_logits(
     slot: Int[Array, ""],
     start: Int[Array, " batch"],
     cache: Cache,
-    thresholds: Thresholds | None,
+    rules: Rules | None,
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
     """The logits after one more token a row, and the cache with it."""
     where = layout(config, len(tokens), 1, slot, start)
-    hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, thresholds)
+    hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules)
     return head(params, hidden[:, 0]), cache
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, Int32, Key
+from jaxtyping import Array, Bool, Int, Int32, Key
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.generate import Generator
@@ -20,10 +20,12 @@ from wisparse_jax.models.forward import Params, empty_cache
 def sample_windows(
     model: Generator, windows: int, length: int, seed: int, batch: int = 32, progress: bool = False
 ) -> Int32[np.ndarray, "windows length"]:
-    """Windows that the dense model samples at temperature 1, from BOS, or from a random token where it has none.
+    """Windows of documents that the dense model samples at temperature 1, one after another.
 
-    After an end-of-sequence token the text goes on with BOS, as a new document. Window w depends on the seed and w
-    alone.
+    A window starts with BOS; with EOS where the model has no BOS, as EOS is what stands between documents then; and
+    with a random token where it has neither. BOS follows EOS, where they differ. Documents are never empty: an EOS is
+    not sampled straight after the token that a document starts from. Where BOS and EOS are one token, it separates the
+    documents. Window w depends on the seed and w alone.
 
     Raises:
         WisparseError: no windows, or windows beyond the model's context.
@@ -47,21 +49,33 @@ def sample_windows(
 def _write(config: LlamaConfig, length: int, params: Params, keys: Key[Array, " batch"]) -> Int[Array, "batch length"]:
     batch = len(keys)
     step_keys = jax.vmap(lambda key: jax.random.split(key, length))(keys)
-    if config.bos_token_ids:
-        first = jnp.full(batch, config.bos_token_ids[0], jnp.int32)
+    # Without a BOS, an EOS is what a document comes after.
+    begins = config.bos_token_ids or config.eos_token_ids
+    if begins:
+        first = jnp.full(batch, begins[0], jnp.int32)
     else:
         first = jax.vmap(lambda key: jax.random.randint(key, (), 0, config.vocab_size))(step_keys[:, 0])
-    stops = jnp.asarray(config.eos_token_ids or (-1,), jnp.int32)
+    ends = _members(config, config.eos_token_ids)
+    # A separator that is both starts the next document itself.
+    closes = ends & ~_members(config, begins)
     start = jnp.zeros(batch, jnp.int32)
 
     def step(slot, carry):
         tokens, last, cache = carry
         logits, cache = token_logits(config, params, last, slot, start, cache, None)
+        if begins:
+            opened = _members(config, begins)[last]
+            logits = jnp.where(opened[:, None] & ends, -jnp.inf, logits)
         chosen = jax.vmap(jax.random.categorical)(step_keys[:, slot + 1], logits).astype(jnp.int32)
-        if config.bos_token_ids:
-            chosen = jnp.where(jnp.isin(last, stops), config.bos_token_ids[0], chosen)
+        if begins:
+            chosen = jnp.where(closes[last], begins[0], chosen)
         return lax.dynamic_update_slice(tokens, chosen[:, None], (0, slot + 1)), chosen, cache
 
     tokens = jnp.zeros((batch, length), jnp.int32).at[:, 0].set(first)
     cache = empty_cache(config, batch, length, params["embed"].dtype)
     return lax.fori_loop(0, length - 1, step, (tokens, first, cache))[0]
+
+
+def _members(config: LlamaConfig, ids: tuple[int, ...]) -> Bool[Array, " vocab"]:
+    """Which tokens of the vocabulary are among the ids."""
+    return jnp.asarray(np.isin(np.arange(config.vocab_size), ids))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
+import dataclasses
 import json
-import operator
+import logging
 import os
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wisparse_jax.errors import WeightsError, WisparseError
+from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
+from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import hub, tokenizer
 from wisparse_jax.models.config import LlamaConfig, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
@@ -28,180 +25,173 @@ from wisparse_jax.models.weights import place, read_weights
 
 MANIFEST = "wisparse.json"
 WEIGHTS = "weights"
-FORMAT, VERSION = "wisparse-checkpoint", 1
-_DTYPES = {"float32": jnp.float32, "float16": jnp.float16, "bfloat16": jnp.bfloat16}
+FORMAT, VERSION = "wisparse-checkpoint", 2
+LARGEST_FILE = 256 << 20  # bytes of a configuration or tokenizer file
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """What the manifest says of a stored tensor; checkpoints of version 1 have no digests."""
+
+    dtype: Literal["float32", "float16", "bfloat16"]
+    shape: list[int]
+    digest: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manifest:
+    format: Literal["wisparse-checkpoint"]
+    version: Literal[1, 2]
+    fingerprint: str
+    tensors: dict[str, _Tensor]
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests, by name
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder was written by `convert`."""
-    return (folder / MANIFEST).is_file()
+    return os.path.lexists(folder / MANIFEST)
 
 
-def convert(name: str | Path, out: Path) -> None:
+def convert(name: str | Path, out: str | Path) -> None:
     """Write a model as an Orbax checkpoint folder: its weights as stored, configuration and tokenizer.
 
-    The folder appears whole or not at all: it is written beside `out` under another name, and renamed at the end.
-    An interruption takes effect once the weights on their way are written; nothing stays then.
+    The folder appears whole or not at all, with a digest of every tensor and file in it.
 
     Args:
         name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
-        out: the new folder.
+        out: the new folder; missing folders above it are made.
 
     Raises:
-        WisparseError: `out` exists, its parent does not, or the model cannot be read.
+        WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
-    out = Path(out)
-    if os.path.lexists(out):
-        raise WisparseError(f"{out} exists already; nothing is overwritten")
-    if not out.absolute().parent.is_dir():
-        raise WisparseError(f"{out}: the folder {out.absolute().parent} does not exist")
+    check_new_folder(out, WisparseError)
     source = hub.resolve(name)
     params, stored = read_params(source, read_config(source))
-    with _whole(out) as folder:
-        for file in ("config.json", "generation_config.json", *tokenizer.FILES):
-            if (source / file).is_file():
-                shutil.copyfile(source / file, folder / file)
-        _save(folder / WEIGHTS, params)
-        tensors = {path: {"dtype": leaf.dtype.name, "shape": leaf.shape} for path, leaf in flat(params).items()}
-        manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
+    names = [name for name in ("config.json", "generation_config.json", *tokenizer.FILES) if (source / name).exists()]
+    files = {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}
+    tensors = {
+        path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
+        for path, leaf in flat(params).items()
+    }
+    manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
+    manifest["files"] = {name: _digest(data) for name, data in files.items()}
+    with new_folder(out, WisparseError) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        _save(folder / WEIGHTS, params, out)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def read_params(folder: Path, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:
-    """The parameters and the fingerprint of a model folder of either format; see `weights.read_weights`."""
-    return (read_checkpoint if is_checkpoint(folder) else read_weights)(folder, config, dtype)
+def read_params(
+    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True
+) -> tuple[dict[str, Any], str]:
+    """The parameters and the fingerprint of a model folder of either format; see `weights.read_weights`.
+
+    `verify` is for `read_checkpoint`: Hugging Face folders hold no digests.
+    """
+    if is_checkpoint(folder):
+        return read_checkpoint(folder, config, dtype, verify)
+    return read_weights(folder, config, dtype)
 
 
-def read_checkpoint(folder: Path, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:
+def read_checkpoint(
+    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True
+) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a folder that `convert` wrote; see `weights.read_weights`.
+
+    Args:
+        folder: the folder.
+        config: the architecture.
+        dtype: of the parameters; None keeps each tensor's own.
+        verify: compare every tensor and file with its digest; some 0.1 s for every gigabyte.
 
     Raises:
         WeightsError: another version, or damaged: files, structure, values that are not finite or not those that
             were written.
     """
-    expected, tensors = _read_manifest(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, _Manifest, WeightsError, LARGE)
     shapes = param_shapes(config)
     leaves = flat(shapes)
-    if differing := sorted(leaves.keys() ^ tensors.keys()):
+    if differing := sorted(leaves.keys() ^ manifest.tensors.keys()):
         problem = "missing" if differing[0] in leaves else "unexpected"
         raise WeightsError(f"{folder}: tensor {differing[0]} is {problem}; config.json describes another model")
     for path, leaf in leaves.items():
-        if tensors[path].shape != leaf.shape:
-            raise WeightsError(f"{folder}: tensor {path}: expected shape {leaf.shape}, found {tensors[path].shape}")
+        if (found := tuple(manifest.tensors[path].shape)) != leaf.shape:
+            raise WeightsError(f"{folder}: tensor {path}: expected shape {leaf.shape}, found {found}")
+    if verify:
+        _check_files(folder, manifest.files)
     values: dict[str, jax.Array] = {}
     samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
-    for path, stored in _restore(folder / WEIGHTS, {path: tensors[path] for path in leaves}):
+    for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}):
+        where = f"{folder / WEIGHTS}: tensor {path}"
+        if verify and manifest.tensors[path].digest not in (None, _digest(stored)):
+            raise WeightsError(f"{where} is not the one that was converted: its values have another digest")
         samples[path] = (stored.shape, sample(stored))
-        values[path] = place(stored, dtype, False, f"{folder / WEIGHTS}: tensor {path}")
-    if (found := digest(config, samples)) != expected:
+        values[path] = place(stored, dtype, False, where)
+    if (found := digest(config, samples)) != manifest.fingerprint:
         raise WeightsError(
             f"{folder}: the weights or the configuration are not those that were converted: expected fingerprint "
-            f"{expected}, found {found}"
+            f"{manifest.fingerprint}, found {found}"
         )
-    return jax.tree.unflatten(jax.tree.structure(shapes), list(values.values())), expected
+    return jax.tree.unflatten(jax.tree.structure(shapes), list(values.values())), manifest.fingerprint
 
 
-def _read_manifest(path: Path) -> tuple[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The fingerprint, and the shape and dtype of every stored tensor."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise WeightsError(f"{path}: expected an object with format = {FORMAT!r}, found another")
-    if raw.get("version") != VERSION:
-        raise WeightsError(f"{path}: expected version {VERSION}, found {raw.get('version')!r}")
-    if not isinstance(raw.get("fingerprint"), str):
-        raise WeightsError(f"{path}: fingerprint: expected a string, found {raw.get('fingerprint')!r}")
-    try:
-        tensors = {
-            name: jax.ShapeDtypeStruct(tuple(map(operator.index, entry["shape"])), _DTYPES[entry["dtype"]])
-            for name, entry in raw["tensors"].items()
-        }
-    except (KeyError, TypeError, AttributeError):
-        raise WeightsError(f"{path}: tensors: expected the dtype and the shape of every tensor") from None
-    return raw["fingerprint"], tensors
+def _digest(data: Any) -> str:
+    """Of bytes or of an array's bytes, by a hash that finds damage, not forgery, as fast as memory is read."""
+    import xxhash
+
+    bytes_ = data if isinstance(data, bytes) else np.ascontiguousarray(data).view(np.uint8)
+    return xxhash.xxh3_128_hexdigest(bytes_)
 
 
-def _save(folder: Path, params: dict[str, Any]) -> None:
+def _check_files(folder: Path, files: dict[str, str]) -> None:
+    for name, expected in files.items():
+        if name != Path(name).name:
+            raise WeightsError(f"{folder / MANIFEST}: files: expected names of files in the folder, found {name!r}")
+        if _digest(read_bytes(folder / name, WeightsError, LARGEST_FILE)) != expected:
+            raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")
+
+
+def _save(folder: Path, params: dict[str, Any], out: str | Path) -> None:
     import orbax.checkpoint as ocp
 
-    # By path, not nested: then one tensor can be restored without the others.
-    with _signals_wait(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(flat(params)))
+    # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
+    log = logging.getLogger("absl")
+    log.disabled = True
+    try:
+        # By path, not nested: then one tensor can be restored without the others.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(folder.absolute(), args=ocp.args.PyTreeSave(flat(params)))
+    except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
+        raise WisparseError(f"{out}: cannot be written by Orbax: {_first_line(error)}") from None
+    finally:
+        log.disabled = False
 
 
-def _restore(folder: Path, tensors: dict[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
+def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, jax.Array]]:
     """The stored arrays in their own dtypes, one by one."""
     import orbax.checkpoint as ocp
 
     if not folder.is_dir():
         raise WeightsError(f"{folder}: no such folder; the checkpoint is incomplete")
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            check_regular(path, WeightsError)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         # One call for each: of many reads at once, those behind the first failure go on to complain by themselves.
         for path, leaf in tensors.items():
-            item = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)}
+            item = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=sharding)}
             how = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
             try:
                 array = reader.restore(folder.absolute(), args=args)[path]
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise WeightsError(
-                    f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {reason}"
+                    f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {_first_line(error)}"
                 ) from None
             yield path, array
 
 
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` if the body ends well, and is removed if it does not, interruptions included."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir()
-        with _termination_raises():
-            yield partial
-            if os.path.lexists(out):
-                raise WisparseError(f"{out} exists already; nothing is overwritten")
-            partial.rename(out)
-    except BaseException:
-        # After a failed write Orbax's threads may write on; Python waits for them before it runs this.
-        atexit.register(shutil.rmtree, partial, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _termination_raises() -> contextlib.AbstractContextManager[None]:
-    """SIGTERM as an exception, so that clean-up runs; Python does so for SIGINT (Ctrl-C) only."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    return _handled(stop, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """SIGINT and SIGTERM once the body has ended: Orbax's threads cannot be stopped, and would write on."""
-    came: list[int] = []
-    try:
-        with _handled(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
-            yield
-    finally:
-        if came:
-            signal.raise_signal(came[0])
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
-    """The handler of some signals while the body runs; only the main thread may, and need, set one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

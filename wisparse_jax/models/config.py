@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.files import read_json, shown
 from wisparse_jax.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# What transformers takes for a field that the file does not have, by family.
+_CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_BOS, _EOS = {"llama": 1, "mistral": 1}, {"llama": 2, "mistral": 2}
+_LARGEST = 2**31 - 1  # sizes are int32
+# What no weights speak against: far beyond any model there is; positions are exact in float32 up to 2**24.
+_LARGEST_OF = {"num_hidden_layers": 4096, "max_position_embeddings": 2**24}
 
 # Layers of a block in the order they run; each reads one of four inputs.
 LAYERS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -27,7 +35,8 @@ class LlamaConfig:
     """Sizes and switches of a decoder; hashable, so that it can be a static argument of `jax.jit`.
 
     `windows[i]` is block i's sliding window in tokens (a query sees itself and the `window - 1`
-    positions before it), or None for full attention.
+    positions before it), or None for full attention. Ids of special tokens that no token of the vocabulary has are
+    left out: they can be neither read nor written.
     """
 
     vocab_size: int
@@ -49,6 +58,12 @@ class LlamaConfig:
     bos_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     family: str = "llama"
+
+    def __post_init__(self) -> None:
+        """Leave out special tokens that there are not."""
+        for name in ("bos_token_ids", "eos_token_ids"):
+            ids = tuple(i for i in getattr(self, name) if 0 <= i < self.vocab_size)
+            object.__setattr__(self, name, ids)
 
     @property
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
@@ -74,15 +89,10 @@ def read_config(path: str | Path) -> LlamaConfig:
         ConfigError: not readable, not JSON, or a model that is not supported; names the field and its value.
     """
     path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a model folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    path = path / "config.json" if os.path.isdir(path) else path
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such file; a model folder holds a config.json")
+    raw = read_json(path, dict[str, Any], ConfigError)
     try:
         return parse_config(raw)
     except ConfigError as error:
@@ -99,14 +109,15 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(f"model_type = {family!r} is not supported; expected one of {', '.join(FAMILIES)}")
-    for field in ("quantization_config", "pretraining_tp"):
-        if raw.get(field) not in (None, 1):
-            raise ConfigError(f"{field} = {raw[field]!r} is not supported")
+    if raw.get("quantization_config") is not None:
+        raise ConfigError(f"quantization_config = {raw['quantization_config']!r} is not supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"hidden_act = {raw['hidden_act']!r} is not supported; expected 'silu'")
 
     hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
-    kv_heads = _size(raw, "num_key_value_heads", default=heads)
+    # An absent field has the family's own default; null is one for each head.
+    absent = "num_key_value_heads" not in raw
+    kv_heads = _size(raw, "num_key_value_heads", default=_KV_HEADS.get(family, heads) if absent else heads)
     if heads % kv_heads:
         raise ConfigError(f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}")
     # Qwen3's transformers class defaults head_dim to 128 whatever the other sizes are.
@@ -116,7 +127,7 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
     if raw.get("head_dim") is None and family != "qwen3" and hidden % heads:
         raise ConfigError(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
     blocks = _size(raw, "num_hidden_layers")
-    context = _size(raw, "max_position_embeddings", default=2048)
+    context = _size(raw, "max_position_embeddings", default=_CONTEXT[family])
     attention_bias = _flag(raw, "attention_bias", False) if family in ("llama", "qwen3") else False
     return LlamaConfig(
         vocab_size=_size(raw, "vocab_size"),
@@ -135,8 +146,8 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         mlp_bias=_flag(raw, "mlp_bias", False) if family == "llama" else False,
         qk_norm=family == "qwen3",
         windows=_windows(raw, family, blocks),
-        bos_token_ids=_token_ids(raw, "bos_token_id"),
-        eos_token_ids=_token_ids(raw, "eos_token_id"),
+        bos_token_ids=_token_ids(raw, "bos_token_id", _BOS.get(family)),
+        eos_token_ids=_token_ids(raw, "eos_token_id", _EOS.get(family)),
         family=family,
     )
 
@@ -160,17 +171,18 @@ def _windows(raw: dict[str, Any], family: str, blocks: int) -> tuple[int | None,
         raise ConfigError(f"layer_types = {types!r}: expected a list of {blocks} names")
     known: dict[Any, int | None] = {"sliding_attention": window, "full_attention": None}
     for name in types:
-        if name not in known:
-            raise ConfigError(f"layer_types holds {name!r}; expected {' or '.join(known)}")
+        if not isinstance(name, str) or name not in known:
+            raise ConfigError(f"layer_types holds {shown(name)}; expected {' or '.join(known)}")
     return tuple(known[name] for name in types)
 
 
 def _size(raw: dict[str, Any], field: str, default: int | None = None) -> int:
     value = raw.get(field)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        found = "nothing" if field not in raw else repr(raw[field])
-        raise ConfigError(f"{field}: expected a positive whole number, found {found}")
+    largest = _LARGEST_OF.get(field, _LARGEST)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        found = "nothing" if field not in raw else shown(raw[field])
+        raise ConfigError(f"{field}: expected a positive whole number up to {largest}, found {found}")
     return value
 
 
@@ -188,8 +200,8 @@ def _flag(raw: dict[str, Any], field: str, default: bool) -> bool:
     return value
 
 
-def _token_ids(raw: dict[str, Any], field: str) -> tuple[int, ...]:
-    value = raw.get(field)
+def _token_ids(raw: dict[str, Any], field: str, default: int | None) -> tuple[int, ...]:
+    value = raw.get(field, default)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise ConfigError(f"{field}: expected a token id or a list of them, found {value!r}")

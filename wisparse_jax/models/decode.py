@@ -30,7 +30,8 @@ from kernels_pallas.select.reference import add_parts
 from kernels_pallas.sparse_product import Config, config_for, sparse_product
 from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
-from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, layout, rms_norm
+from wisparse_jax.models.forward import BlockCache, Cache, Params, head, layout, rms_norm
+from wisparse_jax.models.rules import Thresholds
 
 # One block's thresholds stacked by input group: group -> float32 [layers, in].
 GroupThresholds = dict[str, Float[Array, "layers _"]]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
@@ -31,11 +30,45 @@ def sample(array: Any) -> np.ndarray:
     return np.asarray(array[index]).astype(np.float32).astype(ml_dtypes.bfloat16)
 
 
+def architecture(config: LlamaConfig) -> dict[str, Any]:
+    """What of a configuration makes a model another one, under the names that saved fingerprints were made with.
+
+    Spelled out, so that neither a new field nor a renamed one of `LlamaConfig` refuses the plans and checkpoints that
+    exist. A field that is added later goes in only where it is not at the value that every older model has.
+    Where a text begins and ends is the tokenizer's business: other ids do not make it another model.
+    """
+    rope = config.rope
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_blocks": config.num_blocks,
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "norm_eps": config.norm_eps,
+        "rope": {
+            "theta": rope.theta,
+            "kind": rope.kind,
+            "factor": rope.factor,
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_context": rope.original_context,
+        },
+        "context": config.context,
+        "tied_embeddings": config.tied_embeddings,
+        "qkv_bias": config.qkv_bias,
+        "o_bias": config.o_bias,
+        "mlp_bias": config.mlp_bias,
+        "qk_norm": config.qk_norm,
+        "windows": list(config.windows),
+        "family": config.family,
+    }
+
+
 def digest(config: LlamaConfig, samples: dict[str, tuple[tuple[int, ...], np.ndarray]]) -> str:
     """The fingerprint from the shape and `sample` of every parameter, by path; arrays are `[in, out]`."""
-    # Where a text begins and ends is the tokenizer's business: other ids do not make it another model.
-    architecture = {k: v for k, v in dataclasses.asdict(config).items() if not k.endswith("_token_ids")}
-    state = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps(architecture(config), sort_keys=True).encode())
     for path in sorted(samples):
         shape, values = samples[path]
         state.update(f"\n{path} {shape}\n".encode())
@@ -50,3 +83,21 @@ def fingerprint(config: LlamaConfig, params: dict[str, Any]) -> str:
     Loads of one checkpoint in float32 and in bfloat16 agree; a load in float16 may differ, because it rounds first.
     """
     return digest(config, {path: (tuple(leaf.shape), sample(leaf)) for path, leaf in flat(params).items()})
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A model that may know the fingerprint of the checkpoint it came from."""
+
+    fingerprint: str | None
+    config: LlamaConfig
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The weights."""
+        ...
+
+
+def model_fingerprint(model: Fingerprinted) -> str:
+    """The fingerprint of the checkpoint a model was loaded from or, for a model made otherwise, of its parameters."""
+    return model.fingerprint or fingerprint(model.config, model.params)

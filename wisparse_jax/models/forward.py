@@ -1,7 +1,7 @@
 """The arithmetic of a decoder on plain pytrees.
 
-One code path serves training, evaluation, search and generation, dense and sparse: a block linear with a threshold
-vector skips the channels below it, one without is dense; a forward with a cache continues a sequence, one without
+One code path serves training, evaluation, search and generation, dense and sparse: a block linear with a rule
+skips channels, one without is dense; a forward with a cache continues a sequence, one without
 starts it.
 """
 
@@ -21,11 +21,9 @@ from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.rules import BlockRules, Rules
 
 Params = dict[str, Any]
-# One block's thresholds: layer name -> float32 [in]. A model's: one such dict per block.
-BlockThresholds = dict[str, Float[Array, "_"]]
-Thresholds = list[BlockThresholds]
 
 
 class BlockCache(NamedTuple):
@@ -107,7 +105,7 @@ def block(
     x: Float[Array, "batch length hidden"],
     where: Layout,
     cache: BlockCache | None = None,
-    thresholds: BlockThresholds | None = None,
+    rules: BlockRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
     """One decoder block.
@@ -118,14 +116,14 @@ def block(
         x: the residual stream.
         where: positions of the tokens.
         cache: keys and values of earlier slots, or None when the tokens start at slot 0.
-        thresholds: per-layer channel thresholds; None runs dense.
+        rules: what each layer does at these positions; None runs dense.
         record: if given, receives the input of each linear layer under the layer's name.
 
     Returns:
         The new residual stream, and the cache with this forward's keys and values in it.
     """
-    attention, cache = self_attention(config, window, params, x, where, cache, thresholds, record)
-    return after_attention(config, params, x, attention, thresholds, record), cache
+    attention, cache = self_attention(config, window, params, x, where, cache, rules, record)
+    return after_attention(config, params, x, attention, rules, record), cache
 
 
 def self_attention(
@@ -135,11 +133,11 @@ def self_attention(
     x: Float[Array, "batch length hidden"],
     where: Layout,
     cache: BlockCache | None = None,
-    thresholds: BlockThresholds | None = None,
+    rules: BlockRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length features"], BlockCache]:
     """What attention hands to the o projection, and the cache; see `block` for the arguments."""
-    linear = functools.partial(_linear, params, thresholds, record)
+    linear = functools.partial(_linear, params, rules, record)
 
     def heads(name: str, inputs: Array) -> Array:
         return linear(name, inputs).reshape(*inputs.shape[:2], -1, config.head_dim)
@@ -163,11 +161,11 @@ def after_attention(
     params: Params,
     x: Float[Array, "batch length hidden"],
     attention: Float[Array, "batch length features"],
-    thresholds: BlockThresholds | None = None,
+    rules: BlockRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> Float[Array, "batch length hidden"]:
     """The rest of a block, from the o projection on; see `block` for the arguments."""
-    linear = functools.partial(_linear, params, thresholds, record)
+    linear = functools.partial(_linear, params, rules, record)
     with jax.named_scope("attention"):
         x = x + linear("o", attention)
     with jax.named_scope("mlp"):
@@ -175,19 +173,19 @@ def after_attention(
         return x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
 
 
-def _linear(
-    params: Params, thresholds: BlockThresholds | None, record: dict[str, Any] | None, name: str, inputs: Array
-) -> Array:
-    """One linear layer of a block, dense or with its thresholds."""
+def _linear(params: Params, rules: BlockRules | None, record: dict[str, Any] | None, name: str, inputs: Array) -> Array:
+    """One linear layer of a block, dense or by its rule."""
     if record is not None:
         record[name] = inputs
-    layer = params[name]
+    layer, rule = params[name], None if rules is None else rules[name]
     weight = Weight.of(layer)
-    if thresholds is None:
+    if rule is None or rule.thresholds is None:
         out = dot(inputs, weight)
     else:
-        out = sparse_linear(inputs, weight, thresholds[name], implementation="xla")
-    return out + layer["bias"] if "bias" in layer else out
+        out = sparse_linear(inputs, weight, rule.thresholds, implementation="xla")
+    if "bias" in layer:
+        out = out + layer["bias"]
+    return out if rule is None or rule.bias is None else out + rule.bias.astype(out.dtype)
 
 
 def hidden_states(
@@ -196,7 +194,7 @@ def hidden_states(
     tokens: Int[Array, "batch length"],
     where: Layout,
     cache: Cache | None = None,
-    thresholds: Thresholds | None = None,
+    rules: Rules | None = None,
     records: list[dict[str, Any]] | None = None,
 ) -> tuple[Float[Array, "batch length hidden"], Cache]:
     """The final normed hidden states, and the cache; see `block` for the arguments.
@@ -217,7 +215,7 @@ def hidden_states(
                 x,
                 where,
                 None if cache is None else cache[i],
-                None if thresholds is None else thresholds[i],
+                None if rules is None else rules[i],
                 record,
             )
         new.append(kept)
@@ -227,7 +225,7 @@ def hidden_states(
 def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
     """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"].T
-    return dot(hidden, weight).astype(jnp.float32)
+    return dot(hidden, Weight.of(weight) if isinstance(weight, dict) else weight).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -236,8 +234,8 @@ def logits(
     params: Params,
     tokens: Int[Array, "batch length"],
     start: Int[Array, " batch"] | None = None,
-    thresholds: Thresholds | None = None,
+    rules: Rules | None = None,
 ) -> Float[Array, "batch length vocab"]:
-    """Next-token logits of whole sequences, float32; dense, or sparse at every position when given thresholds."""
+    """Next-token logits of whole sequences, float32; dense, or sparse at every position when given rules."""
     where = layout(config, tokens.shape[0], tokens.shape[1], start=start)
-    return head(params, hidden_states(config, params, tokens, where, thresholds=thresholds)[0])
+    return head(params, hidden_states(config, params, tokens, where, rules=rules)[0])

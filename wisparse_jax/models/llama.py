@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.weight import GROUP, Weight
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.forward import logits
+from wisparse_jax.models.tokens import token_rows
 
 Params = dict[str, Any]
 
@@ -24,33 +24,17 @@ Params = dict[str, Any]
 class Linear(nnx.Module):
     """`kernel[in, out]`, a bias where the family has one, and a scale where the kernel is int8 or int4 (`Weight`)."""
 
-    def __init__(self, shape: tuple[int, int], bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, kind: str | None):
-        size_in, size_out = shape
-        if kind == "int8":
-            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
-            self.scale = nnx.Param(jnp.ones(size_out, jnp.float32))
-        elif kind == "int4":
-            self.kernel = nnx.Param(jnp.zeros((size_in, size_out // 2), jnp.uint8))
-            self.scale = nnx.Param(jnp.ones((-(-size_out // GROUP), size_in), jnp.bfloat16))
-        else:
-            self.kernel = nnx.Param(_normal(rngs, shape, dtype))
-        if bias:
-            self.bias = nnx.Param(jnp.zeros(shape[1], dtype))
+    def __init__(self, params: Params):
+        for name, array in params.items():
+            setattr(self, name, nnx.Param(array))
 
 
 class Block(nnx.Module):
     """One decoder block: its two norms, its seven linear layers and, in Qwen3, the norms of q and k."""
 
-    def __init__(self, config: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs, kind: str | None):
-        self.attn_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
-        self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
-        biased = dict.fromkeys(("q", "k", "v"), config.qkv_bias) | {"o": config.o_bias}
-        for name in LAYERS:
-            layer = Linear(config.layer_shapes[name], biased.get(name, config.mlp_bias), dtype, rngs, kind)
-            setattr(self, name, layer)
-        if config.qk_norm:
-            self.q_norm = nnx.Param(jnp.ones(config.head_dim, dtype))
-            self.k_norm = nnx.Param(jnp.ones(config.head_dim, dtype))
+    def __init__(self, params: Params):
+        for name, value in params.items():
+            setattr(self, name, Linear(value) if name in LAYERS else nnx.Param(value))
 
 
 class Llama(nnx.Module):
@@ -61,33 +45,32 @@ class Llama(nnx.Module):
     """
 
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
+    basis_digest: str | None = None  # of the basis that its weights are folded into
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, kind: str | None = None):
+    def __init__(
+        self, config: LlamaConfig, rngs: nnx.Rngs | None = None, dtype: Any = jnp.float32, params: Params | None = None
+    ):
+        """A model with random weights, drawn from `rngs`, or around existing arrays, `params`; see `from_params`."""
         self.config = config
-        dtype = jnp.dtype(dtype)
-        self.embed = nnx.Param(_normal(rngs, (config.vocab_size, config.hidden_size), dtype))
-        self.blocks = nnx.List([Block(config, dtype, rngs, kind) for _ in range(config.num_blocks)])
-        self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
-        if not config.tied_embeddings:
-            self.lm_head = nnx.Param(_normal(rngs, (config.hidden_size, config.vocab_size), dtype))
+        if params is None:
+            params = _random(param_shapes(config, dtype), nnx.Rngs(0) if rngs is None else rngs)
+        self.embed = nnx.Param(params["embed"])
+        self.blocks = nnx.List([Block(block) for block in params["blocks"]])
+        self.norm = nnx.Param(params["norm"])
+        if "lm_head" in params:
+            # A head in int8 has a scale, and a tied model has one beside its embedding.
+            head = params["lm_head"]
+            self.lm_head = Linear(head) if isinstance(head, dict) else nnx.Param(head)
 
     @classmethod
     def from_params(cls, config: LlamaConfig, params: Params) -> Llama:
         """A model around existing arrays, which are not copied; their shapes must be those of `param_shapes`."""
-        first = params["blocks"][0]["q"]
-        kind = Weight.of(first).kind if "scale" in first else None
-        graph, state = nnx.split(abstract_llama(config, kind=kind))
-        for path, leaf in nnx.to_flat_state(state):
-            value: Any = params
-            for key in path:
-                value = value[key]
-            leaf.set_value(value) if hasattr(leaf, "set_value") else setattr(leaf, "value", value)
-        return nnx.merge(graph, state)
+        return cls(config, params=params)
 
     @property
     def params(self) -> Params:
         """The parameters as nested dicts (and a list of blocks) of arrays, sharing memory with the module."""
-        return _plain(nnx.to_pure_dict(nnx.state(self, nnx.Param)))
+        return _arrays(self)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -99,28 +82,53 @@ class Llama(nnx.Module):
         tokens: Int[Array, "batch length"] | Int[np.ndarray, "batch length"],
         start: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch length vocab"]:
-        """Next-token logits, float32. `start[b]` is where row b begins in a left-padded batch (default 0)."""
-        return logits(self.config, self.params, jnp.asarray(tokens), start)
+        """Next-token logits, float32. `start[b]` is where row b begins in a left-padded batch (default 0).
 
-
-def abstract_llama(config: LlamaConfig, dtype: Any = jnp.float32, kind: str | None = None) -> Llama:
-    """The model with shapes and dtypes in place of arrays; of "int8" or "int4" block linears where the kind is that."""
-    return nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), dtype, kind))
+        Raises:
+            WisparseError: tokens that are not rows of ids of the vocabulary.
+        """
+        # Of a function that is being compiled no values are known.
+        traced = isinstance(tokens, jax.core.Tracer)
+        ids = tokens if traced else jnp.asarray(token_rows(tokens, self.config.vocab_size))
+        return logits(self.config, self.params, ids, start)
 
 
 def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
-    """The plain parameter pytree with `jax.ShapeDtypeStruct` leaves."""
-    return _plain(nnx.to_pure_dict(nnx.state(abstract_llama(config, dtype), nnx.Param)))
+    """The plain parameter pytree with `jax.ShapeDtypeStruct` leaves: which parameters there are."""
+
+    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+    biased = dict.fromkeys(("q", "k", "v"), config.qkv_bias) | {"o": config.o_bias}
+    block: Params = {"attn_norm": leaf(config.hidden_size), "mlp_norm": leaf(config.hidden_size)}
+    for name in LAYERS:
+        size, out = config.layer_shapes[name]
+        block[name] = {"kernel": leaf(size, out)} | ({"bias": leaf(out)} if biased.get(name, config.mlp_bias) else {})
+    if config.qk_norm:
+        block |= {"q_norm": leaf(config.head_dim), "k_norm": leaf(config.head_dim)}
+    # Copies, so that a caller who changes one block's entry changes no other's.
+    blocks = [
+        {name: dict(v) if isinstance(v, dict) else v for name, v in block.items()} for _ in range(config.num_blocks)
+    ]
+    shapes = {"embed": leaf(config.vocab_size, config.hidden_size), "blocks": blocks, "norm": leaf(config.hidden_size)}
+    return shapes if config.tied_embeddings else shapes | {"lm_head": leaf(config.hidden_size, config.vocab_size)}
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
-    return (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+def _random(shapes: Any, rngs: nnx.Rngs, name: str = "") -> Any:
+    """Arrays of the given shapes, in the order they are listed: small normal matrices, ones, and biases of zero."""
+    if isinstance(shapes, dict):
+        return {key: _random(value, rngs, key) for key, value in shapes.items()}
+    if isinstance(shapes, list):
+        return [_random(value, rngs) for value in shapes]
+    if len(shapes.shape) == 2:
+        return (0.02 * jax.random.normal(rngs.params(), shapes.shape, jnp.float32)).astype(shapes.dtype)
+    return (jnp.zeros if name == "bias" else jnp.ones)(shapes.shape, shapes.dtype)
 
 
-def _plain(tree: Any) -> Any:
-    """Nested dicts, those keyed 0..n-1 made lists."""
-    if not isinstance(tree, dict):
-        return tree
-    if tree and all(isinstance(key, int) for key in tree):
-        return [_plain(tree[i]) for i in range(len(tree))]
-    return {key: _plain(value) for key, value in tree.items()}
+def _arrays(value: Any) -> Any:
+    """The arrays of a module, as nested dicts and lists."""
+    if isinstance(value, nnx.Param):
+        return value.get_value()
+    if isinstance(value, nnx.List):
+        return [_arrays(entry) for entry in value]
+    return {name: _arrays(v) for name, v in vars(value).items() if isinstance(v, nnx.Module | nnx.Param)}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.weight import GROUP, MIDDLE, Weight
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.fingerprint import fingerprint
+from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.forward import Params
 from wisparse_jax.models.llama import Llama
 
@@ -76,14 +76,25 @@ def _significant(scale: Array) -> Array:
 KINDS: dict[str, Callable[[Array], Weight]] = {"int8": quantise_int8, "int4": quantise_int4}
 
 
-def quantise_params(params: Params, kind: str) -> Params:
+def quantise_params(params: Params, kind: str | None, head: str | None = None) -> Params:
     """The parameters with every block linear's kernel in int8 or int4 and its `scale` beside it; the rest is shared.
+
+    Args:
+        params: of a model.
+        kind: "int8", "int4" or None, which leaves the block linears as they are.
+        head: likewise for the head, "int8" or None; a tied model's becomes one beside its embedding.
 
     Raises:
         WisparseError: no such kind, or a layer that cannot have it.
     """
-    if kind not in KINDS:
-        raise WisparseError(f"weights = {kind!r}: expected one of {', '.join(KINDS)}")
+    for name, found, offered in (("weights", kind, tuple(KINDS)), ("head", head, ("int8",))):
+        if found is not None and found not in offered:
+            raise WisparseError(f"{name} = {found!r}: expected {' or '.join(offered)}, or nothing to keep the model's")
+    if head is not None:
+        weight = quantise_int8(params["lm_head"] if "lm_head" in params else params["embed"].T)
+        params = params | {"lm_head": {"kernel": weight.values, "scale": weight.scales}}
+    if kind is None:
+        return params
     blocks = []
     for block in params["blocks"]:
         made = dict(block)
@@ -94,12 +105,12 @@ def quantise_params(params: Params, kind: str) -> Params:
     return params | {"blocks": blocks}
 
 
-def quantise(model: Llama, kind: str = "int8") -> Llama:
-    """The model with block linears in int8 or int4; plans made for the model apply to it.
+def quantise(model: Llama, kind: str | None = "int8", head: str | None = None) -> Llama:
+    """The model with block linears in int8 or int4, or its head in int8; plans made for the model apply to it.
 
     Raises:
         WisparseError: see `quantise_params`.
     """
-    made = Llama.from_params(model.config, quantise_params(model.params, kind))
-    made.fingerprint = model.fingerprint or fingerprint(model.config, model.params)
+    made = Llama.from_params(model.config, quantise_params(model.params, kind, head))
+    made.fingerprint, made.basis_digest = model_fingerprint(model), model.basis_digest
     return made

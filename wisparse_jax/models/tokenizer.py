@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.tokenizer_check import check_tokenizer, contained
 
 # What a folder's tokenizer is made of; any one of the first three is enough to build it.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -30,22 +32,77 @@ class Tokenizer:
     inner: Any
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of a text, after the beginning-of-sequence token if the tokenizer puts one before a text itself.
+        """Token ids of a text, after what the tokenizer itself puts before one (BOS, or nothing).
 
-        Nothing else is added: no end of sequence, no chat template.
+        These are transformers' ids without what is put after a text: no end of sequence, which a continuation or the
+        next window would have to follow. No chat template either.
+
+        Raises:
+            WisparseError: the text holds what is no character (a lone surrogate, as from bytes that are not UTF-8).
         """
-        ids = list(self.inner.encode(text, add_special_tokens=False))
-        first = list(self.inner.encode("", add_special_tokens=True))[:1]
-        return first + ids if bos and first and first[0] == self.inner.bos_token_id else ids
+        return [*(self.prefix if bos else ()), *self._plain(text)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self.inner.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        """The text of token ids, without special tokens; with `after`, what they add to the text of those ids.
+
+        A continuation needs its prompt: by themselves the first of its tokens may lose their space, or are the second
+        half of a character.
+        """
+        before, both = self._text(after), self._text([*after, *ids])
+        return both[shared_start(before, both) :]
+
+    @functools.cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """The ids that the tokenizer puts before every text."""
+        for probe in self._probes():
+            plain = self._plain(probe)
+            if not plain:
+                continue
+            whole = self.inner(probe, add_special_tokens=True, return_special_tokens_mask=True)
+            ids, added = list(whole["input_ids"]), list(whole["special_tokens_mask"])
+            count = next((i for i, special in enumerate(added) if not special), 0)
+            if ids[count : count + len(plain)] == plain:
+                return tuple(ids[:count])
+        raise WisparseError("the tokenizer has no token for any text, or changes a text that it puts BOS before")
+
+    @functools.cached_property
+    def open_byte(self) -> int | None:
+        """A token that begins a character and does not end it, where bytes are tokens that fall back on each other."""
+        name = "<0xE2>"
+        found = self.inner.convert_tokens_to_ids(name)
+        return found if found is not None and self.inner.convert_ids_to_tokens(found) == name else None
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids, special tokens included; a model's own vocabulary may be padded beyond it."""
         return len(self.inner)
+
+    def _plain(self, text: str) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise WisparseError(
+                f"not UTF-8 text: found {text[error.start]!a}, which is no character, at position {error.start}"
+            ) from None
+        with contained("the tokenizer cannot encode this text"):
+            return list(self.inner.encode(text, add_special_tokens=False))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        with contained("the tokenizer cannot decode these tokens"):
+            return self.inner.decode(
+                [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+
+    def _probes(self) -> Iterator[str]:
+        """Short texts, one of which has a token in any vocabulary."""
+        yield from ("a", "the", "1")
+        special = set(self.inner.all_special_ids)
+        yield from (self._text([i]) for i in range(len(self.inner)) if i not in special)
+
+
+def shared_start(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return len(os.path.commonprefix([a, b]))  # noqa: RUF071 - characters are meant
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -60,11 +117,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    try:
+    check_tokenizer(folder, FILES)
+    with contained(f"{folder}: the tokenizer is not readable"):
         # Books are encoded whole and cut into windows: the length that a tokenizer warns beyond means nothing here.
         inner = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, model_max_length=sys.maxsize
         )
-        return Tokenizer(inner)
-    except Exception as error:  # the Rust tokenizers raise a bare Exception for a damaged file
-        raise WisparseError(f"{folder}: the tokenizer is not readable: {error}") from None
+    return Tokenizer(inner)

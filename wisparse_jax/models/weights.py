@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from wisparse_jax.errors import WeightsError
+from wisparse_jax.files import check_regular, read_json, shown
+from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
@@ -49,6 +52,12 @@ HF_NAMES = {
 }
 # Constants that old checkpoints carry; the configuration gives them.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]  # tensor name -> file name
+
 
 _DTYPES = ("BF16", "F16", "F32")
 _EMBED, _HEAD = HF_NAMES["embed"], HF_NAMES["lm_head"]
@@ -88,7 +97,8 @@ def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) ->
     files = find_files(folder)
     for file, promised in files.items():
         names = _names(file)
-        if absent := sorted((promised or set()) - names):
+        # Old checkpoints list constants that nobody stored.
+        if absent := sorted(n for n in (promised or set()) - names if not IGNORED.fullmatch(n)):
             raise WeightsError(f"{file}: tensor {absent[0]} is missing; {INDEX} says that it is in this file")
         for name in sorted(names):
             if IGNORED.fullmatch(name):
@@ -132,21 +142,16 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f"found only {', '.join(pickles)}: pickle files are never opened" if pickles else "found neither"
         raise WeightsError(f"{folder}: no weights: expected {SINGLE} or {INDEX}, {found}")
-    try:
-        raw = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{index}: not readable as JSON: {error}") from None
-    entries = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(entries, dict) or not entries:
-        found = "nothing" if entries is None else "an empty object" if entries == {} else type(entries).__name__
-        raise WeightsError(f"{index}: weight_map: expected an object of tensor names and file names, found {found}")
+    entries = read_json(index, _Index, WeightsError, LARGE).weight_map
+    if not entries:
+        raise WeightsError(f"{index}: weight_map: expected the names of tensors and files, found an empty object")
     promised: dict[str, set[str]] = {}
     for name, shard in entries.items():
-        if not isinstance(shard, str) or not _inside(shard):
+        if not _inside(shard):
             raise WeightsError(
-                f"{index}: tensor {name}: expected the name of a .safetensors file in the folder, found {shard!r}"
+                f"{index}: tensor {name}: expected the name of a .safetensors file in the folder, found {shown(shard)}"
             )
-        if not (folder / shard).exists():
+        if not os.path.exists(folder / shard):
             raise WeightsError(f"{folder / shard}: no such file; {INDEX} says that it holds tensor {name}")
         promised.setdefault(shard, set()).add(name)
     return {folder / shard: promised[shard] for shard in sorted(promised)}
@@ -176,6 +181,7 @@ def _finish(x: Array, dtype: Any, transpose: bool) -> tuple[Array, Bool[Array, "
 def _opened(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    check_regular(file, WeightsError)
     try:
         with safe_open(file, framework="numpy") as opened:
             yield opened

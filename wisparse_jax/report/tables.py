@@ -9,8 +9,12 @@ from rich.table import Table
 
 from wisparse_jax.evaluation import Evaluation, Figure, SparseScore
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.sparsity import SparsityPlan
 
-STAGES = ("statistics", "exponents", "block budgets", "layer budgets", "final exponents", "thresholds")
+STAGES = (
+    "statistics", "moments", "basis", "gains", "exponents", "budgets", "final exponents", "thresholds", "biases",
+    "held out",
+)  # fmt: skip
 
 
 def console() -> Console:
@@ -37,6 +41,20 @@ def layer_table(score: SparseScore) -> Table:
         table.add_column(column, justify="right")
     for block, row in enumerate(score.layer_sparsity):
         table.add_row(str(block), *(f"{value:.3f}" for value in row))
+    return table
+
+
+def plan_table(plan: SparsityPlan) -> Table:
+    """What a plan costs on its held-out windows, beside the plans that it was compared with and the dense model."""
+    held = plan.held_out
+    table = Table(title=f"{plan.method}, {plan.target:.0%} sparse, on {held['windows']} held-out windows")
+    for column in ("", "perplexity", "KL, nats/token", "realised sparsity"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    table.add_row("dense", f"{held['dense_perplexity']:.2f}", "0", "0")
+    for name, found in held.items():
+        if isinstance(found, dict):
+            title = plan.method if name == "plan" else name
+            table.add_row(title, f"{found['perplexity']:.2f}", f"{found['kl']:.4f}", f"{found['sparsity']:.4f}")
     return table
 
 

@@ -1,7 +1,7 @@
-"""How a plan is found: statistics, objectives, exponents, block budgets, layer budgets, pipeline."""
+"""How a plan is found: basis, exponents, budgets by allocators, biases; pipeline and state."""
 
-from wisparse_jax.search.calibration import run_dense as run_dense
 from wisparse_jax.search.pipeline import calibrate as calibrate
-from wisparse_jax.search.pipeline import search_plan as search_plan
-from wisparse_jax.search.settings import SearchSettings as SearchSettings
-from wisparse_jax.search.settings import read_settings as read_settings
+from wisparse_jax.search.pipeline import calibrate_targets as calibrate_targets
+from wisparse_jax.search.pipeline import calibrate_to_divergence as calibrate_to_divergence
+from wisparse_jax.search.pipeline import with_budgets as with_budgets
+from wisparse_jax.search.problem import BudgetProblem as BudgetProblem

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64
 
+from wisparse_jax.calibration.statistics import BlockStatistics
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.search.objectives import BlockObjective
-from wisparse_jax.search.statistics import BlockStatistics
+from wisparse_jax.search.losses import BlockObjective
 
 
 def search_exponents(

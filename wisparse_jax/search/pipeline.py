@@ -1,75 +1,158 @@
-"""The stages in order: statistics, exponents, block budgets, layer budgets, exponents again, thresholds.
+"""From a model and text to plans: the stages in order, each one's time and cost on record.
 
-Each stage is a function of the calibration, the plan so far and the seed, and is timed; methods and settings only
-choose which of them run.
+Dense run; basis; gains; exponents; then for every target budgets, thresholds and biases. What does not depend on the
+target is done once. Windows that are held out judge a plan at its end, and the stages that may over-fit: one that does
+not improve their KL is dropped.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float64, Int
+from jaxtyping import Array, Int
 
 from wisparse_jax import __version__
+from wisparse_jax.calibration.dense import Calibration, run_dense
+from wisparse_jax.calibration.gradients import gradient_gains
+from wisparse_jax.calibration.settings import SearchSettings
+from wisparse_jax.calibration.sparse_run import Biases, Thresholds, sparse_thresholds
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation import Evaluation, evaluate
+from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.loading import model_fingerprint
-from wisparse_jax.search.block_budgets import evolve_block_budgets
-from wisparse_jax.search.calibration import Calibration, run_dense
+from wisparse_jax.models.tokens import token_windows
+from wisparse_jax.search.allocators import get_allocator
+from wisparse_jax.search.basis import measure_moments, refine_basis, start_basis
+from wisparse_jax.search.biases import train_biases
 from wisparse_jax.search.exponents import search_exponents
-from wisparse_jax.search.layer_budgets import greedy_path, on_path
-from wisparse_jax.search.objectives import BlockLoss, DivergenceLoss
-from wisparse_jax.search.settings import SearchSettings
-from wisparse_jax.sparsity.methods import Method, get_method
+from wisparse_jax.search.losses import BlockLoss
+from wisparse_jax.search.problem import BudgetProblem, Spent, Table
+from wisparse_jax.search.progress import Progress
+from wisparse_jax.search.state import SearchState, identity_of
+from wisparse_jax.sparsity.apply import SparseLlama, threshold_rules, with_biases
+from wisparse_jax.sparsity.methods import DEFAULT, Method, get_method
 from wisparse_jax.sparsity.plan import SparsityPlan
+from wisparse_jax.sparsity.score import ChannelGains
 
-Table = Float64[np.ndarray, "blocks 7"]
+Tokens = Int[Array, "windows length"] | Int[np.ndarray, "windows length"]
+# Fewer windows than this leave none to hold out.
+FEWEST_WINDOWS = 4
+FEW_TOKENS = 2_048  # below it a search is warned about
+STEP = 0.005  # of the sparsity that keeps a KL
 
 
 def calibrate(
     model: Llama,
-    tokens: Int[Array, "windows length"] | Int[np.ndarray, "windows length"],
+    tokens: Tokens,
     sparsity: float = 0.5,
-    method: str = "wisparse",
+    method: str = DEFAULT,
     seed: int = 0,
     settings: SearchSettings | None = None,
     progress: bool = False,
     text: str = "tokens given by the caller",
+    state: str | Path | None = None,
 ) -> SparsityPlan:
     """Search a plan for the model on calibration text.
 
     Args:
         model: the dense model.
-        tokens: windows of calibration text, token ids.
+        tokens: windows of calibration text, token ids; the last of them are held out.
         sparsity: the share of channels to skip, averaged over all block linears weighted by parameter count.
         method: one of `METHODS`.
-        seed: of the evolution and of the sampled statistics.
+        seed: of the samples and searches.
         settings: the search's budget; None for the defaults.
-        progress: show progress bars on standard error.
+        progress: show a progress bar on standard error.
         text: where the tokens come from, for the plan's record.
+        state: folder to keep what is found in, so that a killed search goes on; removed at the end.
 
     Raises:
         WisparseError: unknown method, a sparsity that the settings do not allow, or tokens the model cannot read.
     """
+    return calibrate_targets(model, tokens, [sparsity], method, seed, settings, progress, text, state)[0]
+
+
+def calibrate_targets(
+    model: Llama,
+    tokens: Tokens,
+    sparsities: Sequence[float],
+    method: str = DEFAULT,
+    seed: int = 0,
+    settings: SearchSettings | None = None,
+    progress: bool = False,
+    text: str = "tokens given by the caller",
+    state: str | Path | None = None,
+) -> list[SparsityPlan]:
+    """A plan for every target, in one run that shares what does not depend on it; arguments as in `calibrate`."""
     settings = SearchSettings() if settings is None else settings
-    check_sparsity(sparsity, settings)
-    get_method(method)
-    started = time.perf_counter()
-    ids = np.asarray(tokens, np.int32)
-    calibration = run_dense(model.config, model.params, ids, settings, seed)
-    jax.block_until_ready(calibration.hidden)
-    elapsed = time.perf_counter() - started
-    record = {"text": text, "tokens": int(ids.size), "window": int(ids.shape[1])}
-    return search_plan(
-        calibration, model_fingerprint(model), sparsity, method, seed, settings, progress, record, elapsed
-    )
+    for sparsity in sparsities:
+        check_sparsity(sparsity, settings)
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, list(sparsities))
+    plans = [search.plan(sparsity) for sparsity in sparsities]
+    search.close()
+    return plans
+
+
+def calibrate_to_divergence(
+    model: Llama,
+    tokens: Tokens,
+    max_kl: float,
+    method: str = DEFAULT,
+    seed: int = 0,
+    settings: SearchSettings | None = None,
+    progress: bool = False,
+    text: str = "tokens given by the caller",
+    state: str | Path | None = None,
+) -> SparsityPlan:
+    """The plan of the largest sparsity, to 0.005, whose KL on held-out windows is at most `max_kl`, nats per token.
+
+    Found by bisection on plans without biases; biases are trained for the one that is found. Arguments as in
+    `calibrate`.
+
+    Raises:
+        WisparseError: as `calibrate`; also too few windows to hold any out.
+    """
+    settings = SearchSettings() if settings is None else settings
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
+    if not len(search.held_out_windows):
+        raise WisparseError(
+            f"max-kl needs held-out windows: expected at least {FEWEST_WINDOWS} windows and held_out_share above 0"
+        )
+    low, high = 0, round(settings.max_sparsity / STEP)  # in steps; low is known to keep the bound
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if search.held_out_divergence(middle * STEP) <= max_kl else (low, middle - 1)
+    plan = search.plan(low * STEP)
+    search.close()
+    return plan
+
+
+def _begin(
+    model: Llama,
+    tokens: Tokens,
+    method: str,
+    seed: int,
+    settings: SearchSettings,
+    progress: bool,
+    text: str,
+    state: str | Path | None,
+    targets: list[Any],
+) -> Search:
+    chosen = resolve(method, settings)
+    windows = token_windows(model.config, tokens)
+    identity = identity_of(
+        model_fingerprint(model), str(model.dtype), windows, targets, method, seed, dataclasses.asdict(settings),
+        __version__, [d.device_kind for d in jax.local_devices()],
+    )  # fmt: skip
+    kept = SearchState(None if state is None else Path(state), identity)
+    return Search(model, windows, chosen, seed, settings, progress, text, kept, len(targets))
 
 
 def check_sparsity(sparsity: float, settings: SearchSettings) -> None:
@@ -79,148 +162,306 @@ def check_sparsity(sparsity: float, settings: SearchSettings) -> None:
         WisparseError: not a number in [0, max_sparsity].
     """
     if not 0 <= sparsity <= settings.max_sparsity:
-        raise WisparseError(f"sparsity = {sparsity}: expected a number from 0 to {settings.max_sparsity}")
+        hint = f"; did you mean {sparsity / 100:g}?" if 1 < sparsity <= 100 * settings.max_sparsity else ""
+        raise WisparseError(f"sparsity = {sparsity}: expected a number from 0 to {settings.max_sparsity}{hint}")
 
 
-def search_plan(
-    calibration: Calibration,
-    fingerprint: str,
-    sparsity: float,
-    method: str,
-    seed: int,
-    settings: SearchSettings,
-    progress: bool = False,
-    record: dict[str, Any] | None = None,
-    statistics_seconds: float = 0.0,
-) -> SparsityPlan:
-    """Search a plan on a dense run that may serve several methods and targets; arguments as in `calibrate`."""
+def resolve(method: str, settings: SearchSettings) -> Method:
+    """The method with the parts that the settings switch."""
     chosen = get_method(method)
-    search = _Search(calibration, chosen, sparsity, seed, settings, progress)
-    search.timings["statistics"] = statistics_seconds
-    exponents, sparsities = search.run()
-    with search.stage("thresholds"):
-        taus = _thresholds(calibration, exponents, sparsities)
-    return SparsityPlan(
-        method=method,
-        target=float(sparsity),
-        exponents=exponents,
-        sparsities=sparsities,
-        thresholds=taus,
-        layer_weights=calibration.config.layer_weights,
-        fingerprint=fingerprint,
-        seed=seed,
-        calibration={**(record or {}), "sparse_positions": int(calibration.tokens.size)},
-        settings=dataclasses.asdict(settings),
-        timings={name: round(seconds, 3) for name, seconds in search.timings.items()},
-        history=search.history,
-        version=__version__,
+    switched: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("basis", "gains", "allocator") if getattr(settings, name) != "method"
+    }
+    if settings.biases != "method":
+        switched["biases"] = settings.biases == "on"
+    return dataclasses.replace(
+        chosen, search_exponents=chosen.search_exponents and settings.search_exponents, **switched
     )
 
 
-def _thresholds(calibration: Calibration, exponents: Table, sparsities: Table) -> Table:
-    rows = zip(calibration.statistics, exponents, sparsities, strict=True)
-    return np.stack([statistics.thresholds(a, p) for statistics, a, p in rows])
+def with_budgets(calibration: Calibration, plan: SparsityPlan, sparsities: Table) -> SparsityPlan:
+    """The plan with other sparsities of its layers; thresholds are those that realise them on the calibration text.
+
+    Args:
+        calibration: the dense run, in the plan's basis; its gains are replaced by the plan's, where it has any.
+        plan: gives the exponents, the gains and the biases.
+        sparsities: of every layer; their mean becomes the target.
+    """
+    if plan.gains is not None:
+        calibration = calibration.with_gains(plan.gains)
+    found = sparse_thresholds(calibration, plan.exponents, sparsities, plan.biases)
+    made = dataclasses.replace(plan, sparsities=sparsities, thresholds=found.taus, realised=found.realised, held_out={})
+    return dataclasses.replace(made, target=made.mean_sparsity)
 
 
-class _Search:
-    """The stages over one calibration; `run` gives the exponents and the sparsities."""
+class Search:
+    """One method's search on one text: what targets share when it is made, the rest in `plan`."""
 
     def __init__(
         self,
-        calibration: Calibration,
+        model: Llama,
+        windows: Int[np.ndarray, "windows length"],
         method: Method,
-        sparsity: float,
         seed: int,
         settings: SearchSettings,
         progress: bool,
+        text: str,
+        state: SearchState,
+        targets: int,
     ):
-        self.calibration, self.settings, self.seed = calibration, settings, seed
-        self.target, self.method, self.progress = sparsity, method, progress
-        self.blocks = calibration.config.num_blocks
-        self.weights = np.asarray(calibration.config.layer_weights, np.float64)
-        self.timings: dict[str, float] = {}
+        self.model, self.method, self.seed, self.settings, self.state = model, method, seed, settings, state
+        count = len(windows)
+        held = round(count * settings.held_out_share) if count >= FEWEST_WINDOWS else 0
+        self.held_out_windows = windows[count - held :] if held else windows[:0]
+        self.text, training = text, windows[: count - held]
+        self.progress = Progress(method.name, self._stages(targets), progress)
         self.history: dict[str, Any] = {}
+        self.spent = Spent()
+        self.problem: BudgetProblem | None = None
+        with self.progress.stage("statistics"):
+            self.plain = self.calibration = run_dense(model, training, settings, seed, text)
+        if self.calibration.tokens.size < FEW_TOKENS:
+            self._note(f"a search on {self.calibration.tokens.size} sparse positions may over-fit them")
+        if method.basis != "none":
+            self.calibration = self._rotated(training)
+        if method.gains == "gradients":
+            self.calibration = self._with_gradient_gains()
+        self.held_out: Calibration | None = None
 
-    def run(self) -> tuple[Table, Table]:
-        shape = (self.blocks, len(LAYERS))
+    def _stages(self, targets: int) -> list[str]:
+        method = self.method
+        once = ["statistics"] + ["moments", "basis", "statistics"] * (method.basis != "none")
+        once += ["gains"] * (method.gains == "gradients")
+        each = ["budgets", "thresholds", "held out"] + ["biases", "thresholds"] * method.biases
+        return once + (each + ["exponents", "final exponents"] * method.search_exponents) * targets
+
+    def _note(self, line: str) -> None:
+        self.history.setdefault("notes", []).append(line)
+
+    def _rotated(self, training: np.ndarray) -> Calibration:
+        settings = self.settings
+
+        def find() -> dict[str, np.ndarray]:
+            with self.progress.stage("moments"):
+                moments = measure_moments(self.calibration, settings.gradient_tokens, self.seed)
+                self.spent.tokens += 3 * settings.gradient_tokens
+            with self.progress.stage("basis"):
+                basis, losses = start_basis(moments), {}
+                if self.method.basis == "refined":
+                    steps = settings.absolute_steps, settings.skipped_steps, settings.heads_steps
+                    basis, losses = refine_basis(
+                        moments, basis, settings.basis_sparsity, steps, settings.basis_rate, self.seed,
+                        self.progress.steps,
+                    )  # fmt: skip
+                curve = {f"loss {name}": np.asarray(pair) for name, pair in losses.items()}
+                return {name: np.asarray(value) for name, value in basis._asdict().items()} | curve
+
+        found = self.state.keep("basis", find)
+        losses = {name: value.tolist() for name, value in found.items() if name.startswith("loss ")}
+        self.history["basis"] = losses
+        basis = Basis(jnp.asarray(found["stream"]), jnp.asarray(found["heads"]))
+        with self.progress.stage("statistics"):
+            return run_dense(self.model, training, settings, self.seed, self.text, basis)
+
+    def _with_gradient_gains(self) -> Calibration:
+        def find() -> dict[str, np.ndarray]:
+            gains = gradient_gains(self.calibration, self.settings.gradient_tokens, self.seed)
+            self.spent.tokens += 3 * self.settings.gradient_tokens
+            return {f"{b}.{name}": np.asarray(row[name]) for b, row in enumerate(gains) for name in LAYERS}
+
+        with self.progress.stage("gains"):
+            found = self.state.keep("gains", find)
+        blocks = range(self.calibration.config.num_blocks)
+        gains: list[ChannelGains] = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
+        return self.calibration.with_gains(gains)
+
+    def plan(self, target: float) -> SparsityPlan:
+        """The plan of one target."""
+        shape = (self.calibration.config.num_blocks, len(LAYERS))
         exponents = np.full(shape, self.method.exponent)
-        sparsities = np.full(shape, self.target)
-        searched = self.method.search_exponents and self.settings.search_exponents
-        by_block = self.method.search_blocks and self.settings.search_blocks and self.target > 0
-        by_layer = self.method.search_layers and self.settings.search_layers and self.target > 0
+        uniform = np.full(shape, float(target))
+        searched = self.method.search_exponents and target > 0
         if searched:
-            exponents = self.exponents("exponents", exponents, sparsities)
-        if by_block:
-            sparsities = self.block_budgets(exponents)
-        if by_layer:
-            sparsities = self.layer_budgets(exponents, sparsities)
-        if searched and (by_block or by_layer):
-            exponents = self.exponents("final exponents", exponents, sparsities)
-        return exponents, sparsities
+            found = self._exponents(f"exponents {target}", "exponents", exponents, uniform)
+            exponents = self._better("exponents", target, (exponents, uniform), (found, uniform))[0]
+        sparsities = self._budgets(target, exponents)
+        if searched and (sparsities != target).any():
+            found = self._exponents(f"final exponents {target}", "final exponents", exponents, sparsities)
+            exponents = self._better("final exponents", target, (exponents, sparsities), (found, sparsities))[0]
+        thresholds, biases = self._thresholds(target, exponents, sparsities)
+        calibration = self.calibration
+        made = SparsityPlan(
+            method=self.method.name,
+            target=float(target),
+            exponents=exponents,
+            sparsities=sparsities,
+            thresholds=thresholds.taus,
+            realised=thresholds.realised,
+            layer_weights=calibration.config.layer_weights,
+            fingerprint=calibration.fingerprint,
+            seed=self.seed,
+            basis=calibration.basis,
+            gains=calibration.gains if self.method.gains == "gradients" else None,
+            biases=biases,
+            calibration={**calibration.record, "held_out_windows": len(self.held_out_windows)},
+            settings=dataclasses.asdict(self.settings),
+            version=__version__,
+        )
+        with self.progress.stage("held out"):
+            held_out = self._report(made, exponents, target)
+        return dataclasses.replace(
+            made,
+            held_out=held_out | {"forward_tokens": round(self.spent.tokens)},
+            timings={name: round(seconds, 3) for name, seconds in self.progress.timings.items()},
+            history=dict(self.history),
+        )
 
-    def exponents(self, name: str, start: Table, sparsities: Table) -> Table:
-        settings = self.settings
-        found, errors = [], []
-        with self.stage(name):
-            for b in self.bar(range(self.blocks), name):
-                loss = BlockLoss(self.calibration, b, settings.exponent_tokens, settings.chunk)
-                statistics = self.calibration.statistics[b]
-                best, curve = search_exponents(
-                    loss, statistics, start[b], sparsities[b], settings.exponents, settings.exponent_passes
-                )
-                found.append(best)
-                errors.append([curve[0], curve[-1]])
-        self.history[name] = {"block_error_before_and_after": errors}
-        return np.stack(found)
+    def held_out_divergence(self, target: float) -> float:
+        """The KL of a target's plan without biases, on the held-out windows; 0 for a target of 0."""
+        if target == 0:
+            return 0.0
+        exponents = np.full((self.calibration.config.num_blocks, len(LAYERS)), self.method.exponent)
+        return self._held_out_kl(exponents, self._budgets(target, exponents))
 
-    def block_budgets(self, exponents: Table) -> Table:
-        settings = self.settings
-        divergence = DivergenceLoss(self.calibration, settings.block_tokens, settings.chunk)
+    def close(self) -> None:
+        """The search is over: its bar stays as it is, its state goes."""
+        self.progress.close()
+        self.state.finish()
 
-        def fitness(budgets: np.ndarray) -> np.ndarray:
-            per_layer = np.repeat(budgets[:, :, None], len(LAYERS), axis=2)
-            taus = [
-                statistics.thresholds(exponents[b], per_layer[:, b])
-                for b, statistics in enumerate(self.calibration.statistics)
-            ]
-            return divergence(exponents, np.stack(taus, axis=1))
+    def _budgets(self, target: float, exponents: Table) -> Table:
+        if target == 0:
+            return np.zeros(exponents.shape)
+        with self.progress.stage("budgets"):
+            problem = self._problem(target, exponents)
+            allocation = get_allocator(self.method.allocator)(problem)
+            self.history[f"budgets {target:g}"] = allocation.history
+        if self.method.allocator == "evolution":
+            # Found on the tokens of the search; TEAL's budget is what it started from.
+            start = get_allocator("greedy")(problem).sparsities
+            return self._better("budgets", target, (exponents, start), (exponents, allocation.sparsities))[1]
+        return allocation.sparsities
 
-        with self.stage("block budgets"):
-            weights = np.full(self.blocks, self.weights.sum())
-            budget, history = evolve_block_budgets(
-                fitness, weights, self.target, settings, self.seed, lambda steps: self.bar(steps, "block budgets")
+    def _problem(self, target: float, exponents: Table) -> BudgetProblem:
+        """The problem of a target; what was computed for another one is shared where the exponents are the same."""
+        if self.problem is None or not np.array_equal(self.problem.exponents, exponents):
+            self.problem = BudgetProblem(
+                self.calibration, exponents, self.settings, self.seed, self.progress.steps, self.spent, self.state
             )
-        self.history["block budgets"] = history
-        return np.repeat(budget[:, None], len(LAYERS), axis=1)
+        return self.problem.aim(target)
 
-    def layer_budgets(self, exponents: Table, sparsities: Table) -> Table:
+    def _exponents(self, key: str, name: str, start: Table, sparsities: Table) -> Table:
         settings = self.settings
-        found, paths = [], []
-        with self.stage("layer budgets"):
-            for b in self.bar(range(self.blocks), "layer budgets"):
-                loss = BlockLoss(self.calibration, b, settings.layer_tokens, settings.chunk)
-                target = float(sparsities[b, 0])
-                path, errors = greedy_path(
-                    loss,
-                    self.calibration.statistics[b],
-                    exponents[b],
-                    self.weights,
-                    target,
-                    settings.layer_step,
-                    settings.max_sparsity,
+        found = []
+        with self.progress.stage(name):
+            for b in self.progress.steps(range(len(start))):
+
+                def find(b: int = b) -> dict[str, np.ndarray]:
+                    loss = BlockLoss(self.calibration, b, settings.exponent_tokens, settings.chunk)
+                    statistics = self.calibration.statistics[b]
+                    best, curve = search_exponents(
+                        loss, statistics, start[b], sparsities[b], settings.exponents, settings.exponent_passes
+                    )
+                    return {"exponents": best, "errors": np.asarray([curve[0], curve[-1]])}
+
+                found.append(self.state.keep(f"{key} block {b}", find))
+        self.history[key] = {"block_error_before_and_after": [row["errors"].tolist() for row in found]}
+        return np.stack([row["exponents"] for row in found])
+
+    def _better(self, name: str, target: float, old: tuple[Table, Table], new: tuple[Table, Table]) -> tuple:
+        """The new exponents and sparsities if they lose less on the held-out windows, or there are none of these."""
+        if not len(self.held_out_windows) or all(np.array_equal(a, b) for a, b in zip(old, new, strict=True)):
+            return new
+        with self.progress.stage("held out"):
+            before, after = (self._held_out_kl(*pair) for pair in (old, new))
+        self.history[f"{name} {target:g}, held-out KL"] = [before, after]
+        if after < before:
+            return new
+        self._note(f"{name} at {target:g}: dropped, held-out KL {after:.4f} instead of {before:.4f}")
+        return old
+
+    def _held_out_kl(self, exponents: Table, sparsities: Table) -> float:
+        found = sparse_thresholds(self.calibration, exponents, sparsities)
+        sparse = self._sparse(threshold_rules(self.calibration.gains, exponents, found.taus))
+        return self._evaluate({"plan": sparse}).sparse["plan"].divergence.mean
+
+    def _sparse(self, rules: Any) -> SparseLlama:
+        return SparseLlama(self.calibration.config, self.calibration.params, rules)
+
+    def _evaluate(self, plans: dict[str, SparseLlama]) -> Evaluation:
+        return evaluate(self.model, self.held_out_windows, plans, self.settings.sparse_share)
+
+    def _thresholds(self, target: float, exponents: Table, sparsities: Table) -> tuple[Thresholds, Biases | None]:
+        calibration, settings = self.calibration, self.settings
+        with self.progress.stage("thresholds"):
+            plain = sparse_thresholds(calibration, exponents, sparsities)
+        if not (self.method.biases and settings.bias_steps and target > 0 and len(self.held_out_windows)):
+            return plain, None
+        rules = threshold_rules(calibration.gains, exponents, plain.taus)
+        if self.held_out is None:
+            with self.progress.stage("held out"):
+                self.held_out = run_dense(
+                    self.model, self.held_out_windows, settings, self.seed, self.text, calibration.basis
                 )
-                found.append(on_path(path, self.weights, target))
-                paths.append({"sparsities": path.round(6).tolist(), "block_error": errors.tolist()})
-        self.history["layer budgets"] = {"paths": paths}
-        return np.stack(found)
 
-    def bar(self, steps: Iterable[int], name: str) -> Iterable[int]:
-        from tqdm import tqdm
+        def find() -> dict[str, np.ndarray]:
+            assert self.held_out is not None
+            biases, curve = train_biases(
+                calibration, self.held_out, rules, settings.bias_steps, settings.bias_every, settings.bias_rate,
+                self.seed, self.progress.steps,
+            )  # fmt: skip
+            self.spent.tokens += 3 * (len(curve) - 1) * settings.bias_every * 1024
+            named = {f"{b}.{name}": np.asarray(row[name]) for b, row in enumerate(biases) for name in LAYERS}
+            return named | {"curve": np.asarray(curve)}
 
-        return tqdm(steps, desc=f"{self.method.name}: {name}", disable=not self.progress, leave=False)
+        with self.progress.stage("biases"):
+            found = self.state.keep(f"biases {target:g}", find)
+        blocks = range(calibration.config.num_blocks)
+        biases = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
+        self.history[f"biases {target:g}, held-out KL"] = found["curve"].tolist()
+        with self.progress.stage("thresholds"):
+            # With the biases other activations come: the thresholds are set anew.
+            biased = sparse_thresholds(calibration, exponents, sparsities, biases)
+        pair = {
+            "plain": self._sparse(rules),
+            "biased": self._sparse(with_biases(threshold_rules(calibration.gains, exponents, biased.taus), biases)),
+        }
+        with self.progress.stage("held out"):
+            scores = self._evaluate(pair).sparse
+        before, after = (scores[name].divergence.mean for name in ("plain", "biased"))
+        if after < before:
+            return biased, biases
+        self._note(f"biases at {target:g}: dropped, held-out KL {after:.4f} instead of {before:.4f}")
+        return plain, None
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.timings[name] = time.perf_counter() - started
+    def _report(self, plan: SparsityPlan, exponents: Table, target: float) -> dict[str, Any]:
+        """Held-out KL and perplexity of the plan beside uniform sparsity and the dense model."""
+        if not len(self.held_out_windows):
+            return {}
+        rules = threshold_rules(self.calibration.gains, exponents, plan.thresholds)
+        compared = {"plan": self._sparse(rules if plan.biases is None else with_biases(rules, plan.biases))}
+        compared |= self.baselines(target)
+        result = self._evaluate(compared)
+        out: dict[str, Any] = {"windows": len(self.held_out_windows), "dense_perplexity": result.dense.perplexity.mean}
+        for name, score in result.sparse.items():
+            out[name] = {
+                "kl": score.divergence.mean,
+                "perplexity": score.perplexity.mean,
+                "sparsity": score.sparsity.mean,
+            }
+        return out
+
+    def baselines(self, target: float) -> dict[str, SparseLlama]:
+        """Uniform sparsity and, if the settings say so, TEAL's, by magnitude in the basis that the model has."""
+        plain = self.plain
+        shape = (plain.config.num_blocks, len(LAYERS))
+        zero = np.zeros(shape)
+        budgets = {"uniform": np.full(shape, float(target))}
+        if self.settings.compare_teal and target > 0:
+            problem = BudgetProblem(plain, zero, self.settings, self.seed, state=self.state)
+            budgets["teal"] = get_allocator("greedy")(problem.aim(target)).sparsities
+        return {
+            name: SparseLlama(
+                plain.config, plain.params, threshold_rules(plain.gains, zero, sparse_thresholds(plain, zero, p).taus)
+            )
+            for name, p in budgets.items()
+        }

@@ -2,5 +2,6 @@
 
 from wisparse_jax.sparsity.apply import SparseLlama as SparseLlama
 from wisparse_jax.sparsity.apply import apply as apply
+from wisparse_jax.sparsity.apply import load_sparse as load_sparse
 from wisparse_jax.sparsity.methods import METHODS as METHODS
 from wisparse_jax.sparsity.plan import SparsityPlan as SparsityPlan

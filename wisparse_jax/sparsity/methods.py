@@ -1,4 +1,4 @@
-"""The methods: each is a choice of exponent and of the searches that run, through one code path."""
+"""The methods: each is a choice of parts, through one code path."""
 
 from __future__ import annotations
 
@@ -6,28 +6,59 @@ import dataclasses
 
 from wisparse_jax.errors import WisparseError
 
+BASES = ("none", "eigen", "refined")
+GAINS = ("norms", "gradients")
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """`exponent` is every layer's alpha, or where the exponent search starts when there is one."""
+    """What a plan is made of.
+
+    `basis` is what the model is folded into, `gains` what counts a channel in the score, `exponent` every layer's alpha
+    or where the exponent search starts, `allocator` how the budget is spread, `biases` whether constant vectors are
+    trained in place of what is skipped.
+    """
 
     name: str
-    exponent: float
+    summary: str
+    basis: str = "none"
+    gains: str = "norms"
+    exponent: float = 0.0
     search_exponents: bool = False
-    search_blocks: bool = False
-    search_layers: bool = False
-    summary: str = ""
+    allocator: str = "uniform"
+    biases: bool = False
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("wisparse", 0.0, True, True, True, "searched exponents, block budgets and layer budgets"),
-        Method("teal", 0.0, search_layers=True, summary="activation magnitude, greedy layer budgets"),
-        Method("wina", 1.0, summary="activation times weight norm, the same sparsity everywhere"),
-        Method("uniform", 0.0, summary="activation magnitude, the same sparsity everywhere"),
+        Method(
+            "wisparse-plus",
+            "refined basis, scores by gradients, second-order budgets over all layers, trained biases",
+            basis="refined",
+            gains="gradients",
+            exponent=1.0,
+            allocator="second-order",
+            biases=True,
+        ),
+        Method(
+            "wisparse",
+            "the paper's: searched exponents, evolved block budgets, each candidate with its layer budgets",
+            search_exponents=True,
+            allocator="evolution",
+        ),
+        Method(
+            "wisparse-paper",
+            "the paper to the letter: block budgets by 400 generations of integer moves, layers equal meanwhile",
+            search_exponents=True,
+            allocator="paper",
+        ),
+        Method("teal", "activation magnitude, greedy layer budgets in blocks of equal sparsity", allocator="greedy"),
+        Method("wina", "activation times weight norm, the same sparsity everywhere", exponent=1.0),
+        Method("uniform", "activation magnitude, the same sparsity everywhere"),
     )
 }
+DEFAULT = "wisparse-plus"
 
 
 def get_method(name: str) -> Method:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Array, Float, Float64
 
 from wisparse_jax.errors import PlanError
+from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import LAYERS
 
-FORMAT = 1
 PLAN_FILE = "plan.json"
+HISTORY_FILE = "history.json"
+TENSORS_FILE = "tensors.safetensors"
 _NUMBERS = ("exponent", "sparsity", "threshold")
 
+# Layer name -> a float32 vector: channel gains `[in]` or biases `[out]` of a block.
+Vectors = dict[str, Float[Array, "_"]]
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class SparsityPlan:
-    """Per-layer exponents, sparsities and thresholds of one model.
+    """Per-layer exponents, sparsities and thresholds of one model; with them, where the method has any, a basis that
+    the model is folded into, channel gains for the score, and biases.
 
     Rows are blocks, columns the layers in the order of `LAYERS`. `thresholds` are on the score: tau of
-    `|x_i| * max(||W_i||^alpha, 1e-4) >= tau`. The sparsities' mean, weighted by each layer's number of weights
-    (`layer_weights`), is `target`.
+    `|x_i| * max(g_i^alpha, 1e-4) >= tau`; `g` is `||W_i||` of the (folded) weights unless `gains` says otherwise. The
+    sparsities' mean, weighted by each layer's number of weights (`layer_weights`), is `target`; `realised` is what the
+    thresholds skip on the calibration text, which is the same but for activations that tie.
     """
 
     method: str
@@ -38,8 +43,13 @@ class SparsityPlan:
     layer_weights: tuple[int, ...]
     fingerprint: str
     seed: int
+    realised: Float64[np.ndarray, "blocks 7"] | None = None  # None in plans of format 1
+    basis: Basis | None = None
+    gains: list[Vectors] | None = None
+    biases: list[Vectors] | None = None
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held_out: dict[str, Any] = dataclasses.field(default_factory=dict)
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     history: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: str = ""
@@ -47,8 +57,16 @@ class SparsityPlan:
     @property
     def mean_sparsity(self) -> float:
         """The mean over all layers, weighted by parameter count."""
+        return self._mean(self.sparsities)
+
+    @property
+    def mean_realised(self) -> float:
+        """The same mean of what the thresholds skip on the calibration text, as far as the plan knows."""
+        return self._mean(self.sparsities if self.realised is None else self.realised)
+
+    def _mean(self, table: Float64[np.ndarray, "blocks 7"]) -> float:
         weights = np.asarray(self.layer_weights, np.float64)
-        return float((self.sparsities @ (weights / weights.sum())).mean())
+        return float((table @ (weights / weights.sum())).mean())
 
     def check_model(self, fingerprint: str, num_blocks: int) -> None:
         """Refuse a model that the plan was not made for.
@@ -60,8 +78,8 @@ class SparsityPlan:
             raise PlanError(f"plan is for a model of {len(self.exponents)} blocks; this model has {num_blocks}")
         if self.fingerprint != fingerprint:
             raise PlanError(
-                f"plan is for another model: its fingerprint is {self.fingerprint[:16]}, "
-                f"this model's is {fingerprint[:16]}"
+                f"plan is for another model: its fingerprint is {self.fingerprint[:16]!r}, "
+                f"this model's is {fingerprint[:16]!r}"
             )
 
     def save(self, path: str | Path) -> None:
@@ -70,108 +88,50 @@ class SparsityPlan:
         Raises:
             PlanError: the folder exists already, or cannot be written.
         """
-        path = Path(path)
-        if path.exists():
-            raise PlanError(f"{path}: exists already; a plan is never overwritten")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        except OSError as error:
-            raise PlanError(f"{path}: cannot be written: {error}") from None
-        try:
-            text = json.dumps(self._as_json(), indent=1, allow_nan=False)
-            (staging / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
-            staging.chmod(0o755)
-            staging.rename(path)
-        except OSError as error:
-            raise PlanError(f"{path}: cannot be written: {error}") from None
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        from wisparse_jax.sparsity.storage import write_plan
 
-    def _as_json(self) -> dict[str, Any]:
-        tables = dict(zip(_NUMBERS, (self.exponents, self.sparsities, self.thresholds), strict=True))
-        blocks = [
-            {name: {key: float(table[b, i]) for key, table in tables.items()} for i, name in enumerate(LAYERS)}
-            for b in range(len(self.exponents))
-        ]
-        fields = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("exponents", "sparsities", "thresholds", "layer_weights")
-        }
-        weights = dict(zip(LAYERS, self.layer_weights, strict=True))
-        return {"format": FORMAT, **fields, "layer_weights": weights, "blocks": blocks}
+        write_plan(self, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> SparsityPlan:
-        """Read a plan and check every number in it.
+        """Read a plan, a folder or its plan.json, and check every number in it.
 
         Raises:
             PlanError: not a plan, another format version, or damaged; names the file and the field.
         """
-        path = Path(path)
-        file = path / PLAN_FILE
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            found = "no such folder" if not path.exists() else f"no {PLAN_FILE} in it" if path.is_dir() else "a file"
-            raise PlanError(f"{path}: expected a plan folder, found {found}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise PlanError(f"{file}: not readable as JSON: {error}") from None
-        try:
-            return _parse(raw)
-        except PlanError as error:
-            raise PlanError(f"{file}: {error}") from None
+        from wisparse_jax.sparsity.storage import read_plan
+
+        return read_plan(Path(path))
 
 
-def _parse(raw: Any) -> SparsityPlan:
-    if not isinstance(raw, dict) or "format" not in raw:
-        raise PlanError("format: missing; this is not a sparsity plan")
-    if raw["format"] != FORMAT:
-        raise PlanError(f"format = {raw['format']!r}: this version reads format {FORMAT}")
-    blocks = _field(raw, "blocks", list)
-    if not blocks:
-        raise PlanError("blocks: expected at least one, found none")
-    tables = {key: np.zeros((len(blocks), len(LAYERS))) for key in _NUMBERS}
-    upper = {"exponent": math.inf, "sparsity": 1.0, "threshold": math.inf}
-    for b, block in enumerate(blocks):
-        if not isinstance(block, dict) or set(block) != set(LAYERS):
-            raise PlanError(f"blocks[{b}]: expected the layers {', '.join(LAYERS)}")
-        for i, name in enumerate(LAYERS):
-            for key in _NUMBERS:
-                value = block[name].get(key) if isinstance(block[name], dict) else None
-                where = f"blocks[{b}].{name}.{key}"
-                tables[key][b, i] = _number(value, where, 0.0, upper[key])
-    sizes = _field(raw, "layer_weights", dict)
-    if set(sizes) != set(LAYERS):
-        raise PlanError(f"layer_weights: expected the layers {', '.join(LAYERS)}")
-    weights = tuple(int(_number(sizes[name], f"layer_weights.{name}", 1.0, math.inf)) for name in LAYERS)
-    plan = SparsityPlan(
-        method=_field(raw, "method", str),
-        target=_number(raw.get("target"), "target", 0.0, 1.0),
-        exponents=tables["exponent"],
-        sparsities=tables["sparsity"],
-        thresholds=tables["threshold"],
-        layer_weights=weights,
-        fingerprint=_field(raw, "fingerprint", str),
-        seed=_field(raw, "seed", int),
-        **{key: _field(raw, key, dict) for key in ("calibration", "settings", "timings", "history")},
-        version=_field(raw, "version", str),
-    )
-    if abs(plan.mean_sparsity - plan.target) > 1e-6:
+def check_numbers(plan: SparsityPlan) -> None:
+    """Refuse a plan whose numbers are out of range or contradict each other.
+
+    Raises:
+        PlanError: the field, what was expected and what was found.
+    """
+    upper = {"exponent": 16.0, "sparsity": 1.0, "threshold": float(np.finfo(np.float32).max)}
+    tables = dict(zip(_NUMBERS, (plan.exponents, plan.sparsities, plan.thresholds), strict=True))
+    for key, table in tables.items():
+        for b, i in np.argwhere(~((table >= 0) & (table <= upper[key]))):
+            where = f"blocks[{b}].{LAYERS[i]}.{key}"
+            raise PlanError(f"{where}: expected a finite number from 0 to {upper[key]:g}, found {table[b, i]!r}")
+    if not 0 <= plan.target <= 1:
+        raise PlanError(f"target: expected a finite number from 0 to 1, found {plan.target!r}")
+    if any(not 1 <= weight < 2**53 for weight in plan.layer_weights):
+        raise PlanError(f"layer_weights: expected numbers of weights, found {plan.layer_weights}")
+    if not abs(plan.mean_sparsity - plan.target) <= 1e-6:
         raise PlanError(f"blocks: their mean sparsity is {plan.mean_sparsity:.6f}, but target = {plan.target}")
-    return plan
 
 
-def _field(raw: dict[str, Any], name: str, kind: type) -> Any:
-    value = raw.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = "nothing" if name not in raw else type(value).__name__
-        raise PlanError(f"{name}: expected {kind.__name__}, found {found}")
-    return value
+def check_basis(basis: Basis, where: str) -> None:
+    """Refuse matrices that are not orthogonal.
 
-
-def _number(value: Any, where: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
-        raise PlanError(f"{where}: expected a finite number from {low:g} to {high:g}, found {value!r}")
-    return float(value)
+    Raises:
+        PlanError: which one, and by how much.
+    """
+    for name, matrix in (("stream", basis.stream), ("heads", basis.heads)):
+        product = jnp.matmul(jnp.swapaxes(matrix, -1, -2), matrix, precision="highest")
+        off = float(jnp.abs(product - jnp.eye(matrix.shape[-1])).max())
+        if not off < 1e-3 or not math.isfinite(off):
+            raise PlanError(f"{where}: tensor basis.{name} is not orthogonal: off by {off:.2g}")

@@ -1,7 +1,10 @@
-"""The weight-aware score, and the per-channel thresholds that apply it (WiSparse, arXiv 2602.14452, section 3).
+"""The score, in one place (WiSparse, arXiv 2602.14452, section 3).
 
-`s_i = |x_i| * max(||W_i||^alpha, 1e-4)` is kept when `s_i >= tau`, which is `|x_i| >= tau / max(||W_i||^alpha, 1e-4)`:
-at inference a layer is its weight and one float32 vector. alpha = 0 is TEAL's score, alpha = 1 WINA's.
+`s_i = |x_i| * max(g_i^alpha, 1e-4)` is kept when `s_i >= tau`, which is `|x_i| >= tau / max(g_i^alpha, 1e-4)`: where a
+model runs, a layer is its weight and one float32 vector. `g_i` says what a unit of activation in channel i counts. The
+paper's is `||W_i||_2`, the norm of the channel's weights; then alpha = 0 is TEAL's score and alpha = 1 WINA's. The
+other is the root mean square of the gradient of the log-probability with respect to the channel's activation, which
+`calibration` measures.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from jaxtyping import Array, Float, Num
 
 from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.forward import BlockThresholds
+from wisparse_jax.models.rules import BlockRules, ChannelRule
 
 SCORE_FLOOR = 1e-4
 
-# Layer name -> the L2 norm of each input channel's weights, float32 [in].
-BlockNorms = dict[str, Float[Array, "_"]]
+# Layer name -> g of each input channel, float32 [in].
+ChannelGains = dict[str, Float[Array, "_"]]
 
 
 @jax.jit
@@ -30,7 +33,7 @@ def channel_norms(
     return jnp.sqrt(jnp.sum(jnp.square(Weight(kernel, scale).wide()), axis=1))
 
 
-def model_norms(params: dict[str, Any]) -> list[BlockNorms]:
+def model_norms(params: dict[str, Any]) -> list[ChannelGains]:
     """The channel norms of every block linear, block by block."""
     return [
         {name: channel_norms(block[name]["kernel"], block[name].get("scale")) for name in LAYERS}
@@ -38,18 +41,18 @@ def model_norms(params: dict[str, Any]) -> list[BlockNorms]:
     ]
 
 
-def weight_scores(norms: Float[Array, " in_channels"], exponent: Float[Array, ""]) -> Float[Array, " in_channels"]:
-    """`max(||W_i||^alpha, 1e-4)`: what a unit of activation in channel i counts."""
-    return jnp.maximum(norms**exponent, SCORE_FLOOR)
+def score_weights(gains: Float[Array, " in_channels"], exponent: Float[Array, ""]) -> Float[Array, " in_channels"]:
+    """`max(g_i^alpha, 1e-4)`: what multiplies |x_i| in the score."""
+    return jnp.maximum(gains**exponent, SCORE_FLOOR)
 
 
 def channel_thresholds(
-    norms: Float[Array, " in_channels"], exponent: Float[Array, ""], tau: Float[Array, ""]
+    gains: Float[Array, " in_channels"], exponent: Float[Array, ""], tau: Float[Array, ""]
 ) -> Float[Array, " in_channels"]:
-    """The smallest |x_i| that is kept, per channel: `tau / max(||W_i||^alpha, 1e-4)`."""
-    return tau / weight_scores(norms, exponent)
+    """The smallest |x_i| that is kept, per channel: `tau / max(g_i^alpha, 1e-4)`."""
+    return tau / score_weights(gains, exponent)
 
 
-def block_thresholds(norms: BlockNorms, exponents: Float[Array, "7"], taus: Float[Array, "7"]) -> BlockThresholds:
-    """The thresholds of a block's seven layers, given in the order of `LAYERS`."""
-    return {name: channel_thresholds(norms[name], exponents[i], taus[i]) for i, name in enumerate(LAYERS)}
+def block_rules(gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7"]) -> BlockRules:
+    """The rules of a block's seven layers, given in the order of `LAYERS`."""
+    return {name: ChannelRule(channel_thresholds(gains[name], exponents[i], taus[i])) for i, name in enumerate(LAYERS)}

@@ -2,6 +2,7 @@
 
 from wisparse_jax.testing.compilations import count_compilations as count_compilations
 from wisparse_jax.testing.compilations import jit_as_written as jit_as_written
+from wisparse_jax.testing.folders import write_tiny_folder as write_tiny_folder
 from wisparse_jax.testing.lists import listed_channels as listed_channels
 from wisparse_jax.testing.lowering import lower_for_gpu as lower_for_gpu
 from wisparse_jax.testing.numbers import normal as normal

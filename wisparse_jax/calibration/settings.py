@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Any
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.files import read_yaml
 
+MAY_BE_ZERO = ("held_out_share", "absolute_steps", "skipped_steps", "heads_steps", "bias_steps")
 ALGORITHMS = ("CR_FM_NES", "CMA_ES", "Sep_CMA_ES", "SNES")
+
+
+# What a method chooses can be switched one by one; "method" leaves it as it is.
+SWITCHES = {
+    "basis": ("none", "eigen", "refined"),
+    "gains": ("norms", "gradients"),
+    "allocator": ("uniform", "greedy", "evolution", "evolution-equal-layers", "paper", "second-order"),
+    "biases": ("on", "off"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,41 +33,66 @@ class SearchSettings:
     window: int = 512  # tokens in a window of calibration text
     tokens: int = 16_384  # calibration text in all, tokens
     sparse_share: float = 0.5
+    held_out_share: float = 0.125  # of the windows, at their end: no search sees them, they judge what it found
     statistics_tokens: int = 1_024  # sparse positions whose activations are kept for the quantiles
     max_sparsity: float = 0.95  # of any layer
-    # Exponents (Alg. 2 of the paper)
+    chunk: int = 8  # candidates that are evaluated at once on each device, which bounds the memory
+    compare_teal: bool = True  # a plan's held-out figures stand beside TEAL's too, whose search then runs as well
+    # Parts of the method, to switch them one by one
+    basis: str = "method"
+    gains: str = "method"
+    allocator: str = "method"
+    biases: str = "method"
     search_exponents: bool = True
+    # Basis
+    basis_sparsity: float = 0.5  # what the basis is refined for, whatever the target, so that targets share it
+    absolute_steps: int = 500
+    skipped_steps: int = 1_500
+    heads_steps: int = 500
+    basis_rate: float = 0.01
+    # Gradients: sparse positions of a backward pass, for the gains, the costs and the basis
+    gradient_tokens: int = 16_384
+    # Biases
+    bias_steps: int = 200
+    bias_every: int = 20
+    bias_rate: float = 0.001
+    # Exponents (Alg. 2 of the paper)
     exponent_step: float = 0.05
     max_exponent: float = 1.5
     exponent_passes: int = 3
     exponent_tokens: int = 2_048  # sparse positions on which block errors are measured
     # Block budgets (Alg. 3)
-    search_blocks: bool = True
     algorithm: str = "CR_FM_NES"
     population: int = 32
     generations: int = 60
     initial_std: float = 0.05  # of the candidates' sparsities around uniform
+    paper_generations: int = 400
+    paper_offspring: int = 64
     block_tokens: int = 4_096
     # Layer budgets (Alg. 4)
-    search_layers: bool = True
     layer_step: float = 0.02  # sparsity that one step adds to the largest layer
     layer_tokens: int = 2_048
-    # How many candidates are evaluated at once, which bounds the memory
-    chunk: int = 8
 
     def __post_init__(self) -> None:
         """Check every range.
 
         Raises:
-            ConfigError: a value out of range; names the field.
+            ConfigError: a value of another type or out of range; names the field.
         """
+        kinds = typing.get_type_hints(SearchSettings)
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, bool | str) and not 0 < value < float("inf"):
+            value, kind = getattr(self, field.name), kinds[field.name]
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ConfigError(f"{field.name} = {value!r}: expected {kind.__name__}")
+            least = 0 if field.name in MAY_BE_ZERO else None
+            if kind in (int, float) and not (value == least or 0 < value < float("inf")):
                 raise ConfigError(f"{field.name} = {value!r}: expected a positive number")
-        for name in ("sparse_share", "max_sparsity"):
+        for name in ("sparse_share", "max_sparsity", "held_out_share", "basis_sparsity"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: expected a share, at most 1")
+        for name, choices in SWITCHES.items():
+            if getattr(self, name) not in ("method", *choices):
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: expected one of method, {', '.join(choices)}")
         if self.algorithm not in ALGORITHMS:
             raise ConfigError(f"algorithm = {self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
         if self.population % 2 or self.population < 4:
@@ -82,29 +117,4 @@ def read_settings(path: str | Path | None) -> SearchSettings:
     Raises:
         ConfigError: not readable, not YAML, an unknown field or a bad value; names file and field.
     """
-    if path is None:
-        return SearchSettings()
-    import yaml
-
-    try:
-        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable as YAML: {reason}") from None
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected fields and values, found {type(raw).__name__}")
-    known = typing.get_type_hints(SearchSettings)
-    for name, value in raw.items():
-        if name not in known:
-            raise ConfigError(f"{path}: unknown field {name!r}; expected some of {', '.join(sorted(known))}")
-        if known[name] is float and type(value) is int:
-            raw[name] = float(value)
-        elif type(value) is not known[name]:
-            raise ConfigError(f"{path}: {name} = {value!r}: expected {known[name].__name__}")
-    try:
-        return SearchSettings(**raw)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return SearchSettings() if path is None else read_yaml(path, SearchSettings, ConfigError)

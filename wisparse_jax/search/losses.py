@@ -8,15 +8,19 @@ have in common before its o projection is computed once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int
 
+from wisparse_jax.calibration.dense import Calibration
+from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
+from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.forward import (
     BlockCache,
     Cache,
@@ -28,8 +32,7 @@ from wisparse_jax.models.forward import (
     layout,
     self_attention,
 )
-from wisparse_jax.search.calibration import Calibration
-from wisparse_jax.sparsity.score import BlockNorms, block_thresholds
+from wisparse_jax.sparsity.score import ChannelGains, block_rules
 
 # Exponents, taus and the like of every candidate, `[chunks, chunk, ...]` each.
 Candidates = tuple[Array, ...]
@@ -40,22 +43,17 @@ BlockObjective = Callable[
 ]
 
 
-def kl_divergence(dense: Float[Array, "*batch vocab"], sparse: Float[Array, "*batch vocab"]) -> Float[Array, "*batch"]:
-    """`KL(softmax(dense) || softmax(sparse))` in nats, from logits."""
-    p, q = jax.nn.log_softmax(dense), jax.nn.log_softmax(sparse)
-    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
-
-
 class BlockLoss:
     """Mean squared error of one block's output on its dense inputs, for many candidates at once."""
 
     def __init__(self, calibration: Calibration, index: int, sparse_tokens: int, chunk: int):
         n = calibration.windows_for(sparse_tokens)
         self._static = (calibration.config, calibration.config.windows[index], calibration.dense_positions)
-        self._chunk = chunk
+        self._chunk, self._where = chunk, f"block {index}"
+        self.tokens = n * calibration.tokens.shape[1] / calibration.config.num_blocks  # of a model's forward, each
         self._arrays = (
             calibration.params["blocks"][index],
-            calibration.norms[index],
+            calibration.gains[index],
             calibration.inputs[index][:n],
             calibration.inputs[index + 1][:n],
             jax.tree.map(lambda a: a[:n], calibration.caches[index]),
@@ -72,40 +70,69 @@ class BlockLoss:
         distinct = _padded(self._chunk, exponents[rows], taus[rows])
         candidates = _padded(self._chunk, exponents, taus, attention.reshape(-1))
         loss = _block_losses(*self._static, *self._arrays, distinct, candidates)
-        return np.asarray(loss, np.float64)[: len(taus)]
+        return _comparable(np.asarray(loss, np.float64)[: len(taus)], self._where)
 
 
 class DivergenceLoss:
-    """Mean over tokens of KL(dense || sparse) of the whole model, for many candidates at once."""
+    """Mean over tokens of KL(dense || sparse) of the whole model, for many candidates at once, on all given devices."""
 
-    def __init__(self, calibration: Calibration, sparse_tokens: int, chunk: int):
+    def __init__(
+        self,
+        calibration: Calibration,
+        sparse_tokens: int,
+        chunk: int,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         n = calibration.windows_for(sparse_tokens)
+        devices = jax.local_devices() if devices is None else devices
+        self._mesh = None
         self._static = (calibration.config, calibration.dense_positions)
         self._chunk = chunk
+        self.tokens = n * calibration.tokens.shape[1]  # that one candidate is run on
         self._arrays = (
             calibration.params,
-            calibration.norms,
+            calibration.gains,
             calibration.tokens[:n],
             calibration.hidden[:n],
             jax.tree.map(lambda a: a[:n], calibration.caches),
         )
+        if len(devices) > 1:
+            self._mesh = Mesh(np.asarray(devices), ("candidates",))
+            self._arrays = jax.device_put(self._arrays, NamedSharding(self._mesh, PartitionSpec()))
 
     def __call__(
         self,
         exponents: Float64[np.ndarray, "blocks 7"],
         taus: Float64[np.ndarray, "candidates blocks 7"],
     ) -> Float64[np.ndarray, " candidates"]:
-        """The divergence of each candidate, nats per token; all share the exponents."""
-        candidates = _padded(self._chunk, np.broadcast_to(exponents, taus.shape), taus)
-        loss = _divergences(*self._static, *self._arrays, candidates)
-        return np.asarray(loss, np.float64)[: len(taus)]
+        """The divergence of each candidate, nats per token; all share the exponents.
+
+        Raises:
+            WisparseError: no candidate has a finite one.
+        """
+        shares = 1 if self._mesh is None else self._mesh.size
+        candidates = _padded(self._chunk, np.broadcast_to(exponents, taus.shape), taus, shares=shares)
+        loss = _divergences(*self._static, self._mesh, *self._arrays, candidates)
+        return _comparable(np.asarray(loss, np.float64)[: len(taus)], "the model")
 
 
-def _padded(chunk: int, *tables: np.ndarray) -> Candidates:
-    """The tables in 32 bits as `[chunks, at most chunk, ...]`, evenly filled; the last candidate fills up."""
+def _comparable(losses: Float64[np.ndarray, " candidates"], where: str) -> Float64[np.ndarray, " candidates"]:
+    """Infinity in place of what is not a number, so that it never is the least."""
+    losses = np.where(np.isnan(losses), np.inf, losses)
+    if not np.isfinite(losses).any():
+        raise WisparseError(f"{where}: no candidate has a finite loss; do activations overflow when it runs sparse?")
+    return losses
+
+
+def _padded(chunk: int, *tables: np.ndarray, shares: int = 1) -> Candidates:
+    """The tables in 32 bits as `[chunks, at most chunk, ...]`, evenly filled; the last candidate fills up.
+
+    There are as many chunks for each of `shares` devices.
+    """
     count = len(tables[0])
-    chunk = -(-count // -(-count // chunk))
-    rows = np.minimum(np.arange(-(-count // chunk) * chunk), count - 1)
+    own = -(-count // shares)
+    chunk = -(-own // -(-own // chunk))
+    rows = np.minimum(np.arange(-(-own // chunk) * chunk * shares), count - 1)
     types = {"f": jnp.float32, "i": jnp.int32}
     return tuple(jnp.asarray(t[rows], types[t.dtype.kind]).reshape(-1, chunk, *t.shape[1:]) for t in tables)
 
@@ -116,7 +143,7 @@ def _block_losses(
     window: int | None,
     first: int,
     params: Params,
-    norms: BlockNorms,
+    gains: ChannelGains,
     inputs: Float[Array, "windows positions hidden"],
     targets: Float[Array, "windows positions hidden"],
     cache: BlockCache,
@@ -128,14 +155,12 @@ def _block_losses(
 
     def losses(x: Array, target: Array, kv: BlockCache) -> Array:
         def before(alpha: Array, tau: Array) -> Array:
-            return self_attention(
-                config, window, params, x[None], where, _row(kv), block_thresholds(norms, alpha, tau)
-            )[0]
+            return self_attention(config, window, params, x[None], where, _row(kv), block_rules(gains, alpha, tau))[0]
 
         attention = _each(before, distinct)
 
         def after(alpha: Array, tau: Array, which: Array) -> Array:
-            out = after_attention(config, params, x[None], attention[which], block_thresholds(norms, alpha, tau))
+            out = after_attention(config, params, x[None], attention[which], block_rules(gains, alpha, tau))
             return jnp.sum(jnp.square((out[0] - target).astype(jnp.float32)))
 
         return _each(after, candidates)
@@ -143,12 +168,30 @@ def _block_losses(
     return _mean_over_windows(losses, (inputs, targets, cache)) / inputs[0].size
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _divergences(
     config: LlamaConfig,
     first: int,
+    mesh: Mesh | None,
     params: Params,
-    norms: list[BlockNorms],
+    gains: list[ChannelGains],
+    tokens: Int[Array, "windows positions"],
+    hidden: Float[Array, "windows positions hidden"],
+    caches: Cache,
+    candidates: Candidates,
+) -> Float[Array, " candidates"]:
+    run = functools.partial(_own_divergences, config, first)
+    if mesh is not None:
+        whole, own = PartitionSpec(), PartitionSpec("candidates")
+        run = jax.shard_map(run, mesh=mesh, in_specs=(whole,) * 5 + (own,), out_specs=own, check_vma=False)
+    return run(params, gains, tokens, hidden, caches, candidates)
+
+
+def _own_divergences(
+    config: LlamaConfig,
+    first: int,
+    params: Params,
+    gains: list[ChannelGains],
     tokens: Int[Array, "windows positions"],
     hidden: Float[Array, "windows positions hidden"],
     caches: Cache,
@@ -158,8 +201,8 @@ def _divergences(
 
     def losses(ids: Array, dense: Array, kv: Cache) -> Array:
         def one(alpha: Array, tau: Array) -> Array:
-            thresholds = [block_thresholds(block_norms, alpha[b], tau[b]) for b, block_norms in enumerate(norms)]
-            out, _ = hidden_states(config, params, ids[None], where, [_row(c) for c in kv], thresholds)
+            rules = [block_rules(own, alpha[b], tau[b]) for b, own in enumerate(gains)]
+            out, _ = hidden_states(config, params, ids[None], where, [_row(c) for c in kv], rules)
             return jnp.mean(kl_divergence(head(params, dense), head(params, out[0])))
 
         return _each(one, candidates)

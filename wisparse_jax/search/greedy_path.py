@@ -5,15 +5,37 @@ WiSparse (arXiv 2602.14452) Alg. 4, after TEAL (arXiv 2408.14690) Alg. 1.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float64
 
+from wisparse_jax.calibration.statistics import BlockStatistics
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.search.objectives import BlockObjective
-from wisparse_jax.search.statistics import BlockStatistics
+from wisparse_jax.search.losses import BlockObjective
 
 # A step that skips equal work would take a small layer (k, v) by a fifth of its channels at once.
 LARGEST_STEP = 0.1
+
+
+class Path(NamedTuple):
+    """Layer sparsities after each step, from all zeros on, and the block errors."""
+
+    sparsities: Float64[np.ndarray, "steps 7"]
+    errors: Float64[np.ndarray, " steps"]
+
+    def at(
+        self, weights: Float64[np.ndarray, "7"], targets: Float64[np.ndarray, " targets"]
+    ) -> Float64[np.ndarray, "targets 7"]:
+        """The points whose weighted means are the targets, between two steps if need be.
+
+        Raises:
+            ValueError: the path ends before a target.
+        """
+        means = self.sparsities @ (weights / weights.sum())
+        if np.max(targets) > means[-1] + 1e-9:
+            raise ValueError(f"the path ends at sparsity {means[-1]:.4f}, before the target {np.max(targets):.4f}")
+        return np.stack([np.interp(targets, means, column) for column in self.sparsities.T], axis=1)
 
 
 def greedy_path(
@@ -24,15 +46,14 @@ def greedy_path(
     until: float,
     step: float,
     max_sparsity: float,
-) -> tuple[Float64[np.ndarray, "steps 7"], Float64[np.ndarray, " steps"]]:
+) -> Path:
     """From dense, give one more step to the layer whose step raises the block's output error least per weight skipped.
 
     A step adds `step` to the largest layer's sparsity and removes equal work from smaller ones, at most
     `LARGEST_STEP` of their channels.
 
     Returns:
-        The sparsities after each step, from all zeros until their weighted mean reaches `until`, and the block errors.
-        One path serves every smaller target (`on_path`).
+        The path until its weighted mean reaches `until`; it serves every smaller target (`Path.at`).
 
     Raises:
         ValueError: `until` is above what `max_sparsity` of every layer allows.
@@ -57,23 +78,4 @@ def greedy_path(
         current[best] = grown[best]
         path.append(current)
         errors.append(float(values[best]))
-    return np.array(path), np.array(errors)
-
-
-def on_path(
-    path: Float64[np.ndarray, "steps 7"], weights: Float64[np.ndarray, "7"], target: float
-) -> Float64[np.ndarray, "7"]:
-    """The point of a greedy path whose weighted mean is the target, between two steps if need be.
-
-    Raises:
-        ValueError: the path ends before the target.
-    """
-    means = path @ (weights / weights.sum())
-    if target > means[-1] + 1e-9:
-        raise ValueError(f"the path ends at sparsity {means[-1]:.4f}, before the target {target:.4f}")
-    after = min(int(np.searchsorted(means, target)), len(path) - 1)
-    if after == 0:
-        return path[0].copy()
-    before = after - 1
-    t = min(1.0, (target - means[before]) / (means[after] - means[before]))
-    return path[before] + t * (path[after] - path[before])
+    return Path(np.array(path), np.array(errors))

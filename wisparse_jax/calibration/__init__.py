@@ -1,0 +1,6 @@
+"""What is measured on calibration text: the dense run, statistics, gradients and costs, thresholds."""
+
+from wisparse_jax.calibration.dense import Calibration as Calibration
+from wisparse_jax.calibration.dense import run_dense as run_dense
+from wisparse_jax.calibration.settings import SearchSettings as SearchSettings
+from wisparse_jax.calibration.settings import read_settings as read_settings

@@ -1,0 +1,175 @@
+"""Second-order costs: what skipping channels does to the model's predictions, from one backward pass.
+
+For a small error e of a layer's output, `KL(dense || changed)` is half the mean over tokens of `(g . e)^2` to second
+order, where g is the gradient of the log-probability of a token that is sampled from the dense model (its covariance is
+the Fisher matrix of the predictions). With `e = (skipped x) W` that is the sum of `x_i u_i` over the skipped channels,
+`u = W g`: so one pass that walks the blocks from the last to the first gives the cost of every layer at every sparsity,
+and says how much a unit of each channel counts. Memory holds one block's gradients of a few windows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float64, Int, Key
+
+from kernels_pallas.weight import Weight
+from wisparse_jax.calibration.dense import Calibration
+from wisparse_jax.calibration.statistics import GROUP_OF
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
+from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm
+from wisparse_jax.models.rules import ChannelRule
+from wisparse_jax.sparsity.score import ChannelGains, score_weights
+
+# Sparse positions whose gradients are held at once.
+TOKENS_AT_ONCE = 1024
+# Added to the mean square of a channel's gradient, in units of the layer's mean: no channel counts for nothing.
+GAIN_FLOOR = 1e-3
+
+
+class BlockGradients(NamedTuple):
+    """Of some windows, what a block's linears read, and the gradients with respect to it, token by token."""
+
+    inputs: dict[str, Float[Array, "tokens in_channels"]]  # by input group
+    gradients: dict[str, Float[Array, "tokens in_channels"]]  # by layer: u = W g
+
+
+def walk_gradients(calibration: Calibration, tokens: int, seed: int) -> Iterator[tuple[int, BlockGradients]]:
+    """Every block of every few windows, from the last block to the first; at least `tokens` sparse positions in all.
+
+    Where there are fewer, the windows are walked again with other sampled labels.
+    """
+    windows, positions = calibration.tokens.shape
+    together = max(1, min(windows, TOKENS_AT_ONCE // positions))
+    config, params, first = calibration.config, calibration.params, calibration.dense_positions
+    for k in range(-(-tokens // (together * positions))):
+        rows = (k * together + np.arange(together)) % windows
+        key = jax.random.fold_in(jax.random.key(seed), k)
+        top = {name: params[name] for name in ("norm", "lm_head", "embed") if name in params}
+        gradient = _last_gradient(config, top, calibration.inputs[-1][rows], key)
+        for b in reversed(range(config.num_blocks)):
+            cache = jax.tree.map(lambda a: a[rows], calibration.caches[b])  # noqa: B023
+            weights = params["blocks"][b]
+            gradient, made = _block_gradients(
+                config, config.windows[b], first, weights, calibration.inputs[b][rows], cache, gradient
+            )
+            yield b, made
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last_gradient(
+    config: LlamaConfig, top: Params, x: Float[Array, "windows positions hidden"], key: Key[Array, ""]
+) -> Float[Array, "windows positions hidden"]:
+    """The gradient of log p of sampled labels with respect to what leaves the last block."""
+
+    def logits(stream: Array) -> Array:
+        return head(top, rms_norm(stream, top["norm"], config.norm_eps))
+
+    def one(stream: Array, key: Key[Array, ""]) -> Array:
+        out, back = jax.vjp(logits, stream)
+        label: Int[Array, " positions"] = jax.random.categorical(key, out)
+        # d log p(label) / d logits
+        return back(jax.nn.one_hot(label, out.shape[-1]) - jax.nn.softmax(out))[0]
+
+    return lax.map(lambda pair: one(*pair), (x, jax.random.split(key, len(x))))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _block_gradients(
+    config: LlamaConfig,
+    window: int | None,
+    first: int,
+    params: Params,
+    x: Float[Array, "windows positions hidden"],
+    cache: BlockCache,
+    gradient: Float[Array, "windows positions hidden"],
+) -> tuple[Float[Array, "windows positions hidden"], BlockGradients]:
+    where = layout(config, x.shape[0], x.shape[1], first)
+
+    def run(x: Array, moved: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+        record: dict[str, Any] = {}
+        rules = {name: ChannelRule(None, moved[name]) for name in LAYERS}
+        out, _ = block(config, window, params, x, where, cache, rules, record)
+        return out, record
+
+    still = {name: jnp.zeros((*x.shape[:2], config.layer_shapes[name][1]), x.dtype) for name in LAYERS}
+    _, back, record = jax.vjp(run, x, still, has_aux=True)
+    before, outputs = back(gradient)
+
+    def rows(a: Array) -> Array:
+        return a.reshape(-1, a.shape[-1]).astype(jnp.float32)
+
+    inputs = {group: rows(record[layers[0]]) for group, layers in INPUT_GROUPS.items()}
+    return before, BlockGradients(inputs, {name: _through(params[name], rows(outputs[name])) for name in LAYERS})
+
+
+def _through(layer: Params, gradient: Float[Array, "tokens out"]) -> Float[Array, "tokens in_channels"]:
+    """`W g` of every token."""
+    return jnp.matmul(gradient, Weight.of(layer).wide().T, precision=lax.Precision.HIGH)
+
+
+def gradient_gains(calibration: Calibration, tokens: int, seed: int) -> list[ChannelGains]:
+    """The root mean square of each channel's gradient, over the layer's own mean, for the score."""
+    blocks = calibration.config.num_blocks
+    sums: list[ChannelGains] = [{} for _ in range(blocks)]
+    for b, made in walk_gradients(calibration, tokens, seed):
+        for name, gradient in made.gradients.items():
+            square = jnp.mean(jnp.square(gradient), axis=0)
+            sums[b][name] = sums[b][name] + square if name in sums[b] else square
+    return [{name: _gain(square) for name, square in row.items()} for row in sums]
+
+
+@jax.jit
+def _gain(square: Float[Array, " in_channels"]) -> Float[Array, " in_channels"]:
+    mean = jnp.mean(square)
+    return jnp.sqrt(jnp.where(mean > 0, square / jnp.where(mean > 0, mean, 1.0), 1.0) + GAIN_FLOOR)
+
+
+def layer_costs(
+    calibration: Calibration,
+    exponents: Float64[np.ndarray, "blocks 7"],
+    levels: Float64[np.ndarray, " levels"],
+    tokens: int,
+    seed: int,
+) -> Float64[np.ndarray, "blocks 7 levels"]:
+    """The second-order cost of every layer at every sparsity of `levels`, nats per token; it never falls with it.
+
+    `cost_l(p) = E[(sum of x_i u_i over the channels skipped at p)^2] / 2`; their sum over layers predicts the KL of a
+    plan. From at least `tokens` sparse positions.
+    """
+    config = calibration.config
+    taus = np.zeros((config.num_blocks, len(LAYERS), len(levels)))
+    for b, statistics in enumerate(calibration.statistics):
+        grid = np.repeat(levels[:, None], len(LAYERS), axis=1)
+        taus[b] = statistics.thresholds(exponents[b], grid).T
+    sums = [jnp.zeros((len(LAYERS), len(levels)))] * config.num_blocks
+    count = 0
+    for b, made in walk_gradients(calibration, tokens, seed):
+        count += b == 0
+        gains = calibration.gains[b]
+        table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, taus)]
+        sums[b] = sums[b] + _level_costs(made, gains, *table)
+    costs = np.stack([np.asarray(one, np.float64) for one in sums]) / count
+    return np.maximum.accumulate(costs, axis=2)
+
+
+@jax.jit
+def _level_costs(
+    made: BlockGradients, gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7 levels"]
+) -> Float[Array, "7 levels"]:
+    rows = []
+    for i, name in enumerate(LAYERS):
+        x, u = made.inputs[GROUP_OF[name]], made.gradients[name]
+        score, part = jnp.abs(x) * score_weights(gains[name], exponents[i]), x * u
+
+        def cost(tau: Array, score: Array = score, part: Array = part) -> Array:
+            return 0.5 * jnp.mean(jnp.square(jnp.sum(jnp.where(score < tau, part, 0.0), axis=-1)))
+
+        rows.append(lax.map(cost, taus[i]))
+    return jnp.stack(rows)

@@ -1,0 +1,92 @@
+"""The sparse model's own run over the calibration text, which sets the thresholds as it goes.
+
+A layer of a sparse model reads what the sparse layers before it made, not what dense ones would have: thresholds taken
+from dense activations realise another sparsity than the plan's. Here every layer's threshold is the quantile of the
+scores that it meets, with all layers before it sparse already, so that on this text the plan keeps its word.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64
+
+from wisparse_jax.calibration.dense import Calibration
+from wisparse_jax.calibration.statistics import spaced_tokens, tau_between
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
+from wisparse_jax.models.forward import BlockCache, Params, after_attention, layout, rms_norm, self_attention
+from wisparse_jax.models.rules import BlockRules, ChannelRule
+from wisparse_jax.sparsity.score import ChannelGains, score_weights
+
+Biases = list[dict[str, Float[Array, "_"]]]
+
+
+class Thresholds(NamedTuple):
+    """Per layer: tau on the score, and the share of channels below it on the calibration text."""
+
+    taus: Float64[np.ndarray, "blocks 7"]
+    realised: Float64[np.ndarray, "blocks 7"]
+
+
+def sparse_thresholds(
+    calibration: Calibration,
+    exponents: Float64[np.ndarray, "blocks 7"],
+    sparsities: Float64[np.ndarray, "blocks 7"],
+    biases: Biases | None = None,
+) -> Thresholds:
+    """The thresholds that realise the sparsities on the calibration text, layer after layer."""
+    config, first = calibration.config, calibration.dense_positions
+    x, taus, realised = calibration.inputs[0], [], []
+    for b, weights in enumerate(calibration.params["blocks"]):
+        table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, sparsities)]
+        own = None if biases is None else biases[b]
+        arguments = weights, x, calibration.caches[b], calibration.gains[b], *table, own
+        x, tau, share = _sparse_block(config, config.windows[b], first, *arguments)
+        taus.append(tau)
+        realised.append(share)
+    return Thresholds(*(np.stack([np.asarray(row, np.float64) for row in rows]) for rows in (taus, realised)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sparse_block(
+    config: LlamaConfig,
+    window: int | None,
+    first: int,
+    params: Params,
+    x: Float[Array, "windows positions hidden"],
+    cache: BlockCache,
+    gains: ChannelGains,
+    exponents: Float[Array, "7"],
+    sparsities: Float[Array, "7"],
+    biases: dict[str, Array] | None,
+) -> tuple[Float[Array, "windows positions hidden"], Float[Array, "7"], Float[Array, "7"]]:
+    where = layout(config, x.shape[0], x.shape[1], first)
+    taus, shares = {}, {}
+    # Keeps all until a layer's turn comes: its input depends on the layers before it alone.
+    rules: BlockRules = {
+        name: ChannelRule(jnp.zeros(params[name]["kernel"].shape[0]), None if biases is None else biases[name])
+        for name in LAYERS
+    }
+
+    def settle(group: str, inputs: Array) -> None:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        rows = jnp.abs(rows[spaced_tokens(*rows.shape)]).astype(jnp.float32)
+        for name in INPUT_GROUPS[group]:
+            i = LAYERS.index(name)
+            weights = score_weights(gains[name], exponents[i])
+            taus[name], shares[name] = tau_between((rows * weights).ravel(), sparsities[i])
+            rules[name] = rules[name]._replace(thresholds=taus[name] / weights)
+
+    settle("attn_in", rms_norm(x, params["attn_norm"], config.norm_eps))
+    attention, _ = self_attention(config, window, params, x, where, cache, rules)
+    settle("attn_out", attention)
+    for group, reader in (("mlp_in", "gate"), ("mlp_mid", "down")):
+        record: dict[str, Array] = {}
+        after_attention(config, params, x, attention, rules, record)  # of this only the reader's input is computed
+        settle(group, record[reader])
+    out = after_attention(config, params, x, attention, rules)
+    return out, *(jnp.stack([values[name] for name in LAYERS]) for values in (taus, shares))

@@ -1,0 +1,101 @@
+"""Score quantiles of sampled activations, computed where the activations are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Float64
+
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
+from wisparse_jax.sparsity.score import ChannelGains, score_weights
+
+GROUP_OF = {layer: group for group, layers in INPUT_GROUPS.items() for layer in layers}
+# Steps of a quantile table; between two of them it is interpolated. The thresholds of a finished plan are not from it.
+STEPS = 4096
+# Scores that are sorted at most; beyond it, evenly spaced tokens stand for all, and a quantile is off by some 0.0005.
+LARGEST_SORT = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockStatistics:
+    """Sampled `|x|` of a block's four linear inputs, on the device, and the channel gains of its seven layers."""
+
+    samples: dict[str, Float[Array, "tokens in_channels"]]
+    gains: ChannelGains
+    # Quantile tables by layer and exponent: 16 KB each.
+    _tables: dict[tuple[str, float], np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def table(self, layer: str, exponent: float) -> Float32[np.ndarray, " steps"]:
+        """The quantiles 0, 1/4096, ..., 1 of the layer's scores `|x_i| * max(g_i^alpha, 1e-4)`."""
+        key = (layer, float(exponent))
+        if key not in self._tables:
+            found = _quantiles(self.samples[GROUP_OF[layer]], self.gains[layer], jnp.float32(exponent))
+            self._tables[key] = np.asarray(found)
+        return self._tables[key]
+
+    def threshold(self, layer: str, exponent: float, sparsity: float) -> float:
+        """tau such that about the share `sparsity` of the sampled scores lies below it; 0 keeps all.
+
+        Raises:
+            ValueError: a sparsity outside [0, 1].
+        """
+        if not 0 <= sparsity <= 1:
+            raise ValueError(f"{layer}: sparsity {sparsity} is outside [0, 1]")
+        return float(_look_up(self.table(layer, exponent), np.float64(sparsity)))
+
+    def thresholds(
+        self, exponents: Float64[np.ndarray, "7"], sparsities: Float64[np.ndarray, "*candidates 7"]
+    ) -> Float64[np.ndarray, "*candidates 7"]:
+        """tau of all seven layers, for one or many vectors of sparsities."""
+        taus = np.zeros(sparsities.shape)
+        for i, layer in enumerate(LAYERS):
+            taus[..., i] = _look_up(self.table(layer, float(exponents[i])), sparsities[..., i])
+        return taus
+
+
+@jax.jit
+def _quantiles(
+    samples: Float[Array, "tokens in_channels"], gains: Float[Array, " in_channels"], exponent: Float[Array, ""]
+) -> Float[Array, " steps"]:
+    scores = jnp.sort((samples.astype(jnp.float32) * score_weights(gains, exponent)).ravel())
+    # Integers: in float32 a product of a step and a size of millions would be off by some.
+    places = [min(k * scores.size // STEPS, scores.size - 1) for k in range(STEPS + 1)]
+    return scores[np.asarray(places, np.int32)]
+
+
+def _look_up(table: np.ndarray, sparsities: np.ndarray | np.float64) -> np.ndarray:
+    at = np.asarray(sparsities, np.float64) * STEPS
+    return np.where(at > 0, np.interp(at, np.arange(STEPS + 1), table.astype(np.float64)), 0.0)
+
+
+def spaced_tokens(tokens: int, channels: int) -> slice:
+    """Evenly spaced ones of the tokens, few enough to sort all their scores."""
+    return slice(None, None, max(1, -(-tokens * channels // LARGEST_SORT)))
+
+
+def tau_between(
+    scores: Float[Array, " scores"], sparsity: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """A threshold between two of the scores, and the share of them below it; to be called inside a jit.
+
+    The share is `sparsity` to one score where no scores are equal. Equal ones are kept or skipped together, whichever
+    is closer to what is asked; scores of 0 are always skipped, which costs nothing, unless `sparsity` is 0: that keeps
+    everything.
+    """
+    ordered = jnp.sort(scores.astype(jnp.float32))
+    count = ordered.size
+    wanted = jnp.round(sparsity * count).astype(jnp.int32)
+    edge = ordered[jnp.clip(wanted - 1, 0, count - 1)]  # the largest score that would be skipped
+    first = jnp.searchsorted(ordered, edge, side="left")
+    behind = jnp.searchsorted(ordered, edge, side="right")
+    together = (edge == 0) | (behind - wanted <= wanted - first)
+    skipped = jnp.where(together, behind, first)
+    low = jnp.where(skipped > 0, ordered[jnp.clip(skipped - 1, 0, count - 1)], 0.0)
+    high = jnp.where(skipped < count, ordered[jnp.clip(skipped, 0, count - 1)], 2 * ordered[-1] + 1)
+    middle = low + 0.5 * (high - low)
+    tau = jnp.where(middle > low, middle, high)
+    none = (wanted < 1) | (skipped < 1)
+    return jnp.where(none, 0.0, tau), jnp.where(none, 0.0, skipped / count)

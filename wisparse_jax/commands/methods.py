@@ -1,0 +1,26 @@
+"""`wisparse methods`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+    """List the methods, and what each is made of."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from rich.table import Table
+
+        from wisparse_jax.report.tables import console
+        from wisparse_jax.sparsity.methods import DEFAULT, METHODS
+
+        table = Table("method", "basis", "score", "exponents", "budgets", "biases", "in words", title="methods")
+        for method in METHODS.values():
+            score = "weight norms" if method.gains == "norms" else "gradients"
+            exponents = "searched" if method.search_exponents else f"{method.exponent:g}"
+            name = f"{method.name} (default)" if method.name == DEFAULT else method.name
+            biases = "trained" if method.biases else "none"
+            table.add_row(name, method.basis, score, exponents, method.allocator, biases, method.summary)
+        console().print(table)

@@ -1,0 +1,10 @@
+"""The same sparsity everywhere."""
+
+from __future__ import annotations
+
+from wisparse_jax.search.problem import Allocation, BudgetProblem
+
+
+def uniform(problem: BudgetProblem) -> Allocation:
+    """The target in every layer."""
+    return Allocation(problem.uniform(), {})

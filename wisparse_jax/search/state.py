@@ -1,0 +1,112 @@
+"""What a search has found so far, on disk, so that a killed one goes on to the same plan.
+
+Every stage's result is a few arrays, written by Orbax when the stage ends; a search that is started again with the same
+model, text and settings reads what is there and computes the rest. Evolutions ask for the losses of one population
+after another and are otherwise determined by their seed: what they were told is kept every few populations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wisparse_jax.errors import WisparseError
+
+Arrays = dict[str, np.ndarray]
+EVERY = 5  # populations between two writes
+
+
+class SearchState:
+    """Results by name; without a folder they are only computed."""
+
+    def __init__(self, folder: Path | None = None, identity: str = ""):
+        self._folder = folder
+        if folder is None:
+            return
+        known = folder / "identity.json"
+        try:
+            if folder.exists() and (not known.is_file() or json.loads(known.read_text()) != identity):
+                raise WisparseError(f"{folder}: is of another search, or damaged; remove it, or name another folder")
+            resumed = folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            if not resumed:
+                known.write_text(json.dumps(identity) + "\n")
+        except (OSError, ValueError) as error:
+            raise WisparseError(f"{folder}: the state of the search cannot be kept here: {error}") from None
+        if resumed:
+            print(f"wisparse: going on with the search in {folder}", file=sys.stderr)
+
+    def keep(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """What was found under a name, or what `make` finds, which is kept."""
+        if (found := self._read(name)) is None:
+            found = make()
+            self._write(name, found)
+        return found
+
+    def journal(self, name: str, ask: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        """`ask` with the answers kept, in the order of the questions; those that are known are not asked again."""
+        known = self._read(name) or {}
+        answers = [known[str(k)] for k in range(len(known))]
+        at = 0
+
+        def told(question: np.ndarray) -> np.ndarray:
+            nonlocal at
+            if at == len(answers):
+                answers.append(ask(question))
+                if len(answers) % EVERY == 0:
+                    self._write(name, {str(k): answer for k, answer in enumerate(answers)})
+            at += 1
+            return answers[at - 1]
+
+        return told
+
+    def finish(self) -> None:
+        """Remove the folder: its search is over."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _place(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / re.sub(r"[^\w.-]", "_", name)
+
+    def _read(self, name: str) -> Arrays | None:
+        if self._folder is None or not self._place(name).is_dir():
+            return None
+        import orbax.checkpoint as ocp
+
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                found = reader.restore(self._place(name).absolute())
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise WisparseError(f"{self._place(name)}: the state of the search is damaged: {reason}") from None
+        return {key: np.asarray(value) for key, value in found.items()}
+
+    def _write(self, name: str, arrays: Arrays) -> None:
+        if self._folder is None:
+            return
+        import orbax.checkpoint as ocp
+
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            args = ocp.args.PyTreeSave({key: np.asarray(value) for key, value in arrays.items()})
+            writer.save(self._place(name).absolute(), args=args, force=True)
+
+
+def identity_of(*parts: Any) -> str:
+    """A digest of what determines a search: text, numbers, arrays."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype} {part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            state.update(json.dumps(part, sort_keys=True).encode())
+        state.update(b"\0")
+    return state.hexdigest()

@@ -1,0 +1,193 @@
+"""Plans on disk: a folder with a plan.json to read, its history, and the tensors that the plan has.
+
+Format 1 had plan.json alone, with the history in it; it is still read. docs/plan-format.md describes both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from wisparse_jax.errors import PlanError
+from wisparse_jax.files import check_regular, new_folder, read_bytes, read_json
+from wisparse_jax.models.basis import Basis
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.sparsity.plan import (
+    HISTORY_FILE,
+    PLAN_FILE,
+    TENSORS_FILE,
+    SparsityPlan,
+    Vectors,
+    check_basis,
+    check_numbers,
+)
+
+FORMAT, READABLE = 2, (1, 2)
+LARGEST_JSON = 16 << 20
+_TABLES = ("exponents", "sparsities", "thresholds", "realised")
+_VECTORS = {"gains": "gain", "biases": "bias"}  # field of a plan -> name of its tensors
+
+
+@dataclasses.dataclass
+class _Layer:
+    exponent: float
+    sparsity: float
+    threshold: float
+    realised: float | None = None
+
+
+@dataclasses.dataclass
+class _File:
+    """plan.json, of either format."""
+
+    format: int
+    method: str
+    target: float
+    fingerprint: str
+    seed: int
+    layer_weights: dict[str, int]
+    blocks: list[dict[str, _Layer]]
+    version: str
+    calibration: dict[str, Any]
+    settings: dict[str, Any]
+    timings: dict[str, float]
+    held_out: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tensors: str | None = None  # sha256 of the file of tensors
+
+
+def write_plan(plan: SparsityPlan, path: Path) -> None:
+    """Write a plan as a new folder, whole or not at all; see `SparsityPlan.save`."""
+    from safetensors.numpy import save
+
+    check_numbers(plan)
+    tensors = _tensors(plan)
+    with new_folder(path, PlanError) as folder:
+        digest = None
+        if tensors:
+            data = save(tensors)
+            digest = hashlib.sha256(data).hexdigest()
+            (folder / TENSORS_FILE).write_bytes(data)
+        (folder / PLAN_FILE).write_text(_text(_as_json(plan, digest)), encoding="utf-8")
+        if plan.history:
+            (folder / HISTORY_FILE).write_text(_text(plan.history), encoding="utf-8")
+
+
+def read_plan(path: Path) -> SparsityPlan:
+    """Read a plan folder, or the plan.json of one; see `SparsityPlan.load`."""
+    folder = path.parent if path.name == PLAN_FILE and path.is_file() else path
+    file = folder / PLAN_FILE
+    if not file.exists():
+        found = "no such folder" if not path.exists() else f"no {PLAN_FILE} in it" if path.is_dir() else "a file"
+        raise PlanError(f"{path}: expected a plan folder, found {found}")
+    head = read_json(file, dict[str, Any], PlanError, LARGEST_JSON)
+    if "format" not in head:
+        raise PlanError(f"{file}: format: missing; this is not a sparsity plan")
+    if head["format"] not in READABLE:
+        raise PlanError(f"{file}: format = {head['format']!r}: this version reads formats {READABLE[0]} and {FORMAT}")
+    raw: _File = read_json(file, _File, PlanError, LARGEST_JSON)
+    history = folder / HISTORY_FILE
+    if history.exists():
+        raw.history = read_json(history, dict[str, Any], PlanError, LARGEST_JSON)
+    try:
+        plan = _parse(raw)
+        check_numbers(plan)
+    except PlanError as error:
+        raise PlanError(f"{file}: {error}") from None
+    return plan if raw.tensors is None else _with_tensors(plan, folder / TENSORS_FILE, raw.tensors)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def _as_json(plan: SparsityPlan, digest: str | None) -> dict[str, Any]:
+    tables = {name: getattr(plan, name) for name in _TABLES if getattr(plan, name) is not None}
+    keys = dict(zip(_TABLES, ("exponent", "sparsity", "threshold", "realised"), strict=True))
+    blocks = [
+        {layer: {keys[name]: float(table[b, i]) for name, table in tables.items()} for i, layer in enumerate(LAYERS)}
+        for b in range(len(plan.exponents))
+    ]
+    names = ("method", "target", "version", "fingerprint", "seed", "held_out", "calibration", "settings", "timings")
+    fields = {name: getattr(plan, name) for name in names}
+    weights = dict(zip(LAYERS, plan.layer_weights, strict=True))
+    return {"format": FORMAT, **fields, "tensors": digest, "layer_weights": weights, "blocks": blocks}
+
+
+def _parse(raw: _File) -> SparsityPlan:
+    if not raw.blocks:
+        raise PlanError("blocks: expected at least one, found none")
+    for where, keys in [("layer_weights", raw.layer_weights)] + [(f"blocks[{b}]", k) for b, k in enumerate(raw.blocks)]:
+        if set(keys) != set(LAYERS):
+            raise PlanError(f"{where}: expected the layers {', '.join(LAYERS)}")
+
+    def table(key: str) -> np.ndarray:
+        return np.array([[getattr(block[name], key) for name in LAYERS] for block in raw.blocks], np.float64)
+
+    realised = None if raw.format == 1 else table("realised")
+    if realised is not None and not ((realised >= 0) & (realised <= 1)).all():
+        raise PlanError("blocks: realised: expected numbers from 0 to 1 of every layer")
+    return SparsityPlan(
+        method=raw.method,
+        target=raw.target,
+        exponents=table("exponent"),
+        sparsities=table("sparsity"),
+        thresholds=table("threshold"),
+        realised=realised,
+        layer_weights=tuple(raw.layer_weights[name] for name in LAYERS),
+        **{
+            name: getattr(raw, name)
+            for name in ("fingerprint", "seed", "calibration", "settings", "held_out", "timings", "history", "version")
+        },
+    )
+
+
+def _tensors(plan: SparsityPlan) -> dict[str, np.ndarray]:
+    """What of a plan goes into its file of tensors."""
+    out = {}
+    if plan.basis is not None:
+        out |= {f"basis.{name}": getattr(plan.basis, name) for name in Basis._fields}
+    for field, name in _VECTORS.items():
+        for b, block in enumerate(getattr(plan, field) or ()):
+            out |= {f"blocks.{b}.{layer}.{name}": block[layer] for layer in LAYERS}
+    return {name: np.ascontiguousarray(np.asarray(value, np.float32)) for name, value in out.items()}
+
+
+def _with_tensors(plan: SparsityPlan, file: Path, digest: str) -> SparsityPlan:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    check_regular(file, PlanError)
+    data = read_bytes(file, PlanError, file.stat().st_size)
+    if (found := hashlib.sha256(data).hexdigest()) != digest:
+        raise PlanError(f"{file}: changed or damaged: expected sha256 {digest[:16]}, found {found[:16]}")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise PlanError(f"{file}: not readable as safetensors: {error}") from None
+    for name, value in tensors.items():
+        if value.dtype != np.float32 or not np.isfinite(value).all():
+            raise PlanError(f"{file}: tensor {name}: expected finite float32 numbers")
+    made: dict[str, Any] = {}
+    names = {f"basis.{name}" for name in Basis._fields}
+    if names <= set(tensors):
+        made["basis"] = Basis(*(jnp.asarray(tensors.pop(f"basis.{name}")) for name in Basis._fields))
+        check_basis(made["basis"], str(file))
+    for field, kind in _VECTORS.items():
+        vectors: list[Vectors] = []
+        for b in range(len(plan.exponents)):
+            keys = {layer: f"blocks.{b}.{layer}.{kind}" for layer in LAYERS}
+            if set(keys.values()) <= set(tensors):
+                vectors.append({layer: jnp.asarray(tensors.pop(key)) for layer, key in keys.items()})
+        if vectors and len(vectors) != len(plan.exponents):
+            raise PlanError(f"{file}: tensors blocks.*.{kind}: expected those of {len(plan.exponents)} blocks")
+        made[field] = vectors or None
+    if tensors:
+        raise PlanError(f"{file}: tensor {sorted(tensors)[0]!r} is unexpected, or others that go with it are missing")
+    return dataclasses.replace(plan, **made)
