@@ -11,6 +11,7 @@ import pytest
 
 import wisparse_jax as ws
 from kernels_pallas.implementation import mosaic_problem
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.inference import Sample, sample_windows
 from wisparse_jax.inference.loop import decode_implementation, token_logits
 from wisparse_jax.models.config import LAYERS, read_config
@@ -18,7 +19,6 @@ from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, ze
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.rules import rules_of
-from wisparse_jax.search import SearchSettings
 from wisparse_jax.sparsity import SparseLlama
 from wisparse_jax.testing import count_compilations
 

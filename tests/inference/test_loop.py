@@ -9,6 +9,7 @@ import pytest
 import wisparse_jax as ws
 from wisparse_jax.inference import GREEDY, loop
 from wisparse_jax.inference.loop import LoopState, decode_implementation, token_loop
+from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.testing import tiny_config
 
 ROOM, VOCAB = 24, 13
@@ -77,8 +78,8 @@ def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, expected):
     monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
     monkeypatch.setattr(loop, "mosaic_problem", lambda: None if hopper else "needs another GPU")
     monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None)
-    thresholds = [{"q": jnp.zeros(2)}] if sparse else None
-    assert decode_implementation(tiny_config(), {}, thresholds, batch) == expected
+    rules = [{"q": ChannelRule(jnp.zeros(2))}] if sparse else None
+    assert decode_implementation(tiny_config(), {}, rules, batch) == expected
 
 
 def test_a_dense_model_is_not_for_the_triton_step(monkeypatch):

@@ -12,6 +12,7 @@ from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.rules import rules_of
 from wisparse_jax.testing import tiny_config, tiny_model
 
 VARIANTS = {
@@ -53,7 +54,7 @@ def test_its_logits_and_cache_are_the_plain_steps(name, batch):
         )
 
     def plain(tokens, slot, cache):
-        return token_logits(config, model.params, tokens, slot, start, cache, thresholds)
+        return token_logits(config, model.params, tokens, slot, start, cache, rules_of(thresholds))
 
     kernels, plain = jax.jit(kernels), jax.jit(plain)
     tokens = jax.random.randint(jax.random.key(1), (batch, 8), 0, config.vocab_size)

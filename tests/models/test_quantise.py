@@ -6,10 +6,10 @@ import pytest
 import wisparse_jax as ws
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import GROUP, Weight
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.quantise import KINDS, quantise, quantise_int4, quantise_int8
-from wisparse_jax.search import SearchSettings
 from wisparse_jax.sparsity.score import channel_norms
 from wisparse_jax.testing import normal, relative_error, tiny_config, tiny_model
 
