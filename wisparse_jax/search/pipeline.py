@@ -226,7 +226,26 @@ class Search:
             self.calibration = self._rotated(training)
         if method.gains == "gradients":
             self.calibration = self._with_gradient_gains()
-        self.held_out: Calibration | None = None
+        self.held_out = self._held_out()
+
+    def _held_out(self) -> Calibration | None:
+        """The dense run on the windows that are held out, in the basis and with the gains of the others."""
+        if not len(self.held_out_windows):
+            return None
+        with self.progress.stage("held out"):
+            made = run_dense(
+                self.model, self.held_out_windows, self.settings, self.seed, self.text, self.calibration.basis
+            )
+        return made.with_gains(self.calibration.gains)
+
+    def _set_thresholds(self, exponents: Table, sparsities: Table, biases: Biases | None = None) -> Thresholds:
+        """Thresholds that realise the sparsities.
+
+        A basis fits the text that it was found on: there more channels are small than on other text. So where there is
+        one, the thresholds are set on the windows that were held out.
+        """
+        other = self.held_out if self.method.basis != "none" else None
+        return sparse_thresholds(self.calibration if other is None else other, exponents, sparsities, biases)
 
     def _stages(self, targets: int) -> list[str]:
         method = self.method
@@ -380,7 +399,7 @@ class Search:
         return old
 
     def _held_out_kl(self, exponents: Table, sparsities: Table) -> float:
-        found = sparse_thresholds(self.calibration, exponents, sparsities)
+        found = self._set_thresholds(exponents, sparsities)
         sparse = self._sparse(threshold_rules(self.calibration.gains, exponents, found.taus))
         return self._evaluate({"plan": sparse}).sparse["plan"].divergence.mean
 
@@ -393,20 +412,15 @@ class Search:
     def _thresholds(self, target: float, exponents: Table, sparsities: Table) -> tuple[Thresholds, Biases | None]:
         calibration, settings = self.calibration, self.settings
         with self.progress.stage("thresholds"):
-            plain = sparse_thresholds(calibration, exponents, sparsities)
-        if not (self.method.biases and settings.bias_steps and target > 0 and len(self.held_out_windows)):
+            plain = self._set_thresholds(exponents, sparsities)
+        held_out = self.held_out
+        if held_out is None or not (self.method.biases and settings.bias_steps and target > 0):
             return plain, None
         rules = threshold_rules(calibration.gains, exponents, plain.taus)
-        if self.held_out is None:
-            with self.progress.stage("held out"):
-                self.held_out = run_dense(
-                    self.model, self.held_out_windows, settings, self.seed, self.text, calibration.basis
-                )
 
         def find() -> dict[str, np.ndarray]:
-            assert self.held_out is not None
             biases, curve = train_biases(
-                calibration, self.held_out, rules, settings.bias_steps, settings.bias_every, settings.bias_rate,
+                calibration, held_out, rules, settings.bias_steps, settings.bias_every, settings.bias_rate,
                 self.seed, self.progress.steps,
             )  # fmt: skip
             self.spent.tokens += 3 * (len(curve) - 1) * settings.bias_every * 1024
@@ -420,7 +434,7 @@ class Search:
         self.history[f"biases {target:g}, held-out KL"] = found["curve"].tolist()
         with self.progress.stage("thresholds"):
             # With the biases other activations come: the thresholds are set anew.
-            biased = sparse_thresholds(calibration, exponents, sparsities, biases)
+            biased = self._set_thresholds(exponents, sparsities, biases)
         pair = {
             "plain": self._sparse(rules),
             "biased": self._sparse(with_biases(threshold_rules(calibration.gains, exponents, biased.taus), biases)),
