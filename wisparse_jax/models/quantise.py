@@ -90,6 +90,8 @@ def quantise_params(params: Params, kind: str | None, head: str | None = None) -
     for name, found, offered in (("weights", kind, tuple(KINDS)), ("head", head, ("int8",))):
         if found is not None and found not in offered:
             raise WisparseError(f"{name} = {found!r}: expected {' or '.join(offered)}, or nothing to keep the model's")
+    if (kind and "scale" in params["blocks"][0]["q"]) or (head and isinstance(params.get("lm_head"), dict)):
+        raise WisparseError("the model's weights are rounded to integers already: load it as it is stored")
     if head is not None:
         weight = quantise_int8(params["lm_head"] if "lm_head" in params else params["embed"].T)
         params = params | {"lm_head": {"kernel": weight.values, "scale": weight.scales}}
