@@ -313,5 +313,5 @@ def test_rounded_weights_are_stored_rounded(tmp_path: Path, folder: Path, weight
     assert found.fingerprint == expected.fingerprint
     with pytest.raises(WisparseError, match="rounded to integers already"):
         load(tmp_path / "out", "float32", weights)
-    with pytest.raises(WisparseError, match="its weights are rounded to int. (and int8 .head. )?already"):
+    with pytest.raises(WisparseError, match=r"its weights are rounded to int. (and int8 .head. )?already"):
         convert(tmp_path / "out", tmp_path / "again")
