@@ -12,7 +12,7 @@ class Bfloat16:
     """The weights as they are."""
 
     dtype = "bf16"
-    surplus = None
+    surplus: tuple[float, float] | None = None
 
     def constants(self, m: Any) -> list[Any]:
         """None."""

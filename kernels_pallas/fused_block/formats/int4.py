@@ -20,7 +20,7 @@ class Int4:
     """
 
     dtype = "f16"
-    surplus = (256.0 + MIDDLE, 16.0 + MIDDLE)
+    surplus: tuple[float, float] | None = (256.0 + MIDDLE, 16.0 + MIDDLE)
 
     def constants(self, m: Any) -> list[Any]:
         """256 and 16, twice each; an instruction takes one number of its own, and that is the mask."""

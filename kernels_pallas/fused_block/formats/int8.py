@@ -10,7 +10,7 @@ class Int8:
     """A byte, its sign turned over, becomes the lowest byte of the float16 1024: 1152 too much."""
 
     dtype = "f16"
-    surplus = (1152.0, 1152.0)
+    surplus: tuple[float, float] | None = (1152.0, 1152.0)
 
     def constants(self, m: Any) -> list[Any]:
         """The upper bytes of two float16."""
