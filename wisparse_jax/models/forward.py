@@ -196,19 +196,22 @@ def hidden_states(
     cache: Cache | None = None,
     rules: Rules | None = None,
     records: list[dict[str, Any]] | None = None,
+    rematerialise: bool = False,
 ) -> tuple[Float[Array, "batch length hidden"], Cache]:
     """The final normed hidden states, and the cache; see `block` for the arguments.
 
-    `records`, if given, receives one `record` of linear inputs per block.
+    `records`, if given, receives one `record` of linear inputs per block. `rematerialise` computes every block once
+    more in a backward pass, which then keeps the blocks' inputs alone; it takes no records.
     """
     x = params["embed"][tokens]
+    run = jax.checkpoint(block, static_argnums=(0, 1)) if rematerialise else block
     new = []
     for i, weights in enumerate(params["blocks"]):
         record = None
         if records is not None:
             records.append(record := {})
         with jax.named_scope(f"block_{i}"):
-            x, kept = block(
+            x, kept = run(
                 config,
                 config.windows[i],
                 weights,
