@@ -30,7 +30,9 @@ class Evaluate:
     seed: int = 1
     """Seed of self-sampled text."""
     weights: str | None = None
-    """int8 measures the model with int8 block weights against the model as it is, dense and with the plan."""
+    """int8 or int4 measures the model with such block weights against the model as it is, dense and with the plan."""
+    head: str | None = None
+    """int8 does the same with such a head."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -66,21 +68,22 @@ class Evaluate:
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
         model = load(self.model)
-        basis = None if plan is None or self.weights is None else plan.basis
-        measured = model if self.weights is None else load(self.model, weights=self.weights, basis=basis)
+        rounded = [kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None]
+        basis = None if plan is None or not rounded else plan.basis
+        measured = load(self.model, weights=self.weights, basis=basis, head=self.head) if rounded else model
         sparse = None if plan is None else apply(measured, plan)
         if windows is None:
             tokens = 16_384 if self.tokens is None else self.tokens
             windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
         plans: dict[str, Llama | SparseLlama] = {}
-        if self.weights is not None:
-            plans[f"dense {self.weights}"] = measured
+        if rounded:
+            plans[f"dense {', '.join(rounded)}"] = measured
         if plan is not None and sparse is not None:
             plans[plan.method] = sparse
         result = evaluate(model, windows, plans, self.sparse_prefill, progress=True)
         if self.json:
             settings = {"model": self.model, "text": self.text, "plan": None if self.plan is None else str(self.plan)}
-            settings |= {"weights": self.weights}
+            settings |= {"weights": self.weights, "head": self.head}
             stated = {} if plan is None else {"method": plan.method, "target": plan.target}
             print(json.dumps(result.as_json(next(reversed(plans), None)) | settings | stated, allow_nan=False))
             return

@@ -34,7 +34,9 @@ class Writing:
     seed: int = 0
     """Same seed, same text."""
     weights: str | None = None
-    """int8 runs the block weights in int8."""
+    """int8 or int4 runs the block weights in that."""
+    head: str | None = None
+    """int8 runs the head in that."""
     implementation: str | None = None
     """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
 
@@ -57,7 +59,7 @@ class Writer:
         self.options, self.name, self.clock = options, name, CompileClock()
         self.sampler = Sample(options.temperature, options.top_k, options.top_p)
         check_seed(options.seed)
-        check_kinds(weights=options.weights)
+        check_kinds(weights=options.weights, head=options.head)
         self.plan = None if options.plan is None else SparsityPlan.load(options.plan)
         self.config = read_model_config(resolve(name, ("config",)))
         if self.plan is None:
@@ -85,12 +87,8 @@ class Writer:
         from wisparse_jax.sparsity import load_sparse
 
         began = time.perf_counter()
-        weights = self.options.weights
-        self.model = (
-            load(self.name, weights=weights)
-            if self.plan is None
-            else load_sparse(self.name, self.plan, weights=weights)
-        )
+        kinds = {"weights": self.options.weights, "head": self.options.head}
+        self.model = load(self.name, **kinds) if self.plan is None else load_sparse(self.name, self.plan, **kinds)
         self.load_seconds += time.perf_counter() - began
         rules, asked = getattr(self.model, "rules", None), self.options.implementation
         self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)

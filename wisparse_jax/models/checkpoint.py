@@ -21,6 +21,7 @@ from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.weights import place, read_weights
 
 MANIFEST = "wisparse.json"
@@ -33,7 +34,7 @@ LARGEST_FILE = 256 << 20  # bytes of a configuration or tokenizer file
 class _Tensor:
     """What the manifest says of a stored tensor; checkpoints of version 1 have no digests."""
 
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "uint8"]
     shape: list[int]
     digest: str | None = None
 
@@ -45,6 +46,8 @@ class _Manifest:
     fingerprint: str
     tensors: dict[str, _Tensor]
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests, by name
+    weights: Literal["int8", "int4"] | None = None  # what the block linears were rounded to
+    head: Literal["int8"] | None = None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -52,8 +55,8 @@ def is_checkpoint(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST)
 
 
-def convert(name: str | Path, out: str | Path) -> None:
-    """Write a model as an Orbax checkpoint folder: its weights as stored, configuration and tokenizer.
+def convert(name: str | Path, out: str | Path, weights: str | None = None, head: str | None = None) -> None:
+    """Write a model as an Orbax checkpoint folder: its weights as stored or rounded, configuration and tokenizer.
 
     The folder appears whole or not at all, with a digest of every tensor and file in it.
 
@@ -61,17 +64,21 @@ def convert(name: str | Path, out: str | Path) -> None:
         name: a folder (in Hugging Face format, or converted), a hub id, `demo`, or a GGUF file, whose quantised
             tensors become bfloat16.
         out: the new folder; missing folders above it are made.
+        weights: "int8" or "int4" rounds the block linears; plans for the model apply as before.
+        head: "int8" rounds the head.
 
     Raises:
         WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
     check_new_folder(out, WisparseError)
     files, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
+    params = quantise_params(params, weights, head)
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
         for path, leaf in flat(params).items()
     }
     manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
+    manifest |= {kind: value for kind, value in (("weights", weights), ("head", head)) if value is not None}
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
@@ -84,6 +91,8 @@ def convert(name: str | Path, out: str | Path) -> None:
 def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
     """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
     source = hub.resolve(name)
+    if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
+        raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
     params, stored = read_params(source, read_config(source))
     names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
     return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
@@ -129,7 +138,8 @@ def read_checkpoint(
             were written.
     """
     manifest = read_json(folder / MANIFEST, _Manifest, WeightsError, LARGE)
-    shapes = param_shapes(config)
+    # As they are made, so that another kind of weights has other names and shapes.
+    shapes = jax.eval_shape(lambda p: quantise_params(p, manifest.weights, manifest.head), param_shapes(config))
     leaves = flat(shapes)
     if differing := sorted(leaves.keys() ^ manifest.tensors.keys()):
         problem = "missing" if differing[0] in leaves else "unexpected"
@@ -146,13 +156,21 @@ def read_checkpoint(
         if verify and manifest.tensors[path].digest not in (None, _digest(stored)):
             raise WeightsError(f"{where} is not the one that was converted: its values have another digest")
         samples[path] = (stored.shape, sample(stored))
-        values[path] = place(stored, dtype, False, where)
-    if (found := digest(config, samples)) != manifest.fingerprint:
+        # Integers and what they are multiplied with stay what they are.
+        kept = path.endswith(".scale") or jnp.issubdtype(stored.dtype, jnp.integer)
+        values[path] = stored if kept else place(stored, dtype, False, where)
+    # Of rounded weights the fingerprint is that of the model as it was, which they do not tell.
+    if not _kinds(manifest) and (found := digest(config, samples)) != manifest.fingerprint:
         raise WeightsError(
             f"{folder}: the weights or the configuration are not those that were converted: expected fingerprint "
             f"{manifest.fingerprint}, found {found}"
         )
     return jax.tree.unflatten(jax.tree.structure(shapes), list(values.values())), manifest.fingerprint
+
+
+def _kinds(manifest: _Manifest) -> str:
+    """What the weights were rounded to, for a message; nothing for those as they were."""
+    return " and ".join(kind for kind in (manifest.weights, manifest.head and f"{manifest.head} (head)") if kind)
 
 
 def _digest(data: Any) -> str:

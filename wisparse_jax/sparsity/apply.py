@@ -110,12 +110,16 @@ def with_biases(rules: Rules, biases: list[dict[str, Float[Array, "_"]]]) -> Rul
 
 
 def load_sparse(
-    name: str | Path, plan: SparsityPlan, dtype: str | None = None, weights: str | None = None
+    name: str | Path,
+    plan: SparsityPlan,
+    dtype: str | None = None,
+    weights: str | None = None,
+    head: str | None = None,
 ) -> SparseLlama:
-    """Load a model together with a plan: a basis is folded in tensor by tensor, before any rounding to int8.
+    """Load a model together with a plan: a basis is folded in tensor by tensor, before any rounding to integers.
 
     Memory holds the model and its largest tensor; arguments and errors as in `models.loading.load` and `apply`.
     """
     from wisparse_jax.models.loading import load
 
-    return apply(load(name, dtype, weights, plan.basis), plan)
+    return apply(load(name, dtype, weights, plan.basis, head=head), plan)
