@@ -143,6 +143,10 @@ BAD = {
     "no such command": ("run demo", "there is no command 'run': expected one of demo, calibrate"),
     "an option twice": ("generate demo --prompt a --seed 1 --prompt=b", "--prompt is given 2 times: expected once"),
     "an option twice, spelled otherwise": ("generate demo --top-k 3 --top_k 4 --prompt a", "--top-k is given 2 times"),
+    "negative seed of a search": (
+        "calibrate demo --out {f}/new --seed -1",
+        "seed = -1: expected a whole number from 0",
+    ),
     "negative seed": ("generate demo --prompt x --seed -1", "seed = -1: expected a whole number from 0 to"),
     "large seed": (f"evaluate demo --text self --seed {2**63}", "seed = 9223372036854775808: expected a whole number"),
     "nucleus in percent": ("generate demo --prompt x --top-p 90", r"top-p = 90.0: .* \(did you mean 0.9\?\)"),

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from wisparse_jax import __version__
+from wisparse_jax.arguments import check_seed
 from wisparse_jax.calibration.dense import Calibration, Tokens, run_dense, run_dense_on
 from wisparse_jax.calibration.gradients import gradient_gains
 from wisparse_jax.calibration.settings import SearchSettings
@@ -144,6 +145,7 @@ def _begin(
     state: str | Path | None,
     targets: list[Any],
 ) -> Search:
+    check_seed(seed)
     chosen = resolve(method, settings)
     windows = token_windows(model.config, tokens)
     identity = identity_of(
