@@ -86,7 +86,7 @@ def leave(code: int, line: str | None = None) -> NoReturn:
 
 
 def _wait(receiving: int) -> None:
-    number = os.read(receiving, 1)[0]
+    number = signal.Signals(os.read(receiving, 1)[0])
     _decision.acquire()
     # Threads whose files vanish would complain at length until the process is gone.
     errors = 2
