@@ -12,7 +12,7 @@ from jaxtyping import Int32
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
-from wisparse_jax.inference.sampling import GREEDY, Sample
+from wisparse_jax.inference.sampling import GREEDY, NOT_FINITE, Sample
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.tokens import token_row
 
@@ -64,7 +64,8 @@ def generate(
 
     Raises:
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
-            token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
+            token ids outside the vocabulary, a negative number of tokens, an implementation that cannot run here, or
+            logits that are not finite.
     """
     config = model.config
     if isinstance(prompts, str | bytes):
@@ -131,6 +132,8 @@ def _collect(
     """Add the tokens since `at` to `out`, tell the listener, and return how many steps are done."""
     done = int(state.step)
     block = np.asarray(state.tokens)[:, at:done]
+    if (block[: len(out)] == NOT_FINITE).any():
+        raise WisparseError("the logits are not finite: the model's activations overflow on this prompt")
     new = [[int(t) for t in block[b] if t >= 0 and int(t) not in stops] for b in range(len(out))]
     for row, tokens in zip(out, new, strict=True):
         row.extend(tokens)
