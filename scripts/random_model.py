@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
-from wisparse_jax.models.forward import BlockCache, Cache, Params, Thresholds, head, hidden_states, layout
+from wisparse_jax.models.forward import BlockCache, Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.rules import Thresholds, rules_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CALIBRATION_STEPS, ROUNDS = 16, 3
@@ -76,7 +77,7 @@ def _calibration_step(config: LlamaConfig, batch: int) -> Callable[..., Any]:
     ) -> tuple[jax.Array, Cache, list[dict[str, jax.Array]]]:
         records: list[dict[str, Any]] = []
         where = layout(config, batch, 1, slot, start)
-        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, thresholds, records)
+        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules_of(thresholds), records)
         inputs = [{g: jnp.abs(r[names[0]]).astype(jnp.float32) for g, names in INPUT_GROUPS.items()} for r in records]
         return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, inputs
 

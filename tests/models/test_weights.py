@@ -394,3 +394,28 @@ def test_samples_run_from_the_first_element_to_the_last(shape: tuple[int, ...]) 
     assert values[0] == 0
     assert abs(values[-1] * 256 - (size - 1)) <= size / 128
     assert np.all(np.diff(values) >= 0)
+
+
+@pytest.mark.parametrize("fixture", ["folder", "tied"])
+def test_tensors_of_a_model_without_its_head_have_no_prefix(
+    fixture: str, request: pytest.FixtureRequest, edit: Any
+) -> None:
+    """As base models are stored, with old constants; the values are the same."""
+    path = request.getfixturevalue(fixture)
+    expected = load(path)
+
+    def strip(tensors: dict[str, np.ndarray]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+        tensors["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+
+    edit(path / "model.safetensors", strip)
+    found = load(path)
+    assert found.fingerprint == expected.fingerprint
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found.params, expected.params))
+
+
+def test_a_tensor_with_and_without_its_prefix_is_refused(folder: Path, edit: Any) -> None:
+    edit(folder / "model.safetensors", lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
+    with pytest.raises(WeightsError, match=r"tensor norm\.weight is unexpected; there is another of it"):
+        load(folder)

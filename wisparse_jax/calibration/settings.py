@@ -58,9 +58,9 @@ class SearchSettings:
     search_exponents: bool = True
     # Basis
     basis_sparsity: float = 0.5  # what the basis is refined for, whatever the target, so that targets share it
-    absolute_steps: int = 500
-    skipped_steps: int = 1_500
-    heads_steps: int = 500
+    absolute_steps: int = 300
+    skipped_steps: int = 1_000
+    heads_steps: int = 300
     basis_rate: float = 0.01
     # Gradients: sparse positions of a backward pass, for the gains, the costs and the basis
     gradient_tokens: int = 16_384
