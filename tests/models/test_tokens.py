@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation import evaluate
 from wisparse_jax.inference import generate
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.tokens import token_row, token_rows
@@ -76,6 +77,14 @@ def test_a_model_checks_what_it_reads(tiny_model: Llama) -> None:
     np.testing.assert_allclose(
         jax.jit(lambda t: tiny_model(t))(jnp.asarray(ids)), tiny_model(ids), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_model_that_overflows_neither_writes_nor_is_scored(tiny_model: Llama) -> None:
+    broken = Llama.from_params(tiny_model.config, tiny_model.params | {"norm": tiny_model.params["norm"] * jnp.inf})
+    with pytest.raises(WisparseError, match="the logits are not finite"):
+        generate(broken, [[3, 5]], 2)
+    with pytest.raises(WisparseError, match="dense: the losses are not finite"):
+        evaluate(broken, np.arange(24).reshape(2, 12), {})
 
 
 def test_prompts_that_are_text_are_refused(tiny_model: Llama) -> None:

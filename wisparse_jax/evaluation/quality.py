@@ -154,13 +154,13 @@ def evaluate(
     for batch in _bar(_batches(ids), progress):
         batch_ids, rows = batch
         nll, reference, cache = _dense(config, first, params, batch_ids)
-        dense.append(np.asarray(nll)[:rows])
+        dense.append(_finite("dense", nll)[:rows])
         for name, plan in (plans or {}).items():
             rules = plan.rules if isinstance(plan, SparseLlama) else None
             # Values in another basis, or by rounded weights, are not the model's: such a plan starts by its own.
             own = cache if _same_weights(plan.params, params) else _dense(plan.config, first, plan.params, batch_ids)[2]
             out = _sparse(plan.config, first, plan.params, batch_ids, reference, own, rules)
-            sparse[name].append(tuple(np.asarray(value, np.float64)[:rows] for value in out))
+            sparse[name].append(tuple(_finite(name, value).astype(np.float64)[:rows] for value in out))
     scores = {}
     for name, parts in sparse.items():
         nll, kl, by_token, by_layer = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -168,6 +168,14 @@ def evaluate(
     return Evaluation(
         Score(np.concatenate(dense).astype(np.float64)), scores, length - first - 1, length, float(sparse_prefill)
     )
+
+
+def _finite(name: str, values: Array) -> np.ndarray:
+    """What was measured, on the host; NaN and infinity are refused."""
+    found = np.asarray(values)
+    if not np.isfinite(found).all():
+        raise WisparseError(f"{name}: the losses are not finite: the model's activations overflow on this text")
+    return found
 
 
 def _same_weights(one: Params, other: Params) -> bool:

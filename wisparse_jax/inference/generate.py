@@ -12,7 +12,7 @@ from jaxtyping import Int32
 from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
-from wisparse_jax.inference.sampling import GREEDY, Sample, random_key
+from wisparse_jax.inference.sampling import GREEDY, NOT_FINITE, Sample, random_key
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.tokens import token_row
 
@@ -66,7 +66,7 @@ def generate(
     Raises:
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
             token ids outside the vocabulary or something else than ids, a negative number of tokens, a seed that is
-            none, or an implementation that cannot run here.
+            none, an implementation that cannot run here, or logits that are not finite.
     """
     rows = check_request(model.config, prompts, max_new_tokens)
     out: list[list[int]] = [[] for _ in rows]
@@ -118,6 +118,8 @@ def token_stream(
         # Read before the state is handed on: the next call takes its memory.
         done, finished = int(state.step), bool(np.asarray(state.finished).all())
         block = np.asarray(state.tokens)[: len(rows), at:done]
+        if (block == NOT_FINITE).any():
+            raise WisparseError("the logits are not finite: the model's activations overflow on this prompt")
         yield [[int(t) for t in row if t >= 0 and int(t) not in config.eos_token_ids] for row in block]
         at = done
         if at >= max_new_tokens or finished:

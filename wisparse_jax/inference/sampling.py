@@ -53,6 +53,7 @@ class Sample:
 
 
 GREEDY = Sample(temperature=0.0)
+NOT_FINITE = -3  # in place of a token where the largest logit is no number
 
 
 def random_key(seed: int) -> Key[Array, ""]:
@@ -69,7 +70,7 @@ def random_key(seed: int) -> Key[Array, ""]:
 def choose(
     logits: Float[Array, "batch vocab"], values: SamplingValues, keys: Key[Array, " batch"]
 ) -> Int[Array, " batch"]:
-    """One token per row, each row from its own key."""
+    """One token per row, each row from its own key; `NOT_FINITE` where there is none to choose."""
     best = jnp.argmax(logits, axis=-1)
 
     def sampled() -> Array:
@@ -84,4 +85,7 @@ def choose(
         rank = jax.vmap(jax.random.categorical)(keys, kept)
         return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
 
-    return jax.lax.cond(values.temperature == 0, lambda: best, sampled).astype(jnp.int32)
+    chosen = jax.lax.cond(values.temperature == 0, lambda: best, sampled).astype(jnp.int32)
+    # NaN counts as the largest, so that one look is enough.
+    largest = jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0]
+    return jnp.where(jnp.isfinite(largest), chosen, NOT_FINITE)
