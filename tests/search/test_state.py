@@ -96,9 +96,10 @@ def assert_same(one, other):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_search_goes_on_to_the_same_plan(tiny_model, tiny_tokens, tmp_path, monkeypatch, capsys, whole, stage):
     state = tmp_path / "state"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         before = counted(patch, stage)
-        search(tiny_model, tiny_tokens, state)
+        with pytest.raises(Killed):
+            search(tiny_model, tiny_tokens, state)
     assert state.is_dir()
     with monkeypatch.context() as patch:
         after = counted(patch)
@@ -113,9 +114,10 @@ def test_a_killed_search_goes_on_to_the_same_plan(tiny_model, tiny_tokens, tmp_p
 
 def test_another_search_does_not_take_over_the_state(tiny_model, tiny_tokens, tmp_path, monkeypatch):
     state = tmp_path / "state"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         counted(patch, "gains")
-        search(tiny_model, tiny_tokens, state)
+        with pytest.raises(Killed):
+            search(tiny_model, tiny_tokens, state)
     for changes in ({"seed": 1}, {"sparsity": 0.4}, {"settings": SearchSettings()}, {"method": "wina"}):
         arguments = {"sparsity": 0.5, "method": "wisparse", "settings": ALL} | changes
         with pytest.raises(WisparseError, match="is of another search, or damaged"):
