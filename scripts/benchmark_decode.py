@@ -5,6 +5,10 @@
 Random weights at true shapes (configs/SHAPE.json); each layer's threshold is a quantile of the inputs that those
 weights produce while decoding, so that every layer really skips its share. `--model PATH --plan PLAN` takes a real
 model instead. The cache is filled with random keys and values. The token loop is the one that `generate` runs.
+
+Each step is compared with the best dense one in the same weights and with the best one in the weights as stored, both
+of the same run. Dense steps are: of the weights as stored those with the weights of one input joined and products by
+XLA, with XLA's attention and with ours; and of all weights our own kernel, where it runs, with thresholds of 0.
 """
 
 from __future__ import annotations
@@ -27,15 +31,15 @@ from dense_step import dense_logits, fused
 from device_time import PEAK_BANDWIDTH, measure
 from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
 
+from kernels_pallas.weight import Weight
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_loop
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig, read_config
-from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import Cache, Params
-from wisparse_jax.models.loading import load
 from wisparse_jax.models.quantise import quantise_params
-from wisparse_jax.models.rules import Thresholds, rules_of
-from wisparse_jax.sparsity import SparsityPlan, apply
+from wisparse_jax.models.rules import Thresholds, merge_biases, rules_of, thresholds_of
+from wisparse_jax.sparsity import SparsityPlan, load_sparse
 
 PROFILED = 16  # tokens of the run under the profiler
 
@@ -52,7 +56,8 @@ class Arguments:
     context: tuple[int, ...] = (512,)
     dtype: str = "bfloat16"
     implementation: tuple[Literal["triton", "mosaic"], ...] = ()  # of the sparse runs; by default the faster one
-    weights: Literal["stored", "int8"] = "stored"  # of the sparse runs; the dense ones keep dtype
+    weights: tuple[Literal["stored", "int8", "int4"], ...] = ("stored",)  # kinds of weights, one after the other
+    head: tuple[Literal["stored", "int8"], ...] = ("stored",)  # each with every kind of weights
     tokens: int = 96
     repeats: int = 5
     blocks: int | None = None  # fewer than the shape has, for a quick look
@@ -69,8 +74,9 @@ def main() -> None:
     if args.model is not None:
         if args.plan is None:
             sys.exit("benchmark_decode: --model needs --plan")
-        sparse = apply(load(args.model, args.dtype), SparsityPlan.load(args.plan))
-        config, params, thresholds = sparse.config, sparse.params, sparse.thresholds
+        sparse = load_sparse(args.model, SparsityPlan.load(args.plan), args.dtype)
+        config, params = sparse.config, merge_biases(sparse.params, sparse.rules)
+        thresholds = thresholds_of(sparse.rules)
     else:
         config = read_config(CONFIGS / f"{args.shape}.json")
         if args.blocks is not None:
@@ -92,30 +98,35 @@ def compare(
 ) -> list[dict[str, Any]]:
     """The dense runs and the sparse ones at one batch and context."""
     cache = random_cache(config, batch, context + args.tokens + 8, params["embed"].dtype)
-    small = quantise_params(params) if args.weights == "int8" else params
     joined = fused(params)
     runs = [
-        Run("dense, XLA", "dense", None, params, joined),
-        Run("dense, XLA products, our attention", "dense, own attention", None, params, joined),
+        Run("dense, XLA", "stored", "dense", None, params, joined),
+        Run("dense, XLA products, our attention", "stored", "dense, own attention", None, params, joined),
     ]
-    for sparsity in args.sparsity:
-        found = given or calibrated(config, params, cache, context, batch, sparsity)
-        best = "triton" if batch > 1 else decode_implementation(config, small, rules_of(found), 1)
-        for kind in args.implementation or (best,):
-            name = f"sparse, {kind}, {sparsity:.0%}" + (", int8" if args.weights == "int8" else "")
-            runs.append(Run(name, kind, found, small, group_thresholds(found)))
+    found = {s: given or calibrated(config, params, cache, context, batch, s) for s in args.sparsity}
+    for kind, own in stored_kinds(args, params).items():
+        named = "" if kind == "stored" else f", {kind}"
+        if decode_implementation(config, own, None, batch) == "mosaic":
+            zeros = zero_thresholds(config)
+            runs.append(Run(f"dense, mosaic{named}", kind, "mosaic", None, own, zeros))
+        for sparsity, thresholds in found.items():
+            best = "triton" if batch > 1 else decode_implementation(config, own, rules_of(thresholds), 1)
+            for how in args.implementation or (best,):
+                name = f"sparse, {how}, {sparsity:.0%}{named}"
+                runs.append(Run(name, kind, how, thresholds, own, group_thresholds(thresholds)))
     programs = compiled(config, runs, args.tokens, cache, context, batch)
     out = []
-    for name, kind, thresholds, own, weights in runs:
+    for name, stored, kind, thresholds, own, weights in runs:
+        program = programs[kind, stored]
 
-        def run(tokens: int, kind: str = kind, own: Params = own, weights: Any = weights) -> LoopState:
+        def run(tokens: int, program: Any = program, own: Params = own, weights: Any = weights) -> LoopState:
             state = first_state(cache, args.tokens, context, batch)
             run.started = time.perf_counter()  # type: ignore[attr-defined]
-            return programs[kind](own, weights, state, jnp.int32(tokens + 1))
+            return program(own, weights, state, jnp.int32(tokens + 1))
 
         run(args.tokens)
         seconds = sorted(timed(run, args.tokens) for _ in range(args.repeats))[args.repeats // 2] / args.tokens
-        row: dict[str, Any] = {"run": name, "batch": batch, "context": context, "ms": seconds * 1e3}
+        row: dict[str, Any] = {"run": name, "weights": stored, "batch": batch, "context": context, "ms": seconds * 1e3}
         row["tokens_per_second"] = batch / seconds
         read = weight_bytes(config, own, 1.0)
         if thresholds is not None:
@@ -134,20 +145,34 @@ def compare(
             row["profile"] = kernels(measure(lambda run=run: run(PROFILED)), config, PROFILED)
         out.append(row)
         print(json.dumps({k: v for k, v in row.items() if k != "profile"}), file=sys.stderr, flush=True)
-    dense = max(row["tokens_per_second"] for row in out[:2])
     for row in out:
-        row["ratio"] = row["tokens_per_second"] / dense
+        for column, kind in (("ratio", row["weights"]), ("ratio_to_stored", "stored")):
+            dense = [r["tokens_per_second"] for r in out if r["weights"] == kind and "sparsity" not in r]
+            row[column] = row["tokens_per_second"] / max(dense) if dense else None
     return out
+
+
+def stored_kinds(args: Arguments, params: Params) -> dict[str, Params]:
+    """The parameters with each kind of weights and of head."""
+    made = {}
+    for kind in args.weights:
+        own = params if kind == "stored" else quantise_params(params, kind)
+        for head in args.head:
+            if head == "int8":
+                own = quantise_params(own, None, head)
+            made[kind if head == "stored" else f"{kind}, int8 head"] = own
+    return made
 
 
 class Run(NamedTuple):
     """One row of the table."""
 
     name: str
+    stored: str  # the kind of weights
     kind: str  # "dense", "dense, own attention", or the implementation of the sparse step
     thresholds: Thresholds | None
     params: Params
-    weights: Any  # the joined weights of a dense step, the grouped thresholds of a sparse one
+    weights: Any  # the joined weights of XLA's dense step, the grouped thresholds of any other
 
 
 def step_of(config: LlamaConfig, kind: str, params: Params, weights: Any) -> NextLogits:
@@ -159,7 +184,7 @@ def step_of(config: LlamaConfig, kind: str, params: Params, weights: Any) -> Nex
 
 def compiled(
     config: LlamaConfig, runs: list[Run], tokens: int, cache: Cache, context: int, batch: int
-) -> dict[str, Callable[..., LoopState]]:
+) -> dict[tuple[str, str], Callable[..., LoopState]]:
     """The library's own token loop around each kind of step, all compiled at once."""
     start, stops = jnp.zeros(batch, jnp.int32), jnp.full(1, -2, jnp.int32)
     values = GREEDY.values(config.vocab_size)
@@ -171,7 +196,7 @@ def compiled(
 
         return decode.lower(run.params, run.weights, first_state(cache, tokens, context, batch), jnp.int32(0))
 
-    lowered = {run.kind: lower(run) for run in {run.kind: run for run in runs}.values()}
+    lowered = {key: lower(run) for key, run in {(run.kind, run.stored): run for run in runs}.items()}
     with ThreadPoolExecutor() as pool:
         return dict(zip(lowered, pool.map(lambda one: one.compile(), lowered.values()), strict=True))
 
@@ -221,9 +246,8 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
 
 def weight_bytes(config: LlamaConfig, params: Params, kept: float) -> float:
     """Bytes of weights that one step reads: the kept rows of the block linears, and the whole head."""
-    width = params["blocks"][0]["q"]["kernel"].dtype.itemsize
-    blocks = config.num_blocks * sum(config.layer_weights) * width
-    return blocks * kept + config.hidden_size * config.vocab_size * params["embed"].dtype.itemsize
+    blocks = sum(Weight.of(block[name]).nbytes for block in params["blocks"] for name in LAYERS)
+    return blocks * kept + sum(a.nbytes for a in jax.tree.leaves(params.get("lm_head", params["embed"])))
 
 
 def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> dict[str, Any]:
@@ -249,20 +273,26 @@ def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> 
     }
 
 
+def times(ratio: float | None) -> str:
+    """A ratio as the table has it."""
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
 def report(args: Arguments, device: str, runs: list[dict[str, Any]]) -> str:
     """All runs as a Markdown table, and where their time goes."""
     lines = [
         f"{args.model or args.shape}, {args.dtype}, {device}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}; "
         f"median of {args.repeats} runs of {args.tokens} tokens\n",
-        "| run | batch | context | tok/s | ms/step | ratio | GB a step | of peak bandwidth | realised (least, most) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | batch | context | tok/s | ms/step | of the best dense in these weights | of the best dense as stored "
+        "| GB a step | of peak bandwidth | realised (least, most) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in runs:
         roofline = "" if r["roofline"] is None else f"{r['roofline']:.0%}"
         low, high = r.get("realised_min_max", (0, 0))
         lines.append(
             f"| {r['run']} | {r['batch']} | {r['context']} | {r['tokens_per_second']:.1f} | {r['ms']:.3f} "
-            f"| {r['ratio']:.2f}x | {r['bytes'] / 1e9:.2f} | {roofline} "
+            f"| {times(r['ratio'])} | {times(r['ratio_to_stored'])} | {r['bytes'] / 1e9:.2f} | {roofline} "
             f"| {r.get('sparsity', 0):.3f} ({low:.3f}, {high:.3f}) |"
         )
     for r in runs:

@@ -29,6 +29,7 @@ from kernels_pallas.decode_attention import splits_for
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.sparse_product import Config
 from kernels_pallas.sparse_product.config import splits
+from kernels_pallas.weight import GROUP
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
 from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, product_configs
@@ -49,7 +50,7 @@ class Arguments:
     batch: int = 1
     context: int = 512
     dtype: str = "bfloat16"
-    weights: Literal["stored", "int8"] = "stored"  # of the sparse products; the dense ones keep dtype
+    weights: Literal["stored", "int8", "int4"] = "stored"  # of the sparse products; the dense ones keep dtype
     steps: int = 16  # decode steps under the profiler
     json: bool = False  # one JSON object and nothing else
 
@@ -81,7 +82,7 @@ def benchmark(args: Arguments, config: LlamaConfig) -> list[dict[str, Any]]:
     thresholds = calibrated(config, params, cache, args.context, args.batch, args.sparsity)
     joined = fused(params)[0]
     dense = {f"sparse_product {group}": dense_seconds(joined[group], args.batch) for group in INPUT_GROUPS}
-    params = quantise_params(params) if args.weights == "int8" else params
+    params = params if args.weights == "stored" else quantise_params(params, args.weights)
     configs = product_configs(config, params, args.batch)
     seconds, kept = sparse_seconds(args, config, configs, params, group_thresholds(thresholds), cache)
     needed = bytes_needed(args, config, configs, kept)
@@ -168,11 +169,13 @@ def product_seconds(kernels: dict[str, list[float]], products: int) -> float:
 def bytes_needed(args: Arguments, config: LlamaConfig, configs: Configs, kept: dict[str, Any]) -> dict[str, float]:
     """Bytes of the kept rows of weights, of the cache that is visible, and of the selections' inputs and lists."""
     batch, hidden, width = args.batch, config.hidden_size, jnp.dtype(args.dtype).itemsize
+    # Of int4 with a bfloat16 for every group.
+    per_weight = {"stored": width, "int8": 1, "int4": 0.5 + 2 / GROUP}[args.weights]
     needed, parts, lists = {}, {}, {}
     for group, names in INPUT_GROUPS.items():
         size, rows = config.layer_shapes[names[0]][0], configs[group].rows
         chunks, outs = -(-size // rows), [config.layer_shapes[n][1] for n in names]
-        needed[f"sparse_product {group}"] = float(np.dot(kept[group], outs)) * (1 if args.weights == "int8" else width)
+        needed[f"sparse_product {group}"] = float(np.dot(kept[group], outs)) * per_weight
         parts[group] = splits(configs[group], size)  # read by what runs next
         # Thresholds; then counts, channels and values.
         lists[group] = len(names) * (4 * size + chunks * (4 + rows * (4 + batch * width)))

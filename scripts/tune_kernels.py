@@ -52,7 +52,7 @@ class Arguments:
     shapes: tuple[str, ...] = ("llama-3.1-8b",)  # files of configs/
     batch: tuple[int, ...] = (1,)
     dtype: str = "bfloat16"
-    weights: Literal["stored", "int8"] = "stored"
+    weights: Literal["stored", "int8", "int4"] = "stored"
     trials: int = 40  # of each kernel
     most_splits: int = 16
     threads: int = 8  # compilations at once
@@ -105,15 +105,15 @@ def chosen(args: Arguments, first: list[Candidate], others: Iterable[Candidate])
 
 def candidates(args: Arguments, size_in: int, sizes_out: tuple[int, ...], batch: int) -> list[Config]:
     """What is in use now, the heuristic's configuration, and the search space in random order."""
-    dtype = weight_dtype(args)
-    first = [config_for(size_in, sizes_out, batch, dtype), heuristic(size_in, sizes_out, batch, dtype.itemsize)]
-    few = (c for c in search_space(size_in, sizes_out, batch) if splits(c, size_in) <= args.most_splits)
+    kind = weight_kind(args)
+    first = [config_for(size_in, sizes_out, batch, kind), heuristic(size_in, sizes_out, batch, kind)]
+    few = (c for c in search_space(size_in, sizes_out, batch, kind) if splits(c, size_in) <= args.most_splits)
     return chosen(args, first, few)
 
 
-def weight_dtype(args: Arguments) -> np.dtype:
+def weight_kind(args: Arguments) -> str:
     """What the products read."""
-    return jnp.dtype("int8" if args.weights == "int8" else args.dtype)
+    return args.dtype if args.weights == "stored" else args.weights
 
 
 def step_inputs(args: Arguments, config: LlamaConfig, batch: int) -> tuple[Any, ...]:
@@ -121,7 +121,7 @@ def step_inputs(args: Arguments, config: LlamaConfig, batch: int) -> tuple[Any, 
     params = random_params(config, args.dtype)
     cache = random_cache(config, batch, CONTEXT + 64, params["embed"].dtype)
     thresholds = group_thresholds(calibrated(config, params, cache, CONTEXT, batch, 0.5))
-    params = quantise_params(params) if args.weights == "int8" else params
+    params = params if args.weights == "stored" else quantise_params(params, args.weights)
     start, tokens = jnp.zeros(batch, jnp.int32), jnp.arange(5, 5 + batch, dtype=jnp.int32)
     return params, tokens, jnp.int32(CONTEXT), start, cache, thresholds
 
@@ -164,7 +164,7 @@ def tune_products(args: Arguments, config: LlamaConfig, batch: int) -> dict[str,
             name, candidate = f"sparse_product_{size_in}x{sum(sizes_out)}", tried[group][trial]
             events = [t for kernel, launches in spent.items() if name in kernel for t in launches]
             times[group][candidate] = float(np.median(events)) + PART_COST * splits(candidate, size_in)
-    return {shape_key(*shapes[group], batch, weight_dtype(args).itemsize): found for group, found in times.items()}
+    return {shape_key(*shapes[group], batch, weight_kind(args)): found for group, found in times.items()}
 
 
 def tune_fused(args: Arguments, config: LlamaConfig) -> dict[str, dict[FusedConfig, float]]:
@@ -176,7 +176,7 @@ def tune_fused(args: Arguments, config: LlamaConfig) -> dict[str, dict[FusedConf
         return {}
     shape, blocks, slots = fused_shape(config, inputs[0]), processors(), inputs[4][0].keys.shape[1]
     first = [fused_config_for(shape, blocks, slots), fused_heuristic(shape, blocks, slots)]
-    tried = chosen(args, first, fused_search_space(shape, blocks, weight_dtype(args)))
+    tried = chosen(args, first, fused_search_space(shape, blocks))
     steps = [
         functools.partial(kernel_token_logits, config, implementation="mosaic", fused_config=candidate)
         for candidate in tried

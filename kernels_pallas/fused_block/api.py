@@ -13,6 +13,7 @@ from kernels_pallas.fused_block.launch import exchange_shape, launch_mosaic, lau
 from kernels_pallas.fused_block.layout import COUNTED, ENTERED, FusedConfig, FusedShape, entries, products
 from kernels_pallas.fused_block.reference import fused_blocks_reference
 from kernels_pallas.implementation import choose, processors
+from kernels_pallas.weight import Weight
 
 Block = Mapping[str, Any]
 Cache = Sequence[tuple[Float[Array, "1 slots kv_heads head_dim"], Float[Array, "1 slots kv_heads head_dim"]]]
@@ -25,26 +26,27 @@ def block_shape(block: Block, head_dim: int, eps: float) -> FusedShape:
     """What a kernel for such a decoder block is compiled for.
 
     Args:
-        block: "kernel" `[in, out]` of each layer by name, and "bias", "scale" where it has them; and the norms.
+        block: "kernel" of each layer by name, and "bias", "scale" where it has them (`Weight`); and the norms.
         head_dim: features of a head.
         eps: of the norms.
     """
+    columns = {name: Weight.of(block[name]).shape[1] for name in ("q", "k", "o", "gate")}
     return FusedShape(
-        hidden=block["o"]["kernel"].shape[1],
-        intermediate=block["gate"]["kernel"].shape[1],
-        heads=block["q"]["kernel"].shape[1] // head_dim,
-        kv_heads=block["k"]["kernel"].shape[1] // head_dim,
+        hidden=columns["o"],
+        intermediate=columns["gate"],
+        heads=columns["q"] // head_dim,
+        kv_heads=columns["k"] // head_dim,
         head_dim=head_dim,
-        item=block["o"]["kernel"].dtype.itemsize,
+        kind=Weight.of(block["o"]).kind,
         eps=eps,
         biases=tuple(n for n in ENTERED if "bias" in block[n]),
         qk_norm="q_norm" in block,
     )
 
 
-def fused_block_problem(shape: FusedShape, batch: int, weights: Any, activations: Any) -> str | None:
+def fused_block_problem(shape: FusedShape, batch: int, activations: Any) -> str | None:
     """Why the kernel cannot run such a block, if it cannot."""
-    return problem(shape, config_for(shape, processors(), 1), batch, weights, activations)
+    return problem(shape, config_for(shape, processors(), 1), batch, activations)
 
 
 def first_exchange(shape: FusedShape, config: FusedConfig) -> Int[Array, "posts 2"]:
@@ -74,8 +76,8 @@ def fused_blocks(
 
     Args:
         x: the residual stream.
-        blocks: of each decoder block "kernel" `[in, out]`, bf16 or int8 with a "scale", and "bias" or not, of q, k, v,
-            o, gate, up and down; "attn_norm" and "mlp_norm"; "q_norm" and "k_norm" or neither.
+        blocks: of each decoder block "kernel", bf16, or int8 or int4 with a "scale" (`Weight`), and "bias" or not, of
+            q, k, v, o, gate, up and down; "attn_norm" and "mlp_norm"; "q_norm" and "k_norm" or neither.
         cache: keys and values of each, of which slots start .. slot - 1 are read and `slot` is written.
         limits: thresholds of each by input group: "attn_in", "attn_out", "mlp_in", "mlp_mid".
         angles: cosines and sines of the token's rotary angles.
@@ -102,8 +104,7 @@ def fused_blocks(
         return *fused_blocks_reference(*arguments), exchange
     shape, depth = block_shape(blocks[0], cache[0][0].shape[3], eps), len(blocks)
     config = config or config_for(shape, processors(), cache[0][0].shape[1])
-    weights = blocks[0]["o"]["kernel"].dtype
-    if (reason := problem(shape, config, len(x), weights, x.dtype)) is not None:
+    if (reason := problem(shape, config, len(x), x.dtype)) is not None:
         raise ValueError(f"implementation = 'mosaic': {reason}")
     if not interpret and config.blocks > processors():
         raise ValueError(f"{config}: expected at most {processors()} blocks, the processors of the device")

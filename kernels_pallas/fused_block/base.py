@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from kernels_pallas.fused_block.formats import FORMATS, Format
 from kernels_pallas.fused_block.layout import (
-    LOAD,
     PHASES,
+    SET,
     WARP,
     FusedConfig,
     FusedShape,
     Product,
     Task,
     entries,
+    lists,
     products,
 )
 from kernels_pallas.fused_block.room import Room, room
@@ -32,6 +34,7 @@ class Turn:
     real: Any  # whether this lane has
     limits: list[Any]  # of both lists, bits
     gains: list[Any]  # of the norm, in pairs
+    scales: list[list[Any]]  # of each list, in pairs
     values: list[Any] = dataclasses.field(default_factory=list)  # in pairs
     entries: list[Any] = dataclasses.field(default_factory=list)
     mask: Any = None
@@ -47,7 +50,10 @@ class Base:
         self.room: Room = room(shape, config)
         self.entries = entries(shape)
         self.shared = shared
-        self.each = LOAD // shape.item
+        self.format: Format = FORMATS[shape.kind]
+        self.each = shape.each
+        self.integers, self.grouped = self.format.surplus is not None, shape.kind == "int4"
+        self.lists = lists(shape, config)
         self.threads, self.warps = config.threads, config.threads // WARP
         self.block, self._thread, self._warp = m.block(), m.thread(), m.warp()
         self.turn: Any = None  # of all decoder blocks' phases
@@ -79,6 +85,10 @@ class Base:
     def list_start(self, of_second: Any) -> Any:
         """The entry with which a list begins, gate's or any other one, or up's."""
         return self.m.select(of_second, self.m.integer(self.room.second), self.m.integer(0))
+
+    def set_of(self, vector: Any) -> Any:
+        """Which set of the tile a vector is in."""
+        return vector // SET
 
     def post_of(self, part: str, index: Any) -> Any:
         """The address of a post."""

@@ -10,18 +10,22 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from kernels_pallas.fused_block.formats import FORMATS
 from kernels_pallas.fused_block.layout import (
     LARGEST_WEIGHT,
     LOAD,
     MOST_CHANNELS,
+    MOST_SETS,
     QUAD,
     QUERIES,
+    SET,
     SHARED_MEMORY,
     WARP,
     FusedConfig,
     FusedShape,
     cut,
     products,
+    sets,
 )
 from kernels_pallas.fused_block.room import room
 from kernels_pallas.tuned import tuned
@@ -29,16 +33,14 @@ from kernels_pallas.tuned import tuned
 HEAD_DIMS = (32, 64, 128)
 
 
-def problem(
-    shape: FusedShape, config: FusedConfig, batch: int, weights: DTypeLike, activations: DTypeLike
-) -> str | None:
+def problem(shape: FusedShape, config: FusedConfig, batch: int, activations: DTypeLike) -> str | None:
     """Why the kernel cannot run such a block, if it cannot."""
-    name = jnp.dtype(weights).name
-    if jnp.dtype(activations) != jnp.bfloat16 or name not in ("bfloat16", "int8"):
-        return f"takes activations in bfloat16 and weights in bfloat16 or int8, found {activations} and {name}"
+    if jnp.dtype(activations) != jnp.bfloat16 or shape.kind not in FORMATS:
+        kinds = "bfloat16, int8 or int4"
+        return f"takes activations in bfloat16 and weights in {kinds}, found {activations} and {shape.kind}"
     if batch != 1:
         return f"takes one sequence, found {batch}"
-    each = LOAD // shape.item
+    each = shape.each
     columns = (shape.hidden, shape.intermediate, *shape.sizes_in)
     if any(n % each for n in columns):
         return f"takes columns in multiples of {each}, found {list(columns)}"
@@ -49,16 +51,19 @@ def problem(
     if 0 < len({"q", "k", "v"} & set(shape.biases)) < 3:
         return f"takes biases of q, k and v or of none of them, found {list(shape.biases)}"
     splits = (config.splits_in * len(shape.sizes_in), config.splits_out, config.splits_down)
-    if max(splits) > config.blocks or config.threads % WARP:
-        return f"{config}: expected a block for every split and layer, and whole warps"
+    if max(splits) > config.blocks or config.threads % (2 * WARP):
+        return f"{config}: expected a block for every split and layer, and an even number of warps"
     if shape.kv_heads * config.attention_splits > config.blocks:
         return f"{config}: expected a block for every key head and split, found {shape.kv_heads} key heads"
     cuts, where = products(shape, config), room(shape, config)
     for group, p in cuts.items():
-        wide = p.widest * each * (2 if group == "mlp_in" else 1)
-        if wide > config.threads or p.widest > config.threads // QUAD:
+        layers = 2 if group == "mlp_in" else 1
+        wide = p.widest * each * layers
+        if wide > config.threads or -(-p.widest // SET) * SET * layers > config.threads // QUAD:
             return f"{config}: {group} has tiles of {wide} columns, more than there are threads"
-        if p.size_in * max(p.sizes_out) * shape.item >= LARGEST_WEIGHT:
+        if sets(shape, p) > MOST_SETS:
+            return f"{config}: {group} has tiles of {wide} columns, more than {MOST_SETS} scales a row"
+        if p.size_in * max(p.sizes_out) * shape.bits // 8 >= LARGEST_WEIGHT:
             return f"{group} has a weight of {LARGEST_WEIGHT} bytes or more"
         if p.size_in % 8 or p.size_in > MOST_CHANNELS:
             return f"takes inputs in multiples of 8, at most {MOST_CHANNELS}, found {p.size_in} of {group}"
@@ -95,17 +100,17 @@ def attention_splits(shape: FusedShape, blocks: int, slots: int) -> int:
 def shape_key(shape: FusedShape) -> str:
     """How a shape is named in the files of tuned values."""
     heads = f"{shape.heads}-{shape.kv_heads}-{shape.head_dim}"
-    return f"{shape.hidden}-{shape.intermediate} heads {heads} bytes {shape.item}"
+    return f"{shape.hidden}-{shape.intermediate} heads {heads} bits {shape.bits}"
 
 
-def search_space(shape: FusedShape, blocks: int, weights: DTypeLike) -> Iterator[FusedConfig]:
+def search_space(shape: FusedShape, blocks: int) -> Iterator[FusedConfig]:
     """The configurations that a tuner tries."""
     for out, down, inputs in itertools.product((4, 6, 8, 11, 16), (4, 6, 8, 11, 16), (4, 5, 7, 9, 11)):
         config = FusedConfig(
             blocks, splits_out=out, splits_down=down, splits_in=inputs,
             attention_splits=attention_splits(shape, blocks, LONG_CACHE),
         )  # fmt: skip
-        if problem(shape, config, 1, weights, jnp.bfloat16) is None:
+        if problem(shape, config, 1, jnp.bfloat16) is None:
             yield config
 
 
@@ -116,20 +121,19 @@ LONG_CACHE = 1024  # slots
 def heuristic(shape: FusedShape, blocks: int, slots: int) -> FusedConfig:
     """Splits that leave few blocks idle and tiles of about 512 bytes, where the sizes allow that."""
     own_lanes = -(-math.ceil(shape.hidden / blocks) // WARP) * WARP
-    each = LOAD // shape.item
+    widest = 512 // shape.each if shape.kind != "int4" else MOST_SETS * SET
     most = max(1, min(16, 512 // own_lanes, blocks // 4))
 
     def splits(size_in: int, sizes_out: Sequence[int], part: int = 1500) -> int:
         def cost(n: int) -> float:
-            p = cut(size_in, tuple(sizes_out), n, blocks, shape.item)
+            p = cut(size_in, tuple(sizes_out), n, blocks, shape.kind)
             # What the busiest block reads, short pieces of rows being dear, and what a partial sum costs later.
             return p.channels * (p.widest * LOAD + 128) / 2 + part * n
 
         fitting = [
             n
             for n in range(1, most + 1)
-            if blocks // n >= len(sizes_out)
-            and cut(size_in, tuple(sizes_out), n, blocks, shape.item).widest * each <= 512
+            if blocks // n >= len(sizes_out) and cut(size_in, tuple(sizes_out), n, blocks, shape.kind).widest <= widest
         ]
         return min(fitting, key=cost) if fitting else 1
 

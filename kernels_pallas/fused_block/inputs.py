@@ -25,6 +25,7 @@ class Inputs(Attention):
         rows = first, first + task.second_limits
         gain = m.select(self.opening, self.address("attn_norm"), self.address("mlp_norm"))
         normed, zero = task.normed.equals(1), m.integer(0)
+        scales = self.scale_rows(task)
         turns = []
         for number in range(self.room.looks):
             first = (self.thread + number * self.threads) * TURN
@@ -34,12 +35,16 @@ class Inputs(Attention):
 
             def words(channel: Any = channel) -> list[Any]:
                 limits = [word for r in rows for word in m.load_four(r + channel * 4)]
-                return limits + m.load_two(gain + m.select(normed, channel, zero) * 2)
+                own = [word for row in scales for word in m.load_two(row + channel * 2)]
+                return limits + m.load_two(gain + m.select(normed, channel, zero) * 2) + own
 
             # On their way before anything is waited for.
-            *limits, a, b = m.choose(active, "i" * (2 * TURN + 2), words, lambda: [zero] * (2 * TURN + 2))
-            turns.append(Turn(place, channel, active, first < task.channels, limits, [a, b]))
-        scale = self.scale_of(task) if self.shape.item == 1 else None
+            many = 2 * TURN + 2 + 2 * len(scales)
+            limits = m.choose(active, "i" * many, words, lambda many=many: [zero] * many)
+            gains, own = limits[2 * TURN : 2 * TURN + 2], limits[2 * TURN + 2 :]
+            pairs = [own[k : k + 2] for k in range(0, len(own), 2)]
+            turns.append(Turn(place, channel, active, first < task.channels, limits[: 2 * TURN], gains, pairs))
+        scale = self.scale_of(task) if self.shape.kind == "int8" else None
         kinds = "i" * (TURN // 2 * len(turns)) + "f"
         *values, square = m.choose(
             self.merging, kinds, lambda: self.recall(task, turns), lambda: self.receive(task, turns)
@@ -52,6 +57,20 @@ class Inputs(Attention):
             normed, "f", lambda: self.norm_scale(square, turns[0].active), lambda: [m.number(0.0)]
         )  # fmt: skip
         return turns, norm
+
+    def scale_rows(self, task: Any) -> list[Any]:
+        """Where the scales of int4 begin that each list's channels have; those of lists that are not there, anywhere.
+
+        The lists are gate's and up's of the first set, then of the second; or of any other layer the two sets'.
+        """
+        if not self.grouped:
+            return []
+        m = self.m
+        first, up = self.address("scale_q", task.entry) + task.scales, self.address("scale_up") + task.scales
+        rows = [first, m.select(self.gating, up, first + task.next_scales)]
+        if self.lists > 2:
+            rows += [first + task.next_scales, m.select(self.gating, up + task.next_scales, first)]
+        return rows
 
     def norm_scale(self, square: Any, active: Any) -> list[Any]:
         """One over the root of the mean square of the stream, from its sums of squares."""

@@ -7,10 +7,14 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kernels_pallas.weight import bits_of
+
 LOAD = 16  # bytes that a lane reads of a row at once: a vector of weights
 LINE = 128  # bytes of the cache's lines
 WARP = 32
 QUAD = 4  # lanes that share a vector of columns
+SET = 4  # vectors beside each other whose lanes have the same rows
+MOST_SETS = 2  # of a tile, where each has scales of its own
 CHUNK = 16  # slots of attention that a warp takes at once
 ATTENDING = 4  # warps of a block that do, at most
 UNEVEN = 1.4  # vectors of the widest tile to those of an even share, at most, for edges at lines
@@ -18,7 +22,7 @@ QUERIES = 8  # of a key head, at most
 PADDED = CHUNK + 4  # words of a query's weights in a chunk, in banks of their own
 TURN = 4  # channels that a lane looks at together
 ENTRIES = 16  # of a list that four lanes take at once
-BATCHES = 3  # of these that are on their way, or being multiplied
+BATCHES = 2  # of these that are on their way, or being multiplied
 SHARED_MEMORY = 227 * 1024  # bytes that one block may have on Hopper
 LARGEST_WEIGHT = 2**31  # bytes: offsets of rows are 32 bits wide
 MOST_CHANNELS = 2**15  # an entry of a list has 16 bits for the channel, and a count less than that
@@ -47,7 +51,7 @@ class Product:
     splits: int
     tiles: tuple[int, ...]  # of each layer
     each: int  # columns of a vector
-    unit: int  # vectors that a tile's edge is a multiple of
+    unit: int  # vectors that a tile's edge is a multiple of, but a layer's last one
 
     @property
     def channels(self) -> int:
@@ -71,10 +75,20 @@ class FusedShape:
     heads: int
     kv_heads: int
     head_dim: int
-    item: int  # bytes of a weight
+    kind: str  # of weights: "bfloat16", "int8" or "int4"
     eps: float
     biases: tuple[str, ...]  # layers that have one
     qk_norm: bool
+
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        return bits_of(self.kind)
+
+    @property
+    def each(self) -> int:
+        """Columns of a vector."""
+        return LOAD * 8 // self.bits
 
     @property
     def attended(self) -> int:
@@ -93,23 +107,24 @@ class FusedShape:
 
 
 def cut(
-    size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, item: int, unit: int = LINE // LOAD
+    size_in: int, sizes_out: tuple[int, ...], splits: int, blocks: int, kind: str, unit: int = LINE // LOAD
 ) -> Product:
     """Share the columns of the layers among the blocks of one split, the widest tiles as narrow as they can be.
 
     Tiles begin where lines of the cache do, if that leaves none much wider than others: what lies across lines is asked
     for twice, and the processors' way to the memory takes only so many requests. Wider ones than the even share are no
-    loss up to a point, as fewer processors than there are can keep the memory busy.
+    loss up to a point, as fewer processors than there are can keep the memory busy. Tiles of int4 begin where the
+    columns of a scale do.
     """
-    each = LOAD // item
+    each, least = LOAD * 8 // bits_of(kind), SET if kind == "int4" else 1
     channels = -(-size_in // (splits * WARP)) * WARP
     splits = -(-size_in // channels)  # splits of whole warps may be fewer
-    vectors = [n // each for n in sizes_out]
+    unit, vectors = max(unit, least), [n // each for n in sizes_out]
     share = sum(vectors) / (blocks // splits)
     while True:
         found = Product(size_in, sizes_out, splits, _tiles(vectors, blocks // splits, unit), each, unit)
         fits = all(v % unit == 0 for v in vectors) and found.widest <= UNEVEN * share
-        if fits or unit == 1:
+        if fits or unit == least:
             return found
         unit //= 2
 
@@ -117,7 +132,7 @@ def cut(
 def _tiles(vectors: Sequence[int], blocks: int, unit: int) -> tuple[int, ...]:
     """How many tiles each layer gets."""
     counts = [1] * len(vectors)
-    units = [v // unit for v in vectors]
+    units = [-(-v // unit) for v in vectors]
     for _ in range(blocks - len(vectors)):
         widest = max(range(len(units)), key=lambda i: -(-units[i] // counts[i]))
         if units[widest] <= counts[widest]:
@@ -136,7 +151,7 @@ ENTERED = ("q", "k", "v", "o", "gate", "down", "up")  # layers in the order of t
 @functools.cache
 def products(shape: FusedShape, config: FusedConfig) -> dict[str, Product]:
     """The products of a decoder block by input group; gate and up are one, with the same columns of both in a tile."""
-    make = functools.partial(cut, blocks=config.blocks, item=shape.item, unit=config.unit)
+    make = functools.partial(cut, blocks=config.blocks, kind=shape.kind, unit=config.unit)
     return {
         "attn_in": make(shape.hidden, shape.sizes_in, config.splits_in),
         "attn_out": make(shape.attended, (shape.hidden,), config.splits_out),
@@ -150,7 +165,7 @@ def entries(shape: FusedShape) -> dict[str, int]:
     """The arrays that every decoder block has of its own, and their places in its row of addresses."""
     names = [f"kernel_{n}" for n in ENTERED]
     names += [f"limits_{group}" for group in PHASES]
-    names += [f"scale_{n}" for n in ENTERED] if shape.item == 1 else []
+    names += [f"scale_{n}" for n in ENTERED] if shape.kind.startswith("int") else []
     names += ["attn_norm", "mlp_norm", "keys", "values"]
     names += ["q_norm", "k_norm"] if shape.qk_norm else []
     names += [f"bias_{n}" for n in ENTERED if n in shape.biases]
@@ -164,7 +179,7 @@ class Task(NamedTuple):
     first_channel: int
     channels: int
     lists: int  # 2 for gate and up
-    width: int  # vectors of the tile
+    width: int  # vectors of the tile, in whole sets
     rows: int  # in which fours of lanes stand over the tile
     columns: int  # of the tile
     first_column: int
@@ -183,7 +198,21 @@ class Task(NamedTuple):
     phase: int
     step: int  # entries of a list that the block takes at once
     narrow: int  # 2^16 / width, rounded up
-    share: int  # 2^32 / entries of a turn, rounded up
+    share: int  # 2^32 / step, rounded up
+    other: int  # entries after which the lists of the second set begin
+    scales: int  # bytes before the scales of the first set
+    next_scales: int  # bytes from these to the second set's, 0 if there is none
+    row_columns: int  # columns of a row of fours, of vectors in whole sets
+
+
+def sets(shape: FusedShape, product: Product) -> int:
+    """Sets of a tile that have lists of their own, as they have scales of their own."""
+    return -(-product.widest // SET) if shape.kind == "int4" else 1
+
+
+def lists(shape: FusedShape, config: FusedConfig) -> int:
+    """Most lists of a phase: of the layers, for each set."""
+    return max(2, *(sets(shape, p) * (2 if g == "mlp_in" else 1) for g, p in products(shape, config).items()))
 
 
 def most_splits(shape: FusedShape, config: FusedConfig) -> int:

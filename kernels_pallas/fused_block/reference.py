@@ -11,6 +11,7 @@ from kernels_pallas.decode_attention.api import HeadNorms, decode_attention
 from kernels_pallas.select.api import select_attention, select_gated, select_norm
 from kernels_pallas.select.reference import add_parts
 from kernels_pallas.sparse_product.api import sparse_product
+from kernels_pallas.weight import Weight
 
 
 def fused_blocks_reference(
@@ -35,8 +36,7 @@ def fused_blocks_reference(
 
         def multiply(group: str, kept: Any, names: str | list[str], block: Any = block) -> tuple[Array, ...]:
             counts[-1][group] = kept.counts
-            some = [block[name] for name in names]
-            return sparse_product(kept, [w["kernel"] for w in some], [w.get("scale") for w in some], **how)
+            return sparse_product(kept, [Weight.of(block[name]) for name in names], **how)
 
         def bias(name: str, block: Any = block) -> Array | None:
             return block[name].get("bias")

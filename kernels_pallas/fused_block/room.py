@@ -19,7 +19,9 @@ from kernels_pallas.fused_block.layout import (
     Task,
     entries,
     products,
+    sets,
 )
+from kernels_pallas.fused_block.layout import lists as lists_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Room:
     sums: int  # of the lanes
     terms: int  # of the stream's channels, or of columns of gate and up
     warps: int  # one word a warp
-    largest: int  # likewise
+    largest: int  # of each list and warp, the largest value
+    norms: int  # of each list: what its sums are multiplied with
     merged: int  # values of attention
     raw: int  # a key head's queries, key and value before the rotation
     ready: int  # and after it
@@ -86,16 +89,19 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
         "weights": 4 * ATTENDING * QUERIES * 2,
     }
     at, end = _one_after_the_other(attention, 0)
-    lists = 4 * max(capacity, 2 * cuts["mlp_in"].channels)  # gate and up have a list each
+    # Gate and up have a list each.
+    lists = 4 * max(p.channels * sets(shape, p) * (2 if g == "mlp_in" else 1) for g, p in cuts.items())
+    integers = shape.kind.startswith("int")
     sizes = {
         "counts": 4 * -(-looks // 2) * warps,
-        "ends": 4 * 2 if shape.item == 1 else 0,
-        "sums": 4 * 2 * config.threads // QUAD * LOAD // shape.item,
+        "ends": 4 * 2 if integers else 0,
+        "sums": 4 * config.threads // QUAD * shape.each,
         "terms": 4 * config.threads,
         "warps": 4 * warps,
-        "largest": 4 * warps,
+        "largest": 4 * lists_of(shape, config) * warps if integers else 0,
+        "norms": 4 * lists_of(shape, config) if integers else 0,
         "stream": 4 * own_lanes,
-        "scales": 4 * config.threads if shape.item == 1 else 0,
+        "scales": 4 * config.threads if shape.kind == "int8" else 0,
         "turns": 8 * warps,
         "tasks": 4 * len(PHASES) * len(Task._fields),
         "addresses": 8 * config.depth * len(entries(shape)),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from kernels_pallas.fused_block.layout import (
-    BATCHES,
     COUNTED,
     ENTERED,
     ENTRIES,
     FIRST_LAYER,
+    LOAD,
     PHASES,
     QUAD,
+    SET,
     FusedConfig,
     FusedShape,
     Task,
@@ -37,24 +38,27 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
             while tile >= p.tiles[layer]:
                 tile -= p.tiles[layer]
                 layer += 1
-            size, units = p.sizes_out[layer], p.sizes_out[layer] // (p.each * p.unit)
-            low, high = (units * (tile + k) // p.tiles[layer] * p.unit for k in (0, 1))
+            size, vectors = p.sizes_out[layer], p.sizes_out[layer] // p.each
+            units = -(-vectors // p.unit)
+            low, high = (min(vectors, units * (tile + k) // p.tiles[layer] * p.unit) for k in (0, 1))
+            width = -(-(high - low) // SET) * SET
             start = split * p.channels
             out, source, squares = (exchange[name] for name in parts[group])
-            rows = config.threads // QUAD // (high - low)
+            layers = 2 if group == "mlp_in" else 1
+            rows = config.threads // QUAD // layers // width
             step = rows * ENTRIES
             found.append(
                 Task(
                     working=int(split < p.splits),
                     first_channel=start,
                     channels=min(p.channels, p.size_in - start),
-                    lists=2 if group == "mlp_in" else 1,
-                    width=high - low,
+                    lists=layers,
+                    width=width,
                     rows=rows,
                     columns=(high - low) * p.each,
                     first_column=low * p.each,
-                    start=low * p.each * shape.item,
-                    stride=size * shape.item,
+                    start=low * LOAD,
+                    stride=size * shape.bits // 8,
                     entry=ENTERED.index(FIRST_LAYER[group]) + layer,
                     note=(COUNTED[group] + layer) * most_splits(shape, config) + split,
                     notes=int(tile == 0),
@@ -67,8 +71,12 @@ def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
                     behind=int(group == "attn_in"),
                     phase=PHASES.index(group),
                     step=step,
-                    narrow=-(-(2**16) // (high - low)),
-                    share=-(-(2**32) // (step * BATCHES)),
+                    narrow=-(-(2**16) // width),
+                    share=-(-(2**32) // step),
+                    other=p.channels * layers,
+                    scales=low // SET * p.size_in * 2 if shape.kind == "int4" else 0,
+                    next_scales=p.size_in * 2 if shape.kind == "int4" and width > SET else 0,
+                    row_columns=width * p.each,
                 )
             )
     return np.array(found, np.int32).reshape(config.blocks, len(PHASES), len(Task._fields))

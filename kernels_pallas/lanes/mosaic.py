@@ -92,9 +92,18 @@ class Mosaic:
         """Four of the eight bytes of two words, from the lowest on; `selector` has a hexadecimal digit for each."""
         return self._pure(f"prmt.b32 $0, $1, $2, {selector};", a, b, result=_i32())
 
+    def masked(self, word: Value, mask: int, other: Value) -> Value:
+        """`(word & mask) | other`, in one instruction."""
+        return self._pure(f"lop3.b32 $0, $1, {mask}, $2, 0xEA;", word, other, result=_i32())
+
     def halves(self, low: Value, high: Value) -> Value:
         """Two floats as float16 in a word."""
         return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
+
+    def upper_half(self, word: Value) -> Value:
+        """The float16 in the upper half of a word, as a float32."""
+        text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h; }"
+        return self._pure(text, word, result=_f32())
 
     def packed(self, low: Value, high: Value) -> Value:
         """Two floats as bfloat16 in a word."""
@@ -173,19 +182,12 @@ class Mosaic:
         half = self._emit("ld.global.u16 $0, [$1];", address, result=_i32())
         return self.as_float(half << 16)
 
-    def stream(self, address: Value, when: Value | None = None) -> list[Value]:
-        """Four words of device memory that are read once, or zeros."""
+    def stream(self, address: Value) -> list[Value]:
+        """Four words of device memory that are read once."""
         if self._policy is None:
             raise ValueError("stream: open_stream comes first")
-        if when is None:
-            text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
-            return self._emit(text, address, self._policy, result=[_i32()] * 4)
-        text = (
-            "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
-            f"@$6 {STREAMED}.v4.b32 {{t0, t1, t2, t3}}, [$4], $5; "
-            "mov.b32 $0, t0; mov.b32 $1, t1; mov.b32 $2, t2; mov.b32 $3, t3; }"
-        )
-        return self._emit(text, address, self._policy, when, result=[_i32()] * 4)
+        text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
+        return self._emit(text, address, self._policy, result=[_i32()] * 4)
 
     def copy(self, to: Value, address: Value, when: Value) -> None:
         """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""

@@ -108,10 +108,17 @@ class Simulated:
             out = out | (((both >> byte) & np.uint64(0xFF)) << np.uint64(8 * k))
         return Value(np.asarray(out).astype(np.int64))
 
+    def masked(self, word: Value, mask: int, other: Value) -> Value:
+        return (word & mask) | other
+
     def halves(self, low: Value, high: Value) -> Value:
         with np.errstate(all="ignore"):
             bits = [np.asarray(v.value, np.float16).view(np.uint16).astype(np.int64) for v in (low, high)]
         return Value(bits[0] | (bits[1] << 16))
+
+    def upper_half(self, word: Value) -> Value:
+        bits = np.asarray((word.value >> 16) & 0xFFFF, np.uint16)
+        return Value(bits.view(np.float16).astype(np.float32))
 
     def packed(self, low: Value, high: Value) -> Value:
         bits = [self.as_bits(self.rounded(v)).value >> 16 for v in (low, high)]
@@ -201,7 +208,8 @@ class Simulated:
         return self.as_float(Value(self._memory.view(np.uint16)[at // 2].astype(np.int64) << 16))
 
     def copy(self, to: Value, address: Value, when: Value) -> None:
-        words = [w.value.astype(np.uint32) for w in self.stream(address, when)]
+        on = self._on & when.value
+        words = [np.where(on, w.value, 0).astype(np.uint32) for w in self._words(address, 4, on)]
         self._copies.append((self._on, *self._place(to, 4, self._on), words, self._groups.copy()))
 
     def close_copies(self) -> None:
@@ -219,9 +227,8 @@ class Simulated:
     def open_stream(self) -> None:
         pass
 
-    def stream(self, address: Value, when: Value | None = None) -> list[Value]:
-        on = self._on if when is None else self._on & when.value
-        return [Value(np.where(on, w.value, 0)) for w in self._words(address, 4, on)]
+    def stream(self, address: Value) -> list[Value]:
+        return self.load_four(address)
 
     def _put(self, memory: np.ndarray, address: Value, word: np.ndarray, width: int, when: Value) -> None:
         on = self._on & when.value

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from kernels_pallas.implementation import choose
 from kernels_pallas.kept import LARGEST_BATCH
 from kernels_pallas.select import select
 from kernels_pallas.sparse_linear.reference import sparse_linear_reference
 from kernels_pallas.sparse_product import config_for, sparse_product
+from kernels_pallas.weight import Weight, as_weight
 
 
 def sparse_linear(
     x: Float[Array, "*batch in_channels"],
-    weight: Num[Array, "in_channels out"],
+    weight: Weight | Array,
     thresholds: Float[Array, " in_channels"],
-    scale: Float[Array, " out"] | None = None,
     implementation: str | None = None,
     interpret: bool = False,
 ) -> Float[Array, "*batch out"]:
@@ -28,9 +28,8 @@ def sparse_linear(
 
     Args:
         x: activations, bf16, f16 or f32.
-        weight: `[in, out]` in the dtype of x, or int8.
+        weight: `[in, out]` in the dtype of x, or int8 or int4 with scales.
         thresholds: float32, one per input channel, not negative; 0 keeps all, +inf keeps only infinities.
-        scale: float32, of the columns of an int8 weight; None for any other.
         implementation: "xla", the masked-dense form; "triton", kernels that read only the rows of kept channels; None
             is the kernels on an NVIDIA GPU for up to 16 rows, and the masked-dense form otherwise.
         interpret: interpret the kernels, on any device.
@@ -38,16 +37,16 @@ def sparse_linear(
     Raises:
         ValueError: an implementation that does not exist or cannot run here, or too many rows for the kernels.
     """
-    rows = math.prod(x.shape[:-1])
+    rows, weight = math.prod(x.shape[:-1]), as_weight(weight)
     chosen = choose(implementation, interpret)
     if chosen == "triton" and rows > LARGEST_BATCH:
         if implementation is not None:
             raise ValueError(f"implementation = 'triton' takes at most {LARGEST_BATCH} rows, found {rows}")
         chosen = "xla"
     if chosen == "xla":
-        return sparse_linear_reference(x, weight, thresholds, scale)
+        return sparse_linear_reference(x, weight, thresholds)
     flat = x.reshape(rows, x.shape[-1])
-    config = config_for(weight.shape[0], (weight.shape[1],), rows, weight.dtype)
+    config = config_for(weight.shape[0], (weight.shape[1],), rows, weight.kind)
     kept = select(flat, thresholds[None], config.rows, "triton", interpret)
-    (parts,) = sparse_product(kept, [weight], [scale], config=config, implementation="triton", interpret=interpret)
+    (parts,) = sparse_product(kept, [weight], config=config, implementation="triton", interpret=interpret)
     return parts.sum(0).astype(x.dtype).reshape(*x.shape[:-1], -1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float
+
+from kernels_pallas.weight import Weight, as_weight
 
 
 def keep_mask(
@@ -14,27 +16,25 @@ def keep_mask(
     return jnp.abs(x.astype(jnp.float32)) >= thresholds.astype(jnp.float32)
 
 
-def dot(
-    x: Float[Array, "*batch in_channels"],
-    weight: Num[Array, "in_channels out"],
-    scale: Float[Array, " out"] | None = None,
-) -> Float[Array, "*batch out"]:
-    """`x @ weight`, times the scale of an int8 weight's columns, in x's dtype.
+def dot(x: Float[Array, "*batch in_channels"], weight: Weight | Array) -> Float[Array, "*batch out"]:
+    """`x @ weight` in x's dtype; of an int8 weight the columns' scales come after the product.
 
     float32 is computed as float32 on every device (no TF32, no bf16 passes).
     """
+    weight = as_weight(weight)
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    if scale is None:
-        return jnp.matmul(x, weight, precision=precision)
-    whole = jnp.matmul(x, weight.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
-    return (whole * scale).astype(x.dtype)
+    if weight.scales is None:
+        return jnp.matmul(x, weight.values, precision=precision)
+    if weight.kind == "int4":
+        return jnp.matmul(x, weight.wide(x.dtype), precision=precision)
+    whole = jnp.matmul(x, weight.values.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
+    return (whole * weight.scales).astype(x.dtype)
 
 
 def sparse_linear_reference(
     x: Float[Array, "*batch in_channels"],
-    weight: Num[Array, "in_channels out"],
+    weight: Weight | Array,
     thresholds: Float[Array, " in_channels"],
-    scale: Float[Array, " out"] | None = None,
 ) -> Float[Array, "*batch out"]:
     """`(m * x) @ W` with `m_i = |x_i| >= t_i`."""
-    return dot(jnp.where(keep_mask(x, thresholds), x, jnp.zeros_like(x)), weight, scale)
+    return dot(jnp.where(keep_mask(x, thresholds), x, jnp.zeros_like(x)), weight)

@@ -10,12 +10,12 @@ from kernels_pallas.implementation import choose
 from kernels_pallas.kept import Kept
 from kernels_pallas.sparse_product.config import Config, config_for
 from kernels_pallas.sparse_product.reference import sparse_product_reference
+from kernels_pallas.weight import Weight, as_weight
 
 
 def sparse_product(
     kept: Kept,
-    weights: Sequence[Array],
-    scales: Sequence[Array | None] | None = None,
+    weights: Sequence[Weight | Array],
     config: Config | None = None,
     implementation: str | None = None,
     interpret: bool = False,
@@ -24,8 +24,7 @@ def sparse_product(
 
     Args:
         kept: the lists, one layer of them per weight; their chunks must be those of `config`.
-        weights: `[in, out]` each, bf16, f16, f32 or int8.
-        scales: float32 `[out]` of each int8 weight, None for the others.
+        weights: `[in, out]` each, bf16, f16 or f32, or int8 or int4 with scales; all of one kind.
         config: how the kernel is cut into programs; None asks `config_for`.
         implementation: "triton", "xla" or None.
         interpret: interpret the kernel, on any device.
@@ -36,24 +35,24 @@ def sparse_product(
     Raises:
         ValueError: an implementation that cannot run here, or lists and weights that do not fit together.
     """
-    scales = [None] * len(weights) if scales is None else scales
+    weights = [as_weight(weight) for weight in weights]
     if len(weights) != kept.counts.shape[0]:
         raise ValueError(f"expected one list of channels for each of {len(weights)} weights, found {kept.counts.shape}")
-    for weight, scale in zip(weights, scales, strict=True):
-        if weight.shape[0] > kept.chunks * kept.rows or (str(weight.dtype) == "int8") != (scale is not None):
+    for weight in weights:
+        if weight.shape[0] > kept.chunks * kept.rows or weight.kind.startswith("int") != (weight.scales is not None):
             raise ValueError(
-                f"weight {weight.dtype}{list(weight.shape)}: expected at most {kept.chunks * kept.rows} rows, "
-                "and a scale exactly if it is int8"
+                f"weight {weight.kind}{list(weight.shape)}: expected at most {kept.chunks * kept.rows} rows, "
+                "and scales exactly if it is int8 or int4"
             )
-    if len({weight.dtype for weight in weights}) > 1:
-        raise ValueError(f"expected weights of one dtype, found {', '.join(str(w.dtype) for w in weights)}")
+    if len({weight.kind for weight in weights}) > 1:
+        raise ValueError(f"expected weights of one kind, found {', '.join(w.kind for w in weights)}")
     if choose(implementation, interpret) == "xla":
-        return sparse_product_reference(kept, weights, scales)
+        return sparse_product_reference(kept, weights)
+    kind, sizes = weights[0].kind, tuple(w.shape[1] for w in weights)
     if config is None:
-        sizes = tuple(w.shape[1] for w in weights)
-        config = config_for(weights[0].shape[0], sizes, kept.values.shape[2], weights[0].dtype)
+        config = config_for(weights[0].shape[0], sizes, kept.values.shape[2], kind)
     if kept.rows != config.rows:
         raise ValueError(f"the lists have chunks of {kept.rows} channels; the configuration expects {config.rows}")
     from kernels_pallas.sparse_product.triton import sparse_product_triton
 
-    return sparse_product_triton(kept, weights, scales, config, interpret)
+    return sparse_product_triton(kept, weights, config, interpret)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import jax.numpy as jnp
-from jax.typing import DTypeLike
-
 from kernels_pallas.kept import power_of_two
 from kernels_pallas.tuned import tuned
+from kernels_pallas.weight import GROUP, bits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,39 +27,36 @@ def splits(config: Config, size_in: int) -> int:
     return -(-size_in // (config.rows * config.lists))
 
 
-def config_for(
-    size_in: int, sizes_out: tuple[int, ...], batch: int, dtype: DTypeLike, device: str | None = None
-) -> Config:
+def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str, device: str | None = None) -> Config:
     """The tuned configuration of the device for this shape, or the heuristic's.
 
     Args:
         size_in: input channels.
         sizes_out: columns of each layer of the launch.
         batch: sequences.
-        dtype: of the weights.
+        kind: of the weights, see `Weight`.
         device: `jax.Device.device_kind`; None is the default device.
     """
-    width = jnp.dtype(dtype).itemsize
-    found = tuned(device, "triton").get(shape_key(size_in, sizes_out, batch, width))
-    return heuristic(size_in, sizes_out, batch, width) if found is None else Config(**found)
+    found = tuned(device, "triton").get(shape_key(size_in, sizes_out, batch, kind))
+    return heuristic(size_in, sizes_out, batch, kind) if found is None else Config(**found)
 
 
-def shape_key(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int) -> str:
+def shape_key(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str) -> str:
     """How a shape is named in the files of tuned values."""
-    return f"{size_in}x{'+'.join(map(str, sizes_out))} batch {batch} bytes {weight_bytes}"
+    return f"{size_in}x{'+'.join(map(str, sizes_out))} batch {batch} bits {bits_of(kind)}"
 
 
-def heuristic(size_in: int, sizes_out: tuple[int, ...], batch: int, weight_bytes: int) -> Config:
+def heuristic(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str) -> Config:
     """Always answers: enough programs for any GPU, each with a few steps to walk."""
     wide = sum(sizes_out) >= 16_384
     rows = min(512 if wide or batch == 1 else 256, max(32, power_of_two(size_in) // 8))
     lists = max(1, min(8, power_of_two(-(-size_in // rows)) // 16))
-    if batch > 1:
-        return Config(rows, lists, 32, 128, 4)
+    if batch > 1 or kind == "int4":
+        return Config(rows, lists, 32, GROUP, 4)
     return Config(rows, lists, 8, 256, 8) if wide else Config(rows, lists, 32, 128, 8)
 
 
-def search_space(size_in: int, sizes_out: tuple[int, ...], batch: int) -> Iterator[Config]:
+def search_space(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str) -> Iterator[Config]:
     """The configurations that a tuner tries."""
     for rows in (128, 256, 512):
         for lists in (1, 2, 4, 8):
@@ -71,10 +66,14 @@ def search_space(size_in: int, sizes_out: tuple[int, ...], batch: int) -> Iterat
                         config = Config(rows, lists, block_rows, block_columns, warps)
                         programs = splits(config, size_in) * sum(-(-n // block_columns) for n in sizes_out)
                         per_thread = block_rows * block_columns / (32 * warps)
-                        if 8 <= per_thread <= 64 and 200 <= programs <= 2_500 and valid(config, batch):
+                        if 8 <= per_thread <= 64 and 200 <= programs <= 2_500 and valid(config, batch, kind):
                             yield config
 
 
-def valid(config: Config, batch: int) -> bool:
-    """What the kernel can run: whole entries of every list in a block, and a tensor core's 16 rows for a batch."""
-    return config.lists <= config.block_rows <= config.rows * config.lists and (batch == 1 or config.block_rows >= 16)
+def valid(config: Config, batch: int, kind: str) -> bool:
+    """What the kernel can run.
+
+    Whole entries of every list in a block, a tensor core's 16 rows for a batch, and one scale a row of int4.
+    """
+    fits = config.lists <= config.block_rows <= config.rows * config.lists
+    return fits and (batch == 1 or config.block_rows >= 16) and (kind != "int4" or config.block_columns <= GROUP)

@@ -43,6 +43,14 @@ BAD = {
     "window: 1": "window = 1: expected at least 2 tokens",
     "algorithm: GradientDescent": "algorithm = 'GradientDescent': expected one of CR_FM_NES",
     "- 1": "expected an object, found [1]",
+    "exponent_step: 0.000000001": "exponent_step = 1e-09: expected a number from 0.001 on",
+    "layer_step: 1.0e-14": "layer_step = 1e-14: expected a number from 0.0001 on",
+    "population: 10000000": "population = 10000000: expected a number up to 16384",
+    "tokens: 1000000000000000000": "tokens = 1000000000000000000: expected a number up to 100000000",
+    "block_tokens: 1000000000": "block_tokens = 1000000000: expected a number up to 100000000",
+    "initial_std: 1.0e+39": "initial_std = 1e+39: expected a share, at most 1",
+    "max_exponent: 1.0e+9": "max_exponent = 1000000000.0: expected a number up to 16",
+    "generations: 1000000000": "generations = 1000000000: expected a number up to 100000",
     "a: [": "not readable as YAML",
 }
 

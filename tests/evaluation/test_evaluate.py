@@ -122,7 +122,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
         with pytest.raises(WisparseError, match=message) as caught:
             text_windows(Letters(), path, 4)
         assert str(path) in str(caught.value)
-    with pytest.raises(WisparseError, match="window of at least 2"):
+    with pytest.raises(WisparseError, match="window, in tokens = 1: expected 2 or above"):
         text_windows(Letters(), short, 1)
 
 

@@ -13,12 +13,13 @@ import wisparse_jax as ws
 from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.inference import Sample, sample_windows
-from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.inference.loop import decode_implementation, token_logits
 from wisparse_jax.models.config import LAYERS, read_config
-from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.rules import rules_of
+from wisparse_jax.sparsity import SparseLlama
 from wisparse_jax.testing import count_compilations
 
 pytestmark = [
@@ -84,8 +85,8 @@ def test_greedy_text_is_that_of_the_reference(plan):
     for prompt in prompts:
         text, _, skipped, kept = run(sparse.thresholds, jnp.array([prompt]), skipped, kept)
         texts.append(text.tolist())
-    rules = rules_of(jax.tree.map(lambda s, k: (s + k) / 2, skipped, kept))
-    middle = ws.SparseLlama(sparse.config, sparse.params, rules)
+    middle = rules_of(jax.tree.map(lambda s, k: (s + k) / 2, skipped, kept))
+    middle = SparseLlama(sparse.config, sparse.params, middle)
     for prompt, text in zip(prompts, texts, strict=True):
         _, errors, _, _ = run(middle.thresholds, jnp.array([prompt]), skipped, kept)
         assert errors.max() < 1e-5
@@ -101,27 +102,45 @@ def test_perplexity_through_the_decode_path(plan, implementation):
     moves one token's loss by 0.7 nats (standard deviation), so half a per cent of few tokens would be chance.
     """
     sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
-    config, params, grouped = sparse.config, sparse.params, group_thresholds(sparse.thresholds)
-    batch, length = 16 if implementation == "triton" else 1, 256
-    windows = jnp.asarray(sample_windows(sparse.model, 1024, length, seed=1)).reshape(-1, batch, length)
+    grouped, batch = group_thresholds(sparse.thresholds), 16 if implementation == "triton" else 1
+    windows = jnp.asarray(sample_windows(sparse.model, 1024, 256, seed=1)).reshape(-1, batch, 256)
+    found = loss(
+        sparse, windows, functools.partial(kernel_token_logits, thresholds=grouped, implementation=implementation)
+    )
+    reference = loss(sparse, windows, functools.partial(token_logits, rules=sparse.rules))
+    assert abs(np.expm1(found - reference)) < 0.005
+
+
+def loss(model, windows, step):
+    """The mean of the negative logarithm of the next token's probability, token by token through a cache."""
+    config, params, (_, batch, length) = model.config, model.params, windows.shape
     start = jnp.zeros(batch, jnp.int32)
 
-    def loss(step):
-        def token(carry, slot):
-            cache, tokens = carry
-            logits, cache = step(config, params, tokens[:, slot], slot, start, cache)
-            log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-            return (cache, tokens), -jnp.take_along_axis(log_p, tokens[:, slot + 1, None], axis=-1).mean()
+    def token(carry, slot):
+        cache, tokens = carry
+        logits, cache = step(config, params, tokens[:, slot], slot, start, cache)
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return (cache, tokens), -jnp.take_along_axis(log_p, tokens[:, slot + 1, None], axis=-1).mean()
 
-        def window(tokens):
-            cache = empty_cache(config, batch, length, jnp.bfloat16)
-            return jax.lax.scan(token, (cache, tokens), jnp.arange(length - 1))[1].mean()
+    def window(tokens):
+        cache = empty_cache(config, batch, length, jnp.bfloat16)
+        return jax.lax.scan(token, (cache, tokens), jnp.arange(length - 1))[1].mean()
 
-        return float(jax.jit(lambda windows: jax.lax.map(window, windows))(windows).mean())
+    return float(jax.jit(lambda windows: jax.lax.map(window, windows))(windows).mean())
 
-    kernels = loss(lambda *a: kernel_token_logits(*a, thresholds=grouped, implementation=implementation))
-    reference = loss(lambda *a: token_logits(*a, rules=sparse.rules))
-    assert abs(np.expm1(kernels - reference)) < 0.005
+
+@WITHOUT_MOSAIC
+@pytest.mark.parametrize("weights", [None, "int8", "int4"])
+def test_a_dense_model_decodes_by_the_mosaic_step(weights):
+    """It is the one that is taken, its text goes on, and over 8,160 tokens the loss is the reference path's."""
+    model = ws.load("demo", dtype="bfloat16", weights=weights)
+    assert decode_implementation(model.config, model.params, None, 1) == "mosaic"
+    assert len(ws.generate(model, [[5, 9]], 20)[0]) == 20
+    windows = jnp.asarray(sample_windows(model, 32, 256, seed=1))[:, None]
+    zeros = zero_thresholds(model.config)
+    found = loss(model, windows, functools.partial(kernel_token_logits, thresholds=zeros, implementation="mosaic"))
+    reference = loss(model, windows, functools.partial(token_logits, rules=None))
+    assert abs(np.expm1(found - reference)) < 0.002
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

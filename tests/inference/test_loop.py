@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.inference import GREEDY
-from wisparse_jax.inference.loop import LoopState, token_loop
+import wisparse_jax as ws
+from wisparse_jax.inference import GREEDY, loop
+from wisparse_jax.inference.loop import LoopState, decode_implementation, token_loop
+from wisparse_jax.models.rules import ChannelRule
+from wisparse_jax.testing import tiny_config
 
 ROOM, VOCAB = 24, 13
 TABLE = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB))
@@ -58,3 +61,28 @@ def test_the_loop_goes_on_where_it_was_left():
     for until in (7, 8, 17, 22):
         state = run(state, until, jnp.asarray([-2]), 4)
     np.testing.assert_array_equal(whole.tokens, state.tokens)
+
+
+@pytest.mark.parametrize(
+    ("sparse", "batch", "hopper", "expected"),
+    [
+        (True, 1, True, "mosaic"),
+        (False, 1, True, "mosaic"),
+        (True, 1, False, "triton"),
+        (False, 1, False, "xla"),
+        (True, 2, True, "xla"),
+        (False, 2, True, "xla"),
+    ],
+)
+def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, expected):
+    monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
+    monkeypatch.setattr(loop, "mosaic_problem", lambda: None if hopper else "needs another GPU")
+    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None)
+    rules = [{"q": ChannelRule(jnp.zeros(2))}] if sparse else None
+    assert decode_implementation(tiny_config(), {}, rules, batch) == expected
+
+
+def test_a_dense_model_is_not_for_the_triton_step(monkeypatch):
+    monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
+    with pytest.raises(ws.WisparseError, match="'triton' runs sparse models only; this one is dense"):
+        decode_implementation(tiny_config(), {}, None, 1, "triton")

@@ -28,7 +28,7 @@ class RealBlock(NamedTuple):
 
 @pytest.fixture(scope="session")
 def real_block(demo, demo_text):
-    """`real_block(weights, index)`; int8 weights come with activations in bfloat16."""
+    """`real_block(weights, index)`; int8 and int4 weights come with activations in bfloat16."""
     from wisparse_jax.models.forward import block, layout
     from wisparse_jax.models.quantise import quantise_params
     from wisparse_jax.sparsity.score import channel_norms, channel_thresholds
@@ -39,7 +39,7 @@ def real_block(demo, demo_text):
     def made(weights, index):
         dtype = jnp.float32 if weights == "float32" else jnp.bfloat16
         config, params = demo.config, jax.tree.map(lambda w: w.astype(dtype), demo.params)
-        params = quantise_params(params) if weights == "int8" else params
+        params = quantise_params(params, weights) if weights in ("int8", "int4") else params
         where, own = layout(config, SEQUENCES, SLOT + 1), params["blocks"][index]
 
         @jax.jit

@@ -1,6 +1,7 @@
 """Every kernel, at the true shapes of real models, through the whole lowering for a GPU that is not there."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 from importlib import resources
@@ -32,7 +33,7 @@ def no_search_for_what_is_not_there(monkeypatch):
             monkeypatch.setitem(sys.modules, name, None)
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "float32", "int8"])
+@pytest.mark.parametrize("weights", ["bfloat16", "float32", "int8", "int4"])
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_decode_step_lowers(repository, name, batch, weights):
@@ -40,7 +41,7 @@ def test_a_decode_step_lowers(repository, name, batch, weights):
     assert text.count(TRITON_CALL) == LAUNCHES
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fused_decode_step_lowers(repository, name, weights):
     """Ten blocks: a launch of eight and one of two, each with its cache where it was, and nothing of Triton's."""
@@ -56,9 +57,10 @@ def lowered_step(repository, name, batch, weights, blocks, implementation):
     )
     config = read_config(folder)
     config = dataclasses.replace(config, num_blocks=blocks, windows=config.windows[:blocks])
-    params = param_shapes(config, "bfloat16" if weights == "int8" else weights)
-    if weights == "int8":
-        params = jax.eval_shape(quantise_params, params)
+    integers = weights in ("int8", "int4")
+    params = param_shapes(config, "bfloat16" if integers else weights)
+    if integers:
+        params = jax.eval_shape(functools.partial(quantise_params, kind=weights), params)
     cache = jax.eval_shape(lambda: empty_cache(config, batch, 1024, params["embed"].dtype))
     thresholds = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS}] * blocks
 

@@ -17,11 +17,12 @@ from kernels_pallas.kept import Kept
 from kernels_pallas.select import select, select_attention, select_gated, select_norm
 from kernels_pallas.select.reference import merge_reference
 from kernels_pallas.sparse_product import Config, sparse_product
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.testing import jit_as_written, listed_channels, relative_error
 
 CONFIG = Config(rows=64, lists=2, block_rows=16, block_columns=32, warps=4)
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 1e-3}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 1e-3, "int4": 1e-3}
 XLA: dict[str, Any] = {"implementation": "xla"}
 EPS = 1e-5
 
@@ -130,14 +131,14 @@ def test_attention(triton, real_block, weights, index):
 
 
 @every_block
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("group", INPUT_GROUPS)
 def test_product(triton, real_block, group, weights, index):
     real, layers = real_block(weights, index), INPUT_GROUPS[group]
-    kernels, scales = [real.params[n]["kernel"] for n in layers], [real.params[n].get("scale") for n in layers]
+    stored = [Weight.of(real.params[n]) for n in layers]
 
     def operation(how, *kept):
-        return [parts.sum(0) for parts in sparse_product(Kept(*kept), kernels, scales, CONFIG, **how)]
+        return [parts.sum(0) for parts in sparse_product(Kept(*kept), stored, CONFIG, **how)]
 
     x = real.inputs[layers[0]]
     cases = [select(x, limits, CONFIG.rows, **XLA) for limits in levels(thresholds(real, group))]

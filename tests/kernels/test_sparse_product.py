@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from kernels_pallas.select import select
 from kernels_pallas.sparse_product import Config, config_for, sparse_product
 from kernels_pallas.sparse_product.config import heuristic, search_space, shape_key, valid
+from kernels_pallas.weight import as_weight
+from wisparse_jax.models.quantise import quantise_int4, quantise_int8
 from wisparse_jax.testing import normal
 
 EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -20,14 +22,13 @@ TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-3, jnp.float16: 1e-3}
 XLA: dict[str, Any] = {"implementation": "xla"}
 
 
-def exact(x, thresholds, weights, scales=None):
+def exact(x, thresholds, weights):
     """Each row's own mask's product, in float64."""
     x = np.asarray(x.astype(jnp.float32), np.float64)
     out = []
     for layer, weight in enumerate(weights):
         masked = np.where(np.abs(x) >= np.asarray(thresholds[layer]), x, 0)
-        product = masked @ np.asarray(weight.astype(jnp.float32), np.float64)
-        out.append(product if scales is None else product * np.asarray(scales[layer]))
+        out.append(masked @ np.asarray(as_weight(weight).wide(), np.float64))
     return out
 
 
@@ -56,14 +57,15 @@ def test_product(triton, size, outs, batch, dtype, seed):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_int8_weights_with_scales(triton, batch, dtype):
-    weights = [jax.random.randint(jax.random.key(i), (100, n), -127, 128, jnp.int8) for i, n in enumerate((40, 24))]
-    scales = [jnp.abs(normal(5 + i, w.shape[1])) for i, w in enumerate(weights)]
+@pytest.mark.parametrize("rounded", [quantise_int8, quantise_int4])
+def test_integers_with_scales(triton, batch, dtype, rounded):
+    """Columns of two scales, and of a part of one."""
+    weights = [rounded(normal(i, 100, n)) for i, n in enumerate((40, 200))]
     x, thresholds = normal(7, batch, 100, dtype=dtype), jnp.abs(normal(8, 2, 100))
     kept = select(x, thresholds, CONFIG.rows, implementation="xla")
     for how in (XLA, triton):
-        found = sparse_product(kept, weights, scales, config=CONFIG, **how)
-        assert_close(found, exact(x, thresholds, weights, scales), TOLERANCE[dtype])
+        found = sparse_product(kept, weights, config=CONFIG, **how)
+        assert_close(found, exact(x, thresholds, weights), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -106,7 +108,7 @@ def test_lists_that_do_not_fit_are_refused(triton):
     with pytest.raises(ValueError, match="chunks of 32 channels; the configuration expects 64"):
         sparse_product(kept, [normal(1, 100, 8)], config=other, **triton)
     small = dataclasses.replace(CONFIG, block_rows=1)
-    with pytest.raises(ValueError, match="does not fit a batch of 1"):
+    with pytest.raises(ValueError, match="does not fit a batch of 1 with float32 weights"):
         sparse_product(kept, [normal(1, 100, 8)], config=small, **triton)
 
 
@@ -122,19 +124,19 @@ def test_a_kernel_that_cannot_run_here_is_refused():
     size=st.integers(1, 30_000),
     outs=st.lists(st.integers(1, 30_000), min_size=1, max_size=3),
     batch=st.integers(1, 16),
-    dtype=st.sampled_from(["int8", "bfloat16", "float32"]),
+    kind=st.sampled_from(["int4", "int8", "bfloat16", "float32"]),
 )
-def test_the_heuristic_always_answers(size, outs, batch, dtype):
-    config = heuristic(size, tuple(outs), batch, jnp.dtype(dtype).itemsize)
+def test_the_heuristic_always_answers(size, outs, batch, kind):
+    config = heuristic(size, tuple(outs), batch, kind)
     for value in (config.rows, config.block_rows, config.block_columns):
         assert value & (value - 1) == 0
-    assert valid(config, batch)
-    assert config == config_for(size, tuple(outs), batch, dtype, device="a device without tuned values")
+    assert valid(config, batch, kind)
+    assert config == config_for(size, tuple(outs), batch, kind, device="a device without tuned values")
 
 
 def test_the_search_space_holds_what_kernels_accept():
-    for batch in (1, 8):
-        configs = list(search_space(4096, (4096,), batch))
+    for batch, kind in ((1, "bfloat16"), (8, "bfloat16"), (1, "int4")):
+        configs = list(search_space(4096, (4096,), batch, kind))
         assert len(configs) > 20 and len(set(configs)) == len(configs)
-        assert all(valid(c, batch) for c in configs)
-    assert shape_key(4096, (14336, 14336), 1, 2) == "4096x14336+14336 batch 1 bytes 2"
+        assert all(valid(c, batch, kind) for c in configs)
+    assert shape_key(4096, (14336, 14336), 1, "bfloat16") == "4096x14336+14336 batch 1 bits 16"

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.models import checkpoint
 from wisparse_jax.models.checkpoint import convert
-from wisparse_jax.models.fingerprint import flat
-from wisparse_jax.models.loading import load, model_fingerprint
+from wisparse_jax.models.fingerprint import flat, model_fingerprint
+from wisparse_jax.models.loading import load
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)
 
@@ -300,3 +300,18 @@ def test_weights_of_another_configuration_are_refused(converted: Path, case: str
     (converted / "config.json").write_text(json.dumps(raw | change))
     with pytest.raises(WeightsError, match=message):
         load(converted)
+
+
+@pytest.mark.parametrize(("weights", "head"), [("int4", None), ("int8", "int8")])
+def test_rounded_weights_are_stored_rounded(tmp_path: Path, folder: Path, weights: str, head: str | None) -> None:
+    """What is read back is bit for bit what rounding gives, under the fingerprint of the model as it was."""
+    convert(folder, tmp_path / "out", weights, head)
+    expected, found = load(folder, "float32", weights, head=head), load(tmp_path / "out", "float32")
+    for a, b in zip(jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert found.fingerprint == expected.fingerprint
+    with pytest.raises(WisparseError, match="rounded to integers already"):
+        load(tmp_path / "out", "float32", weights)
+    with pytest.raises(WisparseError, match=r"its weights are rounded to int. (and int8 .head. )?already"):
+        convert(tmp_path / "out", tmp_path / "again")

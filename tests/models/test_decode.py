@@ -9,7 +9,7 @@ from kernels_pallas.fused_block import FusedConfig
 from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
-from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.rules import rules_of
@@ -94,6 +94,22 @@ def test_the_fused_step_is_the_separate_one():
             kept[i].append([int(n) for record in records for g in INPUT_GROUPS for n in record[g].sum(1)])
         differences.append(np.abs(out[1] - out[0]).max() / np.abs(out[0]).max())
     assert np.median(differences) < 0.02 and kept[0] == kept[1]
+
+
+def test_with_thresholds_of_zero_the_fused_step_is_the_dense_model():
+    config = tiny_config(num_blocks=2, windows=(None, None), head_dim=32)
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), with_random_vectors(tiny_model(config)).params)
+    start, interpret = jnp.zeros(1, jnp.int32), mosaic_problem() is not None
+    small = FusedConfig(blocks=6, threads=128, splits_in=1, splits_out=2, splits_down=2, attention_splits=2, depth=2)
+    caches, differences = [empty_cache(config, 1, 32, jnp.bfloat16)] * 2, []
+    for slot in range(3):
+        place = jnp.array([3 + 5 * slot]), jnp.int32(slot), start
+        want, caches[0] = token_logits(config, params, *place, caches[0], None)
+        got, caches[1] = kernel_token_logits(
+            config, params, *place, caches[1], zero_thresholds(config), "mosaic", interpret, fused_config=small
+        )
+        differences.append(np.abs(got - want).max() / np.abs(want).max())
+    assert np.median(differences) < 0.02
 
 
 def test_a_model_that_the_fused_step_cannot_run_says_why():

@@ -23,6 +23,8 @@ from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.score import ChannelGains, model_norms
 
+Tokens = Int[Array, "windows length"] | Int[np.ndarray, "windows length"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -66,7 +68,7 @@ class Calibration:
 
 def run_dense(
     model: Llama,
-    tokens: Int[Array, "windows length"] | Int[np.ndarray, "windows length"],
+    tokens: Tokens,
     settings: SearchSettings | None = None,
     seed: int = 0,
     text: str = "tokens given by the caller",
@@ -86,12 +88,32 @@ def run_dense(
         WisparseError: no windows, windows longer than the model's context, token ids outside the vocabulary, or
             activations that overflow, with the block and the input.
     """
-    started = time.perf_counter()
-    settings = SearchSettings() if settings is None else settings
-    windows = token_windows(model.config, tokens)
     config, params = model.config, model.params
     if basis is not None:
         config, params = folded_config(config), fold(config, params, basis)
+    settings = SearchSettings() if settings is None else settings
+    return _run(config, params, model_fingerprint(model), tokens, settings, seed, text, basis)
+
+
+def run_dense_on(calibration: Calibration, tokens: Tokens, settings: SearchSettings, seed: int) -> Calibration:
+    """The same model's run over other windows, in the same basis and with the same gains; as `run_dense`."""
+    same = calibration.config, calibration.params, calibration.fingerprint
+    made = _run(*same, tokens, settings, seed, calibration.text, calibration.basis)
+    return made.with_gains(calibration.gains)
+
+
+def _run(
+    config: LlamaConfig,
+    params: Params,
+    fingerprint: str,
+    tokens: Tokens,
+    settings: SearchSettings,
+    seed: int,
+    text: str,
+    basis: Basis | None,
+) -> Calibration:
+    started = time.perf_counter()
+    windows = token_windows(config, tokens)
     count, length = windows.shape
     positions = settings.sparse_positions(length)
     first = length - positions
@@ -108,7 +130,7 @@ def run_dense(
         statistics.append(BlockStatistics(samples, gains[b]))
     hidden = jax.block_until_ready(rms_norm(inputs[-1], params["norm"], config.norm_eps))
     return Calibration(
-        config, params, model_fingerprint(model), windows, jnp.asarray(windows[:, first:]), first, inputs, hidden,
+        config, params, fingerprint, windows, jnp.asarray(windows[:, first:]), first, inputs, hidden,
         caches, gains, statistics, time.perf_counter() - started, text, basis,
     )  # fmt: skip
 

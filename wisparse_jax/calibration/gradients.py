@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float64, Int, Key
 
+from kernels_pallas.weight import Weight
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.statistics import GROUP_OF
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
@@ -110,8 +111,7 @@ def _block_gradients(
 
 def _through(layer: Params, gradient: Float[Array, "tokens out"]) -> Float[Array, "tokens in_channels"]:
     """`W g` of every token."""
-    scaled = gradient * layer["scale"] if "scale" in layer else gradient
-    return jnp.matmul(scaled, layer["kernel"].T.astype(jnp.float32), precision=lax.Precision.HIGH)
+    return jnp.matmul(gradient, Weight.of(layer).wide().T, precision=lax.Precision.HIGH)
 
 
 def gradient_gains(calibration: Calibration, tokens: int, seed: int) -> list[ChannelGains]:

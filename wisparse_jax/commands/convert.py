@@ -13,13 +13,17 @@ class Convert:
     """Write a model as an Orbax checkpoint that every command accepts."""
 
     model: Positional[str]
-    """A folder, a hub id, or `demo`."""
+    """A folder, a hub id, `demo`, or a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model."""
     out: Positional[Path]
     """Folder to write; it must not exist."""
+    weights: str | None = None
+    """int8 or int4 rounds the block weights, so that nothing is rounded when the model is loaded."""
+    head: str | None = None
+    """int8 rounds the head."""
 
     def run(self) -> None:
         """Convert."""
         from wisparse_jax.models.checkpoint import convert
 
-        convert(self.model, self.out)
+        convert(self.model, self.out, self.weights, self.head)
         print(self.out)

@@ -149,7 +149,6 @@ def evaluate(
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: leaves nothing to score in windows of {length} tokens")
 
     params, config = model.params, model.config
-    alike = {name: _same_caches(params, plan.params) for name, plan in (plans or {}).items()}
     dense: list[np.ndarray] = []
     sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans or {}}
     for batch in _bar(_batches(ids), progress):
@@ -158,7 +157,8 @@ def evaluate(
         dense.append(np.asarray(nll)[:rows])
         for name, plan in (plans or {}).items():
             rules = plan.rules if isinstance(plan, SparseLlama) else None
-            own = cache if alike[name] else _dense(plan.config, first, plan.params, batch_ids)[2]
+            # Values in another basis, or by rounded weights, are not the model's: such a plan starts by its own.
+            own = cache if _same_weights(plan.params, params) else _dense(plan.config, first, plan.params, batch_ids)[2]
             out = _sparse(plan.config, first, plan.params, batch_ids, reference, own, rules)
             sparse[name].append(tuple(np.asarray(value, np.float64)[:rows] for value in out))
     scores = {}
@@ -170,17 +170,10 @@ def evaluate(
     )
 
 
-def _same_caches(params: Params, other: Params) -> bool:
-    """Whether a cache of some weights serves others: the same or their int8 form, not those of another basis."""
-    pairs = zip(params["blocks"], other["blocks"], strict=True)
-    return all(bool(_as_stored(block["v"], own["v"])) for block, own in pairs)
-
-
-@jax.jit
-def _as_stored(layer: Params, other: Params) -> Bool[Array, ""]:
-    one, two = (wide["kernel"].astype(jnp.float32) * wide.get("scale", 1.0) for wide in (layer, other))
-    # Every basis changes v: its rows, its columns, or both. Rounding to int8 moves no weight by a whole scale.
-    return jnp.all(jnp.abs(one - two) <= layer.get("scale", 0.0) + other.get("scale", 0.0))
+def _same_weights(one: Params, other: Params) -> bool:
+    """Whether the blocks are the same arrays."""
+    pairs = zip(jax.tree.leaves(one["blocks"]), jax.tree.leaves(other["blocks"]), strict=False)
+    return len(one["blocks"]) == len(other["blocks"]) and all(a is b for a, b in pairs)
 
 
 def _batches(ids: Int32[np.ndarray, "windows length"]) -> list[tuple[Array, int]]:

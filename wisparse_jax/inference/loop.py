@@ -21,7 +21,7 @@ from kernels_pallas.kept import LARGEST_BATCH
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits
+from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import Cache, Params, empty_cache, head, hidden_states, layout
 from wisparse_jax.models.rules import Rules, merge_biases, thresholds_of
 
@@ -80,13 +80,13 @@ def decode_implementation(
 ) -> str:
     """What `decode` runs.
 
-    "mosaic": the sparse kernels, several decoder blocks in one launch of a Mosaic kernel; "triton": the
-    sparse kernels as launches of their own, by Triton; "xla": dense or masked-dense products.
+    "mosaic": the kernels, several decoder blocks in one launch of a Mosaic kernel, also for a dense model; "triton":
+    the sparse kernels as launches of their own, by Triton; "xla": dense or masked-dense products.
 
     Args:
         config: of the model.
         params: its weights.
-        rules: of a sparse model, None for a dense one, which XLA runs.
+        rules: of a sparse model, None for a dense one.
         batch: sequences.
         implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
             Mosaic kernel if it can run the model.
@@ -99,8 +99,8 @@ def decode_implementation(
     except ValueError as error:
         raise WisparseError(str(error)) from None
     if implementation in ("triton", "mosaic"):
-        if rules is None:
-            raise WisparseError(f"implementation = {implementation!r} runs sparse models only; this one is dense")
+        if rules is None and implementation == "triton":
+            raise WisparseError("implementation = 'triton' runs sparse models only; this one is dense")
         if batch > LARGEST_BATCH:
             raise WisparseError(
                 f"implementation = {implementation!r} takes at most {LARGEST_BATCH} sequences, found {batch}"
@@ -109,10 +109,11 @@ def decode_implementation(
         if problem is not None:
             raise WisparseError(f"implementation = 'mosaic' {problem}")
         return chosen
-    if chosen == "xla" or rules is None or batch > KERNEL_BATCH:
+    if chosen == "xla" or batch > KERNEL_BATCH:
         return "xla"
-    fits = mosaic_problem() is None and fused_step_problem(config, params, batch) is None
-    return "mosaic" if fits else "triton"
+    if mosaic_problem() is None and fused_step_problem(config, params, batch) is None:
+        return "mosaic"
+    return "xla" if rules is None else "triton"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -128,10 +129,14 @@ def decode(
     implementation: str = "xla",
 ) -> LoopState:
     """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`."""
-    if implementation in ("triton", "mosaic") and rules is not None:
-        # Once, before the loop: the thresholds stacked, and biases added, since all its positions are sparse.
-        params = merge_biases(params, rules)
-        stacked = group_thresholds(thresholds_of(rules))
+    if implementation in ("triton", "mosaic"):
+        if rules is None:
+            # Zeros that XLA does not know, as it would make those anew in every turn of the loop.
+            stacked = lax.optimization_barrier(zero_thresholds(config))
+        else:
+            # Once, before the loop: the thresholds stacked, and biases added, since all its positions are sparse.
+            params = merge_biases(params, rules)
+            stacked = group_thresholds(thresholds_of(rules))
         next_logits = functools.partial(kernel_token_logits, thresholds=stacked, implementation=implementation)
     else:
         next_logits = functools.partial(token_logits, rules=rules)

@@ -17,10 +17,11 @@ import numpy as np
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.files.reading import LARGE
-from wisparse_jax.models import hub, tokenizer
-from wisparse_jax.models.config import LlamaConfig, read_config
+from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.weights import place, read_weights
 
 MANIFEST = "wisparse.json"
@@ -33,7 +34,7 @@ LARGEST_FILE = 256 << 20  # bytes of a configuration or tokenizer file
 class _Tensor:
     """What the manifest says of a stored tensor; checkpoints of version 1 have no digests."""
 
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "uint8"]
     shape: list[int]
     digest: str | None = None
 
@@ -45,6 +46,8 @@ class _Manifest:
     fingerprint: str
     tensors: dict[str, _Tensor]
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests, by name
+    weights: Literal["int8", "int4"] | None = None  # what the block linears were rounded to
+    head: Literal["int8"] | None = None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -52,34 +55,59 @@ def is_checkpoint(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST)
 
 
-def convert(name: str | Path, out: str | Path) -> None:
-    """Write a model as an Orbax checkpoint folder: its weights as stored, configuration and tokenizer.
+def convert(name: str | Path, out: str | Path, weights: str | None = None, head: str | None = None) -> None:
+    """Write a model as an Orbax checkpoint folder: its weights as stored or rounded, configuration and tokenizer.
 
     The folder appears whole or not at all, with a digest of every tensor and file in it.
 
     Args:
-        name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
+        name: a folder (in Hugging Face format, or converted), a hub id, `demo`, or a GGUF file, whose quantised
+            tensors become bfloat16.
         out: the new folder; missing folders above it are made.
+        weights: "int8" or "int4" rounds the block linears; plans for the model apply as before.
+        head: "int8" rounds the head.
 
     Raises:
         WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
     check_new_folder(out, WisparseError)
-    source = hub.resolve(name)
-    params, stored = read_params(source, read_config(source))
-    names = [name for name in ("config.json", "generation_config.json", *tokenizer.FILES) if (source / name).exists()]
-    files = {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}
+    files, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
+    params = quantise_params(params, weights, head)
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
         for path, leaf in flat(params).items()
     }
     manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
+    manifest |= {kind: value for kind, value in (("weights", weights), ("head", head)) if value is not None}
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         _save(folder / WEIGHTS, params, out)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
+    source = hub.resolve(name)
+    if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
+        raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
+    params, stored = read_params(source, read_config(source))
+    names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
+    return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
+
+
+def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """The same of a GGUF file."""
+    from wisparse_jax.models.gguf_tokenizer import tokenizer_files
+
+    file = gguf.GgufFile(Path(name).expanduser())
+    raw = gguf.hf_config(file)
+    ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
+    texts = {"config.json": raw, "generation_config.json": ends}
+    files = {name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()}
+    return files | tokenizer_files(file), *gguf.read_gguf(file, parse_config(raw))
 
 
 def read_params(
@@ -110,7 +138,8 @@ def read_checkpoint(
             were written.
     """
     manifest = read_json(folder / MANIFEST, _Manifest, WeightsError, LARGE)
-    shapes = param_shapes(config)
+    # As they are made, so that another kind of weights has other names and shapes.
+    shapes = jax.eval_shape(lambda p: quantise_params(p, manifest.weights, manifest.head), param_shapes(config))
     leaves = flat(shapes)
     if differing := sorted(leaves.keys() ^ manifest.tensors.keys()):
         problem = "missing" if differing[0] in leaves else "unexpected"
@@ -127,13 +156,21 @@ def read_checkpoint(
         if verify and manifest.tensors[path].digest not in (None, _digest(stored)):
             raise WeightsError(f"{where} is not the one that was converted: its values have another digest")
         samples[path] = (stored.shape, sample(stored))
-        values[path] = place(stored, dtype, False, where)
-    if (found := digest(config, samples)) != manifest.fingerprint:
+        # Integers and what they are multiplied with stay what they are.
+        kept = path.endswith(".scale") or jnp.issubdtype(stored.dtype, jnp.integer)
+        values[path] = stored if kept else place(stored, dtype, False, where)
+    # Of rounded weights the fingerprint is that of the model as it was, which they do not tell.
+    if not _kinds(manifest) and (found := digest(config, samples)) != manifest.fingerprint:
         raise WeightsError(
             f"{folder}: the weights or the configuration are not those that were converted: expected fingerprint "
             f"{manifest.fingerprint}, found {found}"
         )
     return jax.tree.unflatten(jax.tree.structure(shapes), list(values.values())), manifest.fingerprint
+
+
+def _kinds(manifest: _Manifest) -> str:
+    """What the weights were rounded to, for a message; nothing for those as they were."""
+    return " and ".join(kind for kind in (manifest.weights, manifest.head and f"{manifest.head} (head)") if kind)
 
 
 def _digest(data: Any) -> str:
@@ -146,7 +183,7 @@ def _digest(data: Any) -> str:
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:
     for name, expected in files.items():
-        if name != Path(name).name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise WeightsError(f"{folder / MANIFEST}: files: expected names of files in the folder, found {name!r}")
         if _digest(read_bytes(folder / name, WeightsError, LARGEST_FILE)) != expected:
             raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")
@@ -185,7 +222,12 @@ def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, j
             how = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
             try:
-                array = reader.restore(folder.absolute(), args=args)[path]
+                array: Any = reader.restore(folder.absolute(), args=args)[path]
+                if not isinstance(array, jax.Array) or (array.shape, array.dtype.name) != (
+                    item[path].shape,
+                    leaf.dtype,
+                ):
+                    raise ValueError("it holds something else")
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 raise WeightsError(
                     f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {_first_line(error)}"

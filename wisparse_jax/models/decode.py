@@ -28,6 +28,7 @@ from kernels_pallas.kept import Kept
 from kernels_pallas.select import select_attention, select_gated, select_norm
 from kernels_pallas.select.reference import add_parts
 from kernels_pallas.sparse_product import Config, config_for, sparse_product
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, head, layout, rms_norm
 from wisparse_jax.models.rules import Thresholds
@@ -43,17 +44,22 @@ def group_thresholds(thresholds: Thresholds) -> list[GroupThresholds]:
     return [{g: jnp.stack([b[n] for n in layers]) for g, layers in INPUT_GROUPS.items()} for b in thresholds]
 
 
+def zero_thresholds(config: LlamaConfig) -> list[GroupThresholds]:
+    """Thresholds that keep every channel: with them the kernels' step is the dense model's; all blocks share them."""
+    shared = {g: jnp.zeros((len(ns), config.layer_shapes[ns[0]][0]), jnp.float32) for g, ns in INPUT_GROUPS.items()}
+    return [shared] * config.num_blocks
+
+
 def product_configs(config: LlamaConfig, params: Params, batch: int) -> dict[str, Config]:
     """How the Triton kernel cuts each group's product into programs on this device."""
-    dtype = params["blocks"][0]["q"]["kernel"].dtype
+    kind = Weight.of(params["blocks"][0]["q"]).kind
     shapes = {g: [config.layer_shapes[n] for n in layers] for g, layers in INPUT_GROUPS.items()}
-    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, dtype) for g, s in shapes.items()}
+    return {g: config_for(s[0][0], tuple(out for _, out in s), batch, kind) for g, s in shapes.items()}
 
 
 def fused_step_problem(config: LlamaConfig, params: Params, batch: int) -> str | None:
     """Why the "mosaic" step cannot run a model, if it cannot."""
-    weights, activations = params["blocks"][0]["o"]["kernel"].dtype, params["embed"].dtype
-    return fused_block_problem(fused_shape(config, params), batch, weights, activations)
+    return fused_block_problem(fused_shape(config, params), batch, params["embed"].dtype)
 
 
 def fused_shape(config: LlamaConfig, params: Params) -> FusedShape:
@@ -202,6 +208,5 @@ class _Step:
 
     def multiply(self, block: Params, group: str, kept: Kept, record: Record) -> tuple[Array, ...]:
         record[group] = kept.counts
-        layers = [block[name] for name in INPUT_GROUPS[group]]
-        weights, scales = [layer["kernel"] for layer in layers], [layer.get("scale") for layer in layers]
-        return sparse_product(kept, weights, scales, self.configs[group], **self.how)
+        weights = [Weight.of(block[name]) for name in INPUT_GROUPS[group]]
+        return sparse_product(kept, weights, self.configs[group], **self.how)

@@ -19,6 +19,7 @@ from kernels_pallas import sparse_linear
 from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.rules import BlockRules, Rules
 
@@ -177,11 +178,11 @@ def _linear(params: Params, rules: BlockRules | None, record: dict[str, Any] | N
     if record is not None:
         record[name] = inputs
     layer, rule = params[name], None if rules is None else rules[name]
-    weight, scale = layer["kernel"], layer.get("scale")
+    weight = Weight.of(layer)
     if rule is None or rule.thresholds is None:
-        out = dot(inputs, weight, scale)
+        out = dot(inputs, weight)
     else:
-        out = sparse_linear(inputs, weight, rule.thresholds, scale, implementation="xla")
+        out = sparse_linear(inputs, weight, rule.thresholds, implementation="xla")
     if "bias" in layer:
         out = out + layer["bias"]
     return out if rule is None or rule.bias is None else out + rule.bias.astype(out.dtype)
@@ -195,19 +196,22 @@ def hidden_states(
     cache: Cache | None = None,
     rules: Rules | None = None,
     records: list[dict[str, Any]] | None = None,
+    rematerialise: bool = False,
 ) -> tuple[Float[Array, "batch length hidden"], Cache]:
     """The final normed hidden states, and the cache; see `block` for the arguments.
 
-    `records`, if given, receives one `record` of linear inputs per block.
+    `records`, if given, receives one `record` of linear inputs per block. `rematerialise` computes every block once
+    more in a backward pass, which then keeps the blocks' inputs alone; it takes no records.
     """
     x = params["embed"][tokens]
+    run = jax.checkpoint(block, static_argnums=(0, 1)) if rematerialise else block
     new = []
     for i, weights in enumerate(params["blocks"]):
         record = None
         if records is not None:
             records.append(record := {})
         with jax.named_scope(f"block_{i}"):
-            x, kept = block(
+            x, kept = run(
                 config,
                 config.windows[i],
                 weights,
@@ -224,7 +228,7 @@ def hidden_states(
 def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
     """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"].T
-    return dot(hidden, weight).astype(jnp.float32)
+    return dot(hidden, Weight.of(weight) if isinstance(weight, dict) else weight).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

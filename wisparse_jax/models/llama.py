@@ -22,7 +22,7 @@ Params = dict[str, Any]
 
 
 class Linear(nnx.Module):
-    """`kernel[in, out]`, a bias where the family has one, and the columns' scale where the kernel is int8."""
+    """`kernel[in, out]`, a bias where the family has one, and a scale where the kernel is int8 or int4 (`Weight`)."""
 
     def __init__(self, params: Params):
         for name, array in params.items():
@@ -57,8 +57,10 @@ class Llama(nnx.Module):
         self.embed = nnx.Param(params["embed"])
         self.blocks = nnx.List([Block(block) for block in params["blocks"]])
         self.norm = nnx.Param(params["norm"])
-        if not config.tied_embeddings:
-            self.lm_head = nnx.Param(params["lm_head"])
+        if "lm_head" in params:
+            # A head in int8 has a scale, and a tied model has one beside its embedding.
+            head = params["lm_head"]
+            self.lm_head = Linear(head) if isinstance(head, dict) else nnx.Param(head)
 
     @classmethod
     def from_params(cls, config: LlamaConfig, params: Params) -> Llama:

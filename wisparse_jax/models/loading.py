@@ -31,6 +31,7 @@ def load(
     weights: str | None = None,
     basis: Basis | None = None,
     verify: bool = True,
+    head: str | None = None,
 ) -> Llama:
     """Load a model onto the default device.
 
@@ -38,22 +39,21 @@ def load(
         name: a folder (in Hugging Face format, or written by `wisparse convert`), a hub id `org/name`, or `demo`.
         dtype: "float32", "bfloat16" or "float16", of weights and activations; None is bfloat16 on GPU and TPU,
             float32 on CPU.
-        weights: "int8" for block linears in int8, one scale per output channel; None keeps them as they are.
-        basis: a plan's, to fold the weights into; tensor by tensor, before any rounding to int8.
+        weights: "int8" for block linears in int8, one scale per output channel; "int4" in int4, one for 128 of them
+            and an input channel; None keeps them as they are.
+        basis: a plan's, to fold the weights into; tensor by tensor, before any rounding to int8 or int4.
         verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
+        head: "int8" for the head in int8, one scale per token of the vocabulary; None keeps it as it is.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
         WisparseError: no such model, or an unknown dtype or kind of weights.
     """
-    if weights not in (None, "int8"):
-        raise WisparseError(f"weights = {weights!r}: expected int8, or nothing for those of the model")
+    check_kinds(dtype, weights, head)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in DTYPES:
-        raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
-    folder = hub.resolve(name)
+    folder = hub.resolve(name, ("config", "weights"))
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype, verify)
     if basis is not None:
@@ -61,11 +61,25 @@ def load(
     model = Llama.from_params(config, params)
     model.fingerprint = stored
     model.basis_digest = None if basis is None else basis.digest()
-    if weights == "int8":
+    if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
 
-        return quantise(model)
+        return quantise(model, weights, head)
     return model
+
+
+def check_kinds(dtype: str | None = None, weights: str | None = None, head: str | None = None) -> None:
+    """Refuse kinds of numbers that `load` does not know.
+
+    Raises:
+        WisparseError: an unknown dtype or kind of weights.
+    """
+    for option, found, offered in (("weights", weights, ("int8", "int4")), ("head", head, ("int8",))):
+        if found is not None and found not in offered:
+            expected = " or ".join(offered)
+            raise WisparseError(f"{option} = {found!r}: expected {expected}, or nothing for those of the model")
+    if dtype is not None and dtype not in DTYPES:
+        raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -74,7 +88,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     Raises:
         WisparseError: no such model, or no usable tokenizer in its folder.
     """
-    return read_tokenizer(hub.resolve(name))
+    return read_tokenizer(hub.resolve(name, ("config", "tokenizer")))
 
 
 def read_model_config(folder: Path) -> LlamaConfig:

@@ -1,44 +1,118 @@
-"""int8 weights: symmetric, one scale per output channel, the block linears only."""
+"""Block linears in int8 or int4, rounded to the nearest; see `Weight` for how they are stored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float
 
+from kernels_pallas.weight import GROUP, MIDDLE, Weight
+from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.forward import Params
 from wisparse_jax.models.llama import Llama
 
 LARGEST = 127
+# The scale of an int4 group is one of these shares of largest / 7.5, of either sign: whichever rounds the group best.
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+SCALE_BITS = 5  # significant ones: times four bits of a weight, of which 8 needs one and 7 three, that is a bfloat16
 
 
 @jax.jit
-def quantise_kernel(
-    kernel: Float[Array, "in_channels out"],
-) -> tuple[Int8[Array, "in_channels out"], Float[Array, " out"]]:
+def quantise_int8(kernel: Float[Array, "in_channels out"]) -> Weight:
     """`round(W / scale)` and `scale = max_i |W_ij| / 127`, so that no weight is off by more than half a scale."""
     wide = kernel.astype(jnp.float32)
     # A column of zeros has any scale.
     scale = jnp.maximum(jnp.abs(wide).max(axis=0), jnp.finfo(jnp.float32).tiny * LARGEST) / LARGEST
-    return jnp.round(wide / scale).astype(jnp.int8), scale
+    return Weight(jnp.round(wide / scale).astype(jnp.int8), scale)
 
 
-def quantise_params(params: Params) -> Params:
-    """The parameters with every block linear's kernel in int8 and its `scale` beside it; the rest is shared."""
+@jax.jit
+def quantise_int4(kernel: Float[Array, "in_channels out"]) -> Weight:
+    """`clip(round(W / scale), -8, 7)` for 128 columns of an input channel's row at a time.
+
+    The scale is the one among a few with the least squared error of its group. With a negative one the largest weight
+    may be the one that -8 stands for. No well-kept library's array type is used, as none has the bytes and the scales
+    in the order in which the kernels read them.
+
+    Raises:
+        WisparseError: an odd number of columns.
+    """
+    size_in, size_out = kernel.shape
+    if size_out % 2:
+        raise WisparseError(f"int4 weights: expected an even number of columns, found {size_out}")
+    groups = -(-size_out // GROUP)
+    # Padded with zeros, which every scale rounds to zeros.
+    wide = jnp.pad(kernel.astype(jnp.float32), ((0, 0), (0, groups * GROUP - size_out)))
+    wide = wide.reshape(size_in, groups, GROUP)
+    largest = jnp.maximum(jnp.abs(wide).max(axis=2), jnp.finfo(jnp.float32).tiny * 2.0**20)
+
+    def rounded(scale: Array) -> Array:
+        return jnp.clip(jnp.round(wide / scale[..., None]), -MIDDLE, MIDDLE - 1)
+
+    best = least = None
+    for share in SHARES:
+        for sign in (1.0, -1.0):
+            scale = _significant(sign * share / 7.5 * largest)
+            error = jnp.square(rounded(scale) * scale[..., None] - wide).sum(axis=2)
+            if best is None or least is None:
+                best, least = scale, error
+            else:
+                best, least = jnp.where(error < least, scale, best), jnp.minimum(error, least)
+    assert best is not None
+    numbers = (rounded(best) + MIDDLE).astype(jnp.uint8).reshape(size_in, -1)[:, :size_out]
+    return Weight(numbers[:, ::2] | (numbers[:, 1::2] << 4), best.T.astype(jnp.bfloat16))
+
+
+def _significant(scale: Array) -> Array:
+    """Rounded to `SCALE_BITS` significant bits."""
+    mantissa, exponent = jnp.frexp(scale)
+    return jnp.ldexp(jnp.round(mantissa * 2**SCALE_BITS) / 2**SCALE_BITS, exponent)
+
+
+KINDS: dict[str, Callable[[Array], Weight]] = {"int8": quantise_int8, "int4": quantise_int4}
+
+
+def quantise_params(params: Params, kind: str | None, head: str | None = None) -> Params:
+    """The parameters with every block linear's kernel in int8 or int4 and its `scale` beside it; the rest is shared.
+
+    Args:
+        params: of a model.
+        kind: "int8", "int4" or None, which leaves the block linears as they are.
+        head: likewise for the head, "int8" or None; a tied model's becomes one beside its embedding.
+
+    Raises:
+        WisparseError: no such kind, or a layer that cannot have it.
+    """
+    for name, found, offered in (("weights", kind, tuple(KINDS)), ("head", head, ("int8",))):
+        if found is not None and found not in offered:
+            raise WisparseError(f"{name} = {found!r}: expected {' or '.join(offered)}, or nothing to keep the model's")
+    if (kind and "scale" in params["blocks"][0]["q"]) or (head and isinstance(params.get("lm_head"), dict)):
+        raise WisparseError("the model's weights are rounded to integers already: load it as it is stored")
+    if head is not None:
+        weight = quantise_int8(params["lm_head"] if "lm_head" in params else params["embed"].T)
+        params = params | {"lm_head": {"kernel": weight.values, "scale": weight.scales}}
+    if kind is None:
+        return params
     blocks = []
     for block in params["blocks"]:
         made = dict(block)
         for name in LAYERS:
-            kernel, scale = quantise_kernel(block[name]["kernel"])
-            made[name] = block[name] | {"kernel": kernel, "scale": scale}
+            weight = KINDS[kind](block[name]["kernel"])
+            made[name] = block[name] | {"kernel": weight.values, "scale": weight.scales}
         blocks.append(made)
     return params | {"blocks": blocks}
 
 
-def quantise(model: Llama) -> Llama:
-    """The model with int8 block linears; plans made for the model apply to it."""
-    made = Llama.from_params(model.config, quantise_params(model.params))
+def quantise(model: Llama, kind: str | None = "int8", head: str | None = None) -> Llama:
+    """The model with block linears in int8 or int4, or its head in int8; plans made for the model apply to it.
+
+    Raises:
+        WisparseError: see `quantise_params`.
+    """
+    made = Llama.from_params(model.config, quantise_params(model.params, kind, head))
     made.fingerprint, made.basis_digest = model_fingerprint(model), model.basis_digest
     return made

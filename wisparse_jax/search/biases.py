@@ -114,7 +114,7 @@ def _divergence(
     caches: Cache,
 ) -> Float[Array, " windows"]:
     where = layout(config, *tokens.shape, first)
-    out, _ = hidden_states(config, params, tokens, where, caches, with_biases(rules, biases))
+    out, _ = hidden_states(config, params, tokens, where, caches, with_biases(rules, biases), rematerialise=True)
     return jnp.mean(kl_divergence(head(params, hidden), head(params, out)), axis=1)
 
 

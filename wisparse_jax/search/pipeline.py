@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from wisparse_jax import __version__
-from wisparse_jax.calibration.dense import Calibration, run_dense
+from wisparse_jax.calibration.dense import Calibration, Tokens, run_dense, run_dense_on
 from wisparse_jax.calibration.gradients import gradient_gains
 from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.sparse_run import Biases, Thresholds, sparse_thresholds
@@ -42,7 +42,6 @@ from wisparse_jax.sparsity.methods import DEFAULT, Method, get_method
 from wisparse_jax.sparsity.plan import SparsityPlan
 from wisparse_jax.sparsity.score import ChannelGains
 
-Tokens = Int[Array, "windows length"] | Int[np.ndarray, "windows length"]
 # Fewer windows than this leave none to hold out.
 FEWEST_WINDOWS = 4
 FEW_TOKENS = 2_048  # below it a search is warned about
@@ -222,21 +221,40 @@ class Search:
             self.plain = self.calibration = run_dense(model, training, settings, seed, text)
         if self.calibration.tokens.size < FEW_TOKENS:
             self._note(f"a search on {self.calibration.tokens.size} sparse positions may over-fit them")
+        self.held_out = self._on_held_out(self.calibration)
         if method.basis != "none":
-            self.calibration = self._rotated(training)
+            self._try("basis", self._rotated(training), basis="none")
         if method.gains == "gradients":
-            self.calibration = self._with_gradient_gains()
-        self.held_out = self._held_out()
+            self._try("gains", self._with_gradient_gains(), gains="norms", exponent=0.0)
 
-    def _held_out(self) -> Calibration | None:
-        """The dense run on the windows that are held out, in the basis and with the gains of the others."""
+    def _on_held_out(self, calibration: Calibration) -> Calibration | None:
+        """The same model's dense run on the windows that are held out."""
         if not len(self.held_out_windows):
             return None
         with self.progress.stage("held out"):
-            made = run_dense(
-                self.model, self.held_out_windows, self.settings, self.seed, self.text, self.calibration.basis
-            )
-        return made.with_gains(self.calibration.gains)
+            return run_dense_on(calibration, self.held_out_windows, self.settings, self.seed)
+
+    def _try(self, name: str, made: Calibration, **without: Any) -> None:
+        """Go on with what a stage made if it helps uniform sparsity on the held-out windows, or there are none."""
+        held_out = self._on_held_out(made)
+        if self.held_out is not None and held_out is not None:
+            with self.progress.stage("held out"):
+                before = self._uniform_divergence(self.held_out, "norms")
+                after = self._uniform_divergence(held_out, "gradients" if name == "gains" else "norms")
+            self.history[f"{name}, held-out KL"] = [before, after]
+            if not after < before:
+                self._note(f"{name}: dropped, held-out KL {after:.4f} instead of {before:.4f}")
+                self.method = dataclasses.replace(self.method, **without)
+                return
+        self.calibration, self.held_out = made, held_out
+
+    def _uniform_divergence(self, held_out: Calibration, gains: str) -> float:
+        """The held-out KL of uniform sparsity; the windows' own scores set the thresholds."""
+        shape = (held_out.config.num_blocks, len(LAYERS))
+        exponents = np.full(shape, 1.0 if gains == "gradients" else 0.0)
+        taus = sparse_thresholds(held_out, exponents, np.full(shape, self.settings.basis_sparsity)).taus
+        rules = threshold_rules(held_out.gains, exponents, taus)
+        return self._divergence(SparseLlama(held_out.config, held_out.params, rules))
 
     def _set_thresholds(self, exponents: Table, sparsities: Table, biases: Biases | None = None) -> Thresholds:
         """Thresholds that realise the sparsities.
@@ -354,11 +372,12 @@ class Search:
             problem = self._problem(target, exponents)
             allocation = get_allocator(self.method.allocator)(problem)
             self.history[f"budgets {target:g}"] = allocation.history
-        if self.method.allocator == "evolution":
-            # Found on the tokens of the search; TEAL's budget is what it started from.
-            start = get_allocator("greedy")(problem).sparsities
-            return self._better("budgets", target, (exponents, start), (exponents, allocation.sparsities))[1]
-        return allocation.sparsities
+        # What was found on the tokens of the search against what it started from, which for an evolution is TEAL's.
+        starts = {"evolution": "greedy", "second-order": "uniform"}
+        if self.method.allocator not in starts:
+            return allocation.sparsities
+        start = get_allocator(starts[self.method.allocator])(problem).sparsities
+        return self._better("budgets", target, (exponents, start), (exponents, allocation.sparsities))[1]
 
     def _problem(self, target: float, exponents: Table) -> BudgetProblem:
         """The problem of a target; what was computed for another one is shared where the exponents are the same."""
@@ -400,7 +419,9 @@ class Search:
 
     def _held_out_kl(self, exponents: Table, sparsities: Table) -> float:
         found = self._set_thresholds(exponents, sparsities)
-        sparse = self._sparse(threshold_rules(self.calibration.gains, exponents, found.taus))
+        return self._divergence(self._sparse(threshold_rules(self.calibration.gains, exponents, found.taus)))
+
+    def _divergence(self, sparse: SparseLlama) -> float:
         return self._evaluate({"plan": sparse}).sparse["plan"].divergence.mean
 
     def _sparse(self, rules: Any) -> SparseLlama:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.rules import BlockRules, ChannelRule
 
@@ -26,11 +27,10 @@ ChannelGains = dict[str, Float[Array, "_"]]
 
 @jax.jit
 def channel_norms(
-    kernel: Num[Array, "in_channels out"], scale: Float[Array, " out"] | None = None
+    kernel: Num[Array, "in_channels _"], scale: Num[Array, "..."] | None = None
 ) -> Float[Array, " in_channels"]:
-    """`||W_i||_2` of every input channel, in float32; the scale is that of an int8 kernel's columns."""
-    wide = kernel.astype(jnp.float32)
-    return jnp.sqrt(jnp.sum(jnp.square(wide if scale is None else wide * scale), axis=1))
+    """`||W_i||_2` of every input channel, in float32; the scale is that of an int8 or int4 kernel."""
+    return jnp.sqrt(jnp.sum(jnp.square(Weight(kernel, scale).wide()), axis=1))
 
 
 def model_norms(params: dict[str, Any]) -> list[ChannelGains]:
