@@ -91,7 +91,7 @@ def test_a_sparse_model_goes_through_jit_vmap_and_grad(model, sparse):
     other = SparseLlama(model.config, model.params, rules(model.config, 1))
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), sparse.rules, other.rules)
-    axes = SparseLlama(model.config, None, 0)  # pyright: ignore[reportArgumentType]
+    axes = SparseLlama.tree_unflatten(model.config, (None, 0))
     both = jax.vmap(lambda m: m(TOKENS), in_axes=(axes,))(SparseLlama(model.config, model.params, stacked))
     for found, one in zip(both, (sparse, other), strict=True):
         np.testing.assert_allclose(found, one(TOKENS), rtol=1e-3, atol=1e-3)
