@@ -209,6 +209,8 @@ def budgets_by_block(rows: list[Row], title: str) -> Any:
                 ax.set_title(f"{name}, {title}", fontsize=8)
             else:
                 ax.set_xlabel("block")
+                ax.set_ylim(-0.05, 1.05 * max(1.0, *(r["exponent"] for r in rows)))
+            ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
             if column == 0:
                 ax.set_ylabel(label)
     axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -231,6 +233,7 @@ def predicted_against_measured(rows: list[Row], title: str) -> Any:
     axes.plot(ends, ends, color="black", lw=0.8, ls=":")
     found = f"r = {np.corrcoef(both.T)[0, 1]:.3f}, {len(both)} plans"
     axes.text(0.97, 0.03, found, transform=axes.transAxes, ha="right")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
     axes.set(xlabel="predicted KL, nats per token", ylabel="measured KL, nats per token")
     axes.set_title(title, fontsize=8)
     axes.legend(fontsize=7)
