@@ -63,15 +63,16 @@ def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any
 
 def mean(rows: list[Row], column: str) -> float:
     """Of a column, over the rows that have it; nan if none has."""
-    values = [row[column] for row in rows if row.get(column) is not None]
+    values: list[float] = [row[column] for row in rows if row.get(column) is not None]
     return float(np.mean(values)) if values else math.nan
 
 
 def _error(rows: list[Row], column: str) -> float:
     """Of a mean over seeds: their windows are the same, so their errors do not average out; their spread does."""
-    values, errors = ([row.get(name) for row in rows] for name in (column, f"{column}_error"))
-    if any(value is None for value in values + errors):
+    if any(row.get(name) is None for row in rows for name in (column, f"{column}_error")):
         return math.nan
+    values: list[float] = [row[column] for row in rows]
+    errors: list[float] = [row[f"{column}_error"] for row in rows]
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
     return math.hypot(float(np.mean(errors)), spread)
 
