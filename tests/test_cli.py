@@ -166,7 +166,7 @@ BAD = {
     "temperature": ("generate demo --prompt x --temperature -1", "temperature = -1.0"),
     "top-k": ("generate demo --prompt x --top-k 0", "top-k = 0"),
     "long answer": ("generate demo --prompt x --max-new-tokens 600", "exceeds the context of 512"),
-    "weights": ("generate demo --prompt x --weights int4", "weights = 'int4'"),
+    "weights": ("generate demo --prompt x --weights int2", "weights = 'int2'"),
     "implementation": ("generate demo --prompt x --implementation cuda", "implementation = 'cuda'"),
     "no thresholds": ("generate demo --prompt x --implementation triton", "implementation = 'triton'"),
     "convert over": ("convert demo {f}/empty", "empty"),
