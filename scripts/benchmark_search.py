@@ -18,12 +18,12 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
+from wisparse_jax.calibration import SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference import sample_windows
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.loading import load
-from wisparse_jax.search import SearchSettings, run_dense
-from wisparse_jax.search.objectives import DivergenceLoss
+from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.sparsity.budget import project_to_mean
 from wisparse_jax.testing import count_compilations
 
@@ -50,7 +50,7 @@ def main() -> None:
         windows = sample_windows(model, -(-settings.tokens // settings.window), settings.window, seed=0)
     except WisparseError as error:
         sys.exit(f"benchmark_search: {error}")
-    calibration = run_dense(model.config, model.params, windows, settings, seed=0)
+    calibration = run_dense(model, windows, settings)
     blocks = model.config.num_blocks
     rng, weights = np.random.default_rng(0), np.ones(blocks)
     exponents = np.zeros((blocks, len(LAYERS)))

@@ -1,175 +1,210 @@
-"""Compare the methods on one model: each calibrated on each text, each evaluated on each text, paired.
+"""Compare methods on one model: calibrated on every text, evaluated on every text, several sparsities and seeds.
 
-    python scripts/compare_methods.py demo --calibrate self books=calibration.txt \
-        --evaluate books=other.txt wikitext=wiki.test.txt --out docs/benchmarks/demo-quality.md
+    python scripts/compare_methods.py demo --calibrate self wikitext=wiki.txt@:300000 \
+        --evaluate wikitext=wiki.txt@300000: books=books.txt --methods uniform teal wisparse wisparse-plus \
+        --sparsities 0.5 0.65 --seeds 0 1 --config configs/quick.yaml --out runs/comparison
 
-Texts are `name=file`, or `self` for text that the dense model samples. The report is Markdown; the figures are also
-written beside it as JSON.
+Texts are `name=FILE`, `name=FILE@start:stop` for a part of it in characters, or `self` for text that the dense model
+samples. Into the folder go comparison.csv, one row for each variant, sparsity, calibration text, evaluation text and
+seed; layers.csv, the plans by layer; run.json, what was run where; and
+summary.md. Rows are written as they come. `scripts/plot_comparison.py` draws them, also of several folders together.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from blimp import accuracies, read_pairs
+from comparison_report import COLUMNS, LAYER_COLUMNS, write_summary
+from comparison_texts import read_windows, split_name
+from comparison_variants import variants_of
 from tyro.conf import Positional
 
+import wisparse_jax as ws
+from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.evaluation import Evaluation, evaluate, text_windows
-from wisparse_jax.inference import sample_windows
+from wisparse_jax.models.basis import fold, folded_config
+from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.loading import load, load_tokenizer, model_fingerprint
-from wisparse_jax.models.tokenizer import Tokenizer
-from wisparse_jax.search import SearchSettings, read_settings, run_dense, search_plan
-from wisparse_jax.sparsity import SparsityPlan, apply
+from wisparse_jax.sparsity import SparseLlama, SparsityPlan
 
-# name -> (method, settings that differ)
-VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
-    "uniform": ("uniform", {}),
-    "wina": ("wina", {}),
-    "teal": ("teal", {}),
-    "wisparse": ("wisparse", {}),
-}
-ABLATIONS: dict[str, tuple[str, dict[str, bool]]] = {
-    "exponents only": ("wisparse", {"search_blocks": False, "search_layers": False}),
-    "blocks only": ("wisparse", {"search_exponents": False, "search_layers": False}),
-    "without exponents": ("wisparse", {"search_exponents": False}),
-    "without blocks": ("wisparse", {"search_blocks": False}),
-    "without layers": ("wisparse", {"search_layers": False}),
-}
+EVALUATION_SEED = 1000  # of sampled text, the same for every calibration seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Compare the methods on one model."""
+    """Compare methods on one model."""
 
     model: Positional[str]
+    out: Path  # a new folder
     calibrate: tuple[str, ...] = ("self",)
     evaluate: tuple[str, ...] = ("self",)
-    out: Path = Path("comparison.md")
-    sparsity: float = 0.5
-    tokens: int = 32_768  # evaluation text, tokens of whole windows; half of them are scored
+    methods: tuple[str, ...] = ("uniform", "wina", "teal", "wisparse", "wisparse-plus")
+    sparsities: tuple[float, ...] = (0.5,)
+    seeds: tuple[int, ...] = (0,)
     config: Path | None = None
-    seed: int = 0
-    ablations: Annotated[bool, tyro.conf.arg(help="Also run WiSparse with stages switched off.")] = False
+    tokens: int = 32_768  # of each evaluation text, in whole windows of the settings' length; half of them are scored
+    ablations: bool = False  # the paper's order, and each new part alone, added in turn, and left out
+    allocators: tuple[str, ...] = ()  # these, with everything else as in --allocators-with
+    allocators_with: str = "uniform"  # the method; its biases are off
+    blimp: Path | None = None  # jsonl or jsonl.xz of minimal pairs
+    blimp_pairs: int = 2_000  # of them, evenly spaced
 
 
 def main() -> None:
-    """Run the comparison and write the report."""
+    """Run the comparison."""
     args = tyro.cli(Arguments, description=__doc__)
-    if args.out.exists():
-        sys.exit(f"compare_methods: {args.out} exists already")
+    jax.config.update("jax_default_matmul_precision", "highest")
     try:
-        settings = read_settings(args.config)
-        model, tokenizer = load(args.model, "float32"), load_tokenizer(args.model)
-        sections = []
-        held_out = {
-            split_name(spec)[0]: read_text(spec, model, tokenizer, settings.window, args.tokens, args.seed + 1000)
-            for spec in args.evaluate
-        }
-        for spec in args.calibrate:
-            windows = read_text(spec, model, tokenizer, settings.window, settings.tokens, args.seed)
-            sections.append(compare(args, model, split_name(spec)[0], windows, held_out, settings))
-    except WisparseError as error:
+        Comparison(args).run()
+    except (WisparseError, FileExistsError) as error:
         sys.exit(f"compare_methods: {error}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(header(args, settings) + "\n".join(text for text, _ in sections), encoding="utf-8")
-    figures = {name: data for _, data in sections for name, data in data.items()}
-    args.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(args.out.read_text(encoding="utf-8"))
 
 
-def split_name(spec: str) -> tuple[str, str]:
-    """`name=file` taken apart; `self` is its own name."""
-    name, _, file = spec.partition("=")
-    if not file and name != "self":
-        sys.exit(f"compare_methods: {spec!r}: expected name=file or self")
-    return name, file
+class Comparison:
+    """The model, the texts and the open tables."""
 
-
-def read_text(spec: str, model: Llama, tokenizer: Tokenizer, window: int, tokens: int, seed: int) -> np.ndarray:
-    """The windows of a text, or as many that the model samples."""
-    name, file = split_name(spec)
-    if name == "self":
-        return sample_windows(model, -(-tokens // window), window, seed=seed)
-    return text_windows(tokenizer, file, window, tokens)
-
-
-def compare(
-    args: Arguments,
-    model: Llama,
-    source: str,
-    windows: np.ndarray,
-    held_out: dict[str, np.ndarray],
-    settings: SearchSettings,
-) -> tuple[str, dict[str, dict]]:
-    """Plans of all variants calibrated on one text, evaluated on all: a Markdown section and the figures."""
-    started = time.perf_counter()
-    calibration = run_dense(model.config, model.params, windows, settings, args.seed)
-    jax.block_until_ready(calibration.hidden)
-    seconds = time.perf_counter() - started
-    record = {"text": source, "tokens": int(windows.size), "window": settings.window}
-    plans: dict[str, SparsityPlan] = {}
-    for name, (method, changes) in (VARIANTS | (ABLATIONS if args.ablations else {})).items():
-        print(f"{source}: {name}", file=sys.stderr, flush=True)
-        chosen = dataclasses.replace(settings, **changes)
-        plans[name] = search_plan(
-            calibration, model_fingerprint(model), args.sparsity, method, args.seed, chosen, False, record, seconds
-        )
-    sparse = {name: apply(model, plan) for name, plan in plans.items()}
-    text, figures = [f"## Calibrated on {source}, {windows.size} tokens\n"], {}
-    for name, ids in held_out.items():
-        result = evaluate(model, ids, sparse)
-        text.append(section(name, result))
-        figures[f"{source} -> {name}"] = {variant: result.as_json(variant) for variant in sparse} | {
-            "wisparse minus": {v: dataclasses.asdict(result.paired("wisparse", v)) for v in sparse if v != "wisparse"}
+    def __init__(self, args: Arguments):
+        self.args = args
+        # TEAL is one of the methods here: no need for each plan to search it for its held-out figures.
+        self.settings = dataclasses.replace(read_settings(args.config), compare_teal=False)
+        self.variants = variants_of(args.methods, args.ablations, args.allocators, args.allocators_with)
+        for spec in (*args.calibrate, *args.evaluate):
+            split_name(spec)
+        self.pairs = None if args.blimp is None else read_pairs(args.blimp, args.blimp_pairs)
+        self.model, self.tokenizer = ws.load(args.model, "float32"), ws.load_tokenizer(args.model)
+        self.held_out = {
+            split_name(spec)[0]: self._windows(spec, args.tokens, EVALUATION_SEED) for spec in args.evaluate
         }
-    figures[f"{source} plans"] = {
-        name: {"timings": p.timings, "block_budgets": p.history.get("block budgets")} for name, p in plans.items()
-    }
-    text.append("Seconds per stage (the first run of a stage includes its compilation):\n")
-    for name, plan in plans.items():
-        text.append(f"- {name}: " + ", ".join(f"{stage} {took:.1f}" for stage, took in plan.timings.items()))
-    return "\n".join(text) + "\n", figures
+        args.out.mkdir(parents=True)
+        (args.out / "run.json").write_text(json.dumps(_conditions(args, self.settings), indent=1) + "\n")
+        self.rows: list[dict[str, Any]] = []
+
+    def _windows(self, spec: str, tokens: int, seed: int) -> np.ndarray:
+        return read_windows(spec, self.model, self.tokenizer, self.settings.window, tokens, seed)
+
+    def run(self) -> None:
+        """Every calibration text and seed, then the summary."""
+        for spec in self.args.calibrate:
+            for seed in self.args.seeds:
+                self._compare(split_name(spec)[0], self._windows(spec, self.settings.tokens, seed), seed)
+                write_summary(self.args.out, self.rows, _conditions(self.args, self.settings))
+        print((self.args.out / "summary.md").read_text(encoding="utf-8"))
+
+    def _compare(self, text: str, windows: np.ndarray, seed: int) -> None:
+        """All variants calibrated on one text with one seed, evaluated together on all texts."""
+        plans: dict[tuple[str, float], SparsityPlan] = {}
+        for variant in self.variants:
+            print(f"{text}, seed {seed}: {variant.name}", file=sys.stderr, flush=True)
+            settings = dataclasses.replace(self.settings, **variant.switches)
+            made = ws.calibrate_targets(
+                self.model, windows, self.args.sparsities, variant.method, seed, settings, text=text
+            )
+            plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
+        self._record_layers(text, seed, plans)
+        sparse = self._sparse(plans)
+        task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
+        rows = []
+        for evaluated, ids in self.held_out.items():
+            result = ws.evaluate(self.model, ids, sparse)
+            for variant in self.variants:
+                for target in self.args.sparsities:
+                    name, teal = _key(variant.name, target), _key("teal", target)
+                    score, plan = result.sparse[name], plans[variant.name, target]
+                    row: dict[str, Any] = {
+                        "model": self.args.model, "group": variant.group, "variant": variant.name,
+                        "method": variant.method, "switches": json.dumps(variant.switches) if variant.switches else "",
+                        "sparsity": target, "calibration": text, "evaluation": evaluated, "seed": seed,
+                        "calibration_tokens": windows.size, "evaluation_tokens": result.tokens,
+                        "kl": score.divergence.mean, "kl_error": score.divergence.error,
+                        "perplexity": score.perplexity.mean, "perplexity_error": score.perplexity.error,
+                        "dense_perplexity": result.dense.perplexity.mean,
+                        "realised": score.sparsity.mean, "realised_error": score.sparsity.error,
+                        "realised_calibration": plan.mean_realised,
+                        "held_out_kl": plan.held_out.get("plan", {}).get("kl"),
+                        "forward_tokens": plan.held_out["forward_tokens"],
+                        "seconds": sum(plan.timings.values()),
+                        "blimp": task.get(name), "dense_blimp": task.get("dense"),
+                        "blimp_pairs": None if self.pairs is None else len(self.pairs),
+                    }  # fmt: skip
+                    if teal in result.sparse:
+                        gap = result.paired(name, teal)
+                        row |= {"minus_teal": gap.mean, "minus_teal_error": gap.error}
+                        row["teal_ratio"] = score.divergence.mean / result.sparse[teal].divergence.mean
+                    row |= {f"seconds_{stage.replace(' ', '_')}": took for stage, took in plan.timings.items()}
+                    rows.append(row)
+        self.rows += rows
+        _append(self.args.out / "comparison.csv", COLUMNS, rows)
+
+    def _sparse(self, plans: dict[tuple[str, float], SparsityPlan]) -> dict[str, SparseLlama]:
+        """The models of all plans; plans of one basis share one folded copy of the weights."""
+        folded: dict[str, Llama] = {}
+        out = {}
+        for (name, target), plan in plans.items():
+            model = self.model
+            if plan.basis is not None:
+                digest = plan.basis.digest()
+                if digest not in folded:
+                    folded[digest] = _folded(self.model, plan)
+                model = folded[digest]
+            out[_key(name, target)] = ws.apply(model, plan)
+        return out
+
+    def _record_layers(self, text: str, seed: int, plans: dict[tuple[str, float], SparsityPlan]) -> None:
+        rows = []
+        for (name, target), plan in plans.items():
+            for b, i in np.ndindex(plan.sparsities.shape):
+                values = {"exponent": plan.exponents[b, i], "layer_sparsity": plan.sparsities[b, i]}
+                values["layer_weights"] = plan.layer_weights[i]
+                where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
+                rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
+            for note in plan.history.get("notes", []):
+                print(f"  {name}: {note}", file=sys.stderr)
+        _append(self.args.out / "layers.csv", LAYER_COLUMNS, rows)
 
 
-def section(name: str, result: Evaluation) -> str:
-    """One evaluation text as a Markdown table."""
-    dense = result.dense.perplexity
-    rows = [
-        f"Evaluated on {name}, {result.tokens} scored tokens; dense perplexity {dense.mean:.3f} ± {dense.error:.3f}\n",
-        "| method | perplexity | KL, nats/token | KL of wisparse minus this, paired | realised sparsity |",
-        "|---|---|---|---|---|",
-    ]
-    for variant, score in result.sparse.items():
-        gap = result.paired("wisparse", variant)
-        paired = "" if variant == "wisparse" else f"{gap.mean:+.4f} ± {gap.error:.4f}"
-        rows.append(
-            f"| {variant} | {score.perplexity.mean:.3f} ± {score.perplexity.error:.3f} "
-            f"| {score.divergence.mean:.4f} ± {score.divergence.error:.4f} | {paired} "
-            f"| {score.sparsity.mean:.4f} ± {score.sparsity.error:.4f} |"
-        )
-    return "\n".join(rows) + "\n"
+def _key(name: str, target: float) -> str:
+    return f"{name} {target:g}"
 
 
-def header(args: Arguments, settings: SearchSettings) -> str:
-    """What was run, where."""
-    command = " ".join(["python", "scripts/compare_methods.py", *sys.argv[1:]])
+def _folded(model: Llama, plan: SparsityPlan) -> Llama:
+    assert plan.basis is not None
+    made = Llama.from_params(folded_config(model.config), fold(model.config, model.params, plan.basis))
+    made.fingerprint, made.basis_digest = plan.fingerprint, plan.basis.digest()
+    return made
+
+
+def _append(file: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, columns, restval="")
+        if new:
+            writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def _conditions(args: Arguments, settings: SearchSettings) -> dict[str, Any]:
     device = jax.devices()[0]
-    return (
-        f"# Methods compared on {args.model} at {args.sparsity:.0%} sparsity\n\n"
-        f"Command: `{command}`  \nDate: {time.strftime('%Y-%m-%d')}; device: {device.device_kind}; "
-        f"jax {jax.__version__}; float32; seed {args.seed}  \n"
-        f"Search: {json.dumps(dataclasses.asdict(settings))}  \n"
-        "The second half of every window runs sparse and is scored. ± is one standard error over windows.\n\n"
-    )
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "evosax")
+    return {
+        "command": " ".join(["python", "scripts/compare_methods.py", *sys.argv[1:]]),
+        "model": args.model,
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{len(jax.local_devices())} x {device.device_kind}",
+        "dtype": "float32, matmul precision highest",
+        "versions": {"wisparse_jax": ws.__version__} | {name: version(name) for name in packages},
+        "settings": dataclasses.asdict(settings),
+    }
 
 
 if __name__ == "__main__":

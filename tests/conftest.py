@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What tests compile is not kept in the user's cache.
+os.environ.setdefault("WISPARSE_COMPILATION_CACHE", "off")
 if jax.__version_info__ < (0, 11):
     # With XLA's older CPU emitters these tests compile in two thirds of the time; from jax 0.11 there are no others.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()

@@ -11,6 +11,7 @@ from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.forward import hidden_states, layout
+from wisparse_jax.models.rules import rules_of
 from wisparse_jax.testing import tiny_config, tiny_model
 
 
@@ -36,7 +37,7 @@ def test_every_layer_of_a_random_model_skips_its_share():
     records = []
     where = layout(config, 4, 1, jnp.int32(32), start)
     tokens = jnp.arange(5, 9)[:, None]
-    hidden_states(config, params, tokens, where, cache, thresholds, records)
+    hidden_states(config, params, tokens, where, cache, rules_of(thresholds), records)
     for limits, record in zip(thresholds, records, strict=True):
         for names in INPUT_GROUPS.values():
             kept = float(keep_mask(record[names[0]], limits[names[0]]).mean())

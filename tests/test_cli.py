@@ -15,8 +15,14 @@ window: 64
 tokens: 128
 statistics_tokens: 64
 search_exponents: false
-search_blocks: false
-search_layers: false
+compare_teal: false
+allocator: uniform
+absolute_steps: 2
+skipped_steps: 2
+heads_steps: 2
+gradient_tokens: 64
+bias_steps: 2
+bias_every: 1
 """
 PROSE = (
     "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "
@@ -38,6 +44,7 @@ def files(tmp_path_factory):
     (folder / "short.txt").write_text("Too short.")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\xfa")
     (folder / "bad.yaml").write_text("tokenz: 3")
+    (folder / "marked.txt").write_text("\ufeff" + PROSE * 20)
     (folder / "empty").mkdir()
     run("calibrate demo --out {f}/plan --config {f}/settings.yaml --text {f}/text.txt --method wina", folder)
     return folder
@@ -89,6 +96,14 @@ def test_int8_weights_are_measured_against_the_model_as_it_is(files, capsys):
     assert "dense int8" in out and "realised sparsity by layer" in out
 
 
+def test_a_byte_order_mark_is_no_token_and_a_plan_may_be_named_by_its_file(files, capsys):
+    outputs = []
+    for text, plan in (("text", "plan"), ("marked", "plan/plan.json")):
+        run(f"evaluate demo --text {{f}}/{text}.txt --plan {{f}}/{plan} --window 64 --tokens 64 --json", files)
+        outputs.append(json.loads(capsys.readouterr().out))
+    assert outputs[0]["kl"] == outputs[1]["kl"] and outputs[0]["perplexity"] == outputs[1]["perplexity"]
+
+
 def test_self_text_calibrates_without_data(files, capsys):
     options = "--text self --tokens 64 --sparsity 0.3 --method uniform"
     run(f"calibrate demo --out {{f}}/self --config {{f}}/settings.yaml {options}", files)
@@ -120,13 +135,25 @@ BAD = {
     "no text": ("evaluate demo --text {f}/none.txt", "none.txt: no such file"),
     "binary text": ("evaluate demo --text {f}/binary.txt", "binary.txt: not UTF-8"),
     "short text": ("evaluate demo --text {f}/short.txt", "short.txt: holds .* tokens, too few"),
-    "window": ("evaluate demo --text {f}/text.txt --window 1", "window of at least 2"),
+    "window": ("evaluate demo --text {f}/text.txt --window 1", "window, in tokens = 1: expected 2 or above"),
     "long window": ("evaluate demo --text {f}/text.txt --window 600", "longer than the model's context of 512"),
-    "zero tokens": ("evaluate demo --text {f}/text.txt --tokens 0", "at least 1 token"),
+    "zero tokens of self": ("evaluate demo --text self --tokens 0", "tokens = 0: expected 1 or above"),
+    "percent": ("evaluate demo --text self --sparse-prefill 50", r"sparse-prefill = 50.0: .* \(did you mean 0.5\?\)"),
+    "a command misspelled": ("calibrat demo --out {f}/new", "there is no command 'calibrat': did you mean calibrate?"),
+    "no such command": ("run demo", "there is no command 'run': expected one of demo, calibrate"),
+    "an option twice": ("generate demo --prompt a --seed 1 --prompt=b", "--prompt is given 2 times: expected once"),
+    "an option twice, spelled otherwise": ("generate demo --top-k 3 --top_k 4 --prompt a", "--top-k is given 2 times"),
+    "negative seed": ("generate demo --prompt x --seed -1", "seed = -1: expected a whole number from 0 to"),
+    "large seed": (f"evaluate demo --text self --seed {2**63}", "seed = 9223372036854775808: expected a whole number"),
+    "nucleus in percent": ("generate demo --prompt x --top-p 90", r"top-p = 90.0: .* \(did you mean 0.9\?\)"),
+    "zero tokens": ("evaluate demo --text {f}/text.txt --tokens 0", "tokens = 0: expected 1 or above"),
     "share": ("evaluate demo --text {f}/text.txt --sparse-prefill 2", "sparse-prefill = 2.0"),
     "no plan": ("evaluate demo --text {f}/text.txt --plan {f}/none", "none: expected a plan folder"),
     "not a plan": ("generate demo --prompt x --plan {f}/empty", "no plan.json in it"),
-    "method": ("calibrate demo --out {f}/new --method magic", "expected one of wisparse, teal, wina, uniform"),
+    "method": (
+        "calibrate demo --out {f}/new --method magic",
+        "expected one of wisparse-plus, wisparse, wisparse-paper, teal",
+    ),
     "sparsity": ("calibrate demo --out {f}/new --sparsity 1.5", "sparsity = 1.5"),
     "settings": ("calibrate demo --out {f}/new --config {f}/bad.yaml", "bad.yaml: unknown field 'tokenz'"),
     "no settings": ("calibrate demo --out {f}/new --config {f}/none.yaml", "none.yaml: no such file"),
@@ -144,8 +171,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(files, capsys, name):
+def test_bad_input_is_one_line_and_leaves_nothing(files, capsys, monkeypatch, name):
     command, message = BAD[name]
+    # No weights are read for a request that is refused.
+    monkeypatch.setattr("wisparse_jax.models.loading.read_params", lambda *_: pytest.fail("read the weights"))
     before = sorted(files.iterdir())
     with pytest.raises(SystemExit) as caught:
         run(command, files)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wisparse_jax.errors import WisparseError as WisparseError
     from wisparse_jax.evaluation import evaluate as evaluate
     from wisparse_jax.inference import generate as generate
+    from wisparse_jax.inference import stream as stream
     from wisparse_jax.models.llama import Llama as Llama
     from wisparse_jax.models.loading import load as load
     from wisparse_jax.models.loading import load_tokenizer as load_tokenizer
@@ -45,6 +46,7 @@ _HOME = {
     "WisparseError": "errors",
     "evaluate": "evaluation",
     "generate": "inference",
+    "stream": "inference",
     "Llama": "models.llama",
     "load": "models.loading",
     "load_tokenizer": "models.loading",

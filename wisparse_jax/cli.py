@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import io
 import os
+import re
 import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from wisparse_jax.commands.calibrate import Calibrate
+from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
+from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
+from wisparse_jax.commands.presets import Presets
+from wisparse_jax.commands.report import Report
+from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
 
 Command = (
@@ -22,9 +35,29 @@ Command = (
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Methods, subcommand("methods")]
+    | Annotated[Presets, subcommand("presets")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[LmEval, subcommand(LM_EVAL)]
 )
+NAMES = ("demo", "calibrate", "evaluate", "generate", "chat", "convert", "methods", "presets", "report", LM_EVAL)
+REPEATED = ("--stop",)
+DEFECT = (
+    "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
+    "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Sparse Llama-family models without training."""
+
+    command: OmitSubcommandPrefixes[Command]
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs from run to run, or `off`; by default that of the environment variable
+    WISPARSE_COMPILATION_CACHE, or one in the user's cache directory."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -38,6 +71,8 @@ def main(args: list[str] | None = None) -> None:
 def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
     """Run a command line; its exit code, and the line that says why it failed.
 
+    2 is bad input, 130 an interruption, 141 an output that its reader closed, 1 a defect, whose traceback was printed.
+
     Raises:
         SystemExit: --help, or arguments that cannot be understood, which was said.
     """
@@ -47,11 +82,95 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    command = tyro.cli(Command, args=args, prog="wisparse", description="Sparse Llama-family models without training.")
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks is shown by its code.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if args is None else args
     try:
-        command.run()
+        if given[:1] == [LM_EVAL]:  # its options are the harness's
+            program = Program(LmEval(tuple(given[1:])))
+        else:
+            _check_words(given)
+            program = tyro.cli(Program, args=given, prog="wisparse")
+        use_compilation_cache(program.compilation_cache)
+        _check_environment(program.command)
+        program.command.run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except WisparseError as error:
         return 2, f"wisparse: error: {error}"
     except KeyboardInterrupt:
         return 130, "wisparse: interrupted"
+    except BrokenPipeError:
+        return 141, "wisparse: error: standard output was closed before the end"
+    except Exception as error:
+        if (reason := _surroundings(error)) is not None:
+            return 2, f"wisparse: error: {reason}"
+        traceback.print_exc()
+        return 1, DEFECT
     return 0, None
+
+
+def _check_words(args: Sequence[str]) -> None:
+    """Refuse a misspelled command, and an option given twice, of which only the last would count.
+
+    Raises:
+        WisparseError: with the command or the option.
+    """
+    if args and not args[0].startswith("-") and args[0] not in NAMES:
+        near = difflib.get_close_matches(args[0], NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(NAMES)}"
+        raise WisparseError(f"there is no command {args[0]!r}: {hint}")
+    options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
+    counts = Counter(option[1].replace("_", "-") for option in options if option)
+    if twice := [name for name, count in counts.items() if count > 1 and name not in REPEATED]:
+        raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
+
+
+def _check_environment(command: object) -> None:
+    """Refuse settings of JAX that the commands cannot run under, and a platform that is not there, by their names.
+
+    Raises:
+        WisparseError: with the variable and its value.
+    """
+    searches = isinstance(command, Calibrate | Demo)
+    for names, refused, reason in _JAX_SETTINGS:
+        for name in names.split():
+            value = os.environ.get(name, "")
+            if value.lower() in refused and (searches or name not in _OF_THE_SEARCH):
+                raise WisparseError(f"{name} = {value}: {reason}; unset it for this command")
+    asked = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+    if asked:
+        import jax
+
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:
+            reason = (str(error).strip() or "no such device here").splitlines()[0]
+            raise WisparseError(f"{asked[0]} = {os.environ[asked[0]]}: JAX cannot run there: {reason}") from None
+
+
+_ON = ("1", "t", "true", "y", "yes", "on")
+_OF_THE_SEARCH = ("JAX_DEBUG_NANS", "JAX_DEBUG_INFS")
+_GUARDS = "JAX_TRANSFER_GUARD JAX_TRANSFER_GUARD_HOST_TO_DEVICE JAX_TRANSFER_GUARD_DEVICE_TO_HOST"
+# Variables, the values that are refused, and why.
+_JAX_SETTINGS = (
+    ("JAX_ENABLE_X64", _ON, "this library computes with 32 bits"),
+    (_GUARDS, ("disallow", "disallow_explicit"), "weights and tokens are moved between the host and the device"),
+    ("JAX_NUMPY_RANK_PROMOTION", ("raise",), "arrays of different ranks are combined here"),
+    ("JAX_DEBUG_KEY_REUSE", _ON, "JAX takes a key for each step of a loop for one that is used again"),
+    (" ".join(_OF_THE_SEARCH), _ON, "the search starts from values that are not finite"),
+)
+
+
+def _surroundings(error: Exception) -> str | None:
+    """Why the machine that the command runs on, not the command, has failed; None for anything else."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in first:
+        return f"out of memory: {first}"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return None

@@ -56,6 +56,12 @@ def watch() -> None:
 
     A signal that the process was started to ignore (as nohup does) stays ignored.
     """
+    for descriptor in (0, 1, 2):
+        # Where the shell has closed one, the next file to be opened would get its number, and what is printed.
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            continue
+        os.open(os.devnull, os.O_RDWR)
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     # The interpreter's own handler writes the number of a signal there, even while Python runs no code.
@@ -71,8 +77,9 @@ def leave(code: int, line: str | None = None) -> NoReturn:
 
     Skips the interpreter's own end, in which a signal would show a traceback.
     """
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
     _decision.acquire()
     _last_line(line)
     os._exit(code)

@@ -153,6 +153,8 @@ YAML: dict[str, tuple[str | bytes, str]] = {
     "aliases": ("a: &a [1]\nb: [*a, *a]", "not readable as YAML: anchors and aliases are not supported (*a)"),
     "merges": ("a: &a {b: 1}\n<<: *a", "not readable as YAML: anchors and aliases are not supported (*a)"),
     "control characters": ("count: \x1b[2J", "not readable as YAML: "),
+    "lone surrogate": ('count: "\\ud800"', "count: a lone surrogate, which is no character"),
+    "lone surrogate in a name": ('"a\\udfff": 1', "a\\udfff: a lone surrogate, which is no character"),
     "escaped ones": ('count: "\\e[2J"', "count = '\\x1b[2J': expected a whole number"),
     "unknown": (
         'count: 1\n"o\\nther": 1',

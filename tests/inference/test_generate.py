@@ -3,11 +3,12 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference import Sample, generate
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import apply
 from wisparse_jax.testing import count_compilations, tiny_config, tiny_model
 
@@ -66,7 +67,7 @@ def test_a_sparse_model_reads_the_prompt_densely_and_writes_sparsely(sparse):
     for step in range(10):
         expected.append(int(jnp.argmax(head(params, hidden[:, -1]))))
         where = layout(config, 1, 1, len(prompt) + step)
-        hidden, cache = hidden_states(config, params, jnp.asarray([expected[-1:]]), where, cache, sparse.thresholds)
+        hidden, cache = hidden_states(config, params, jnp.asarray([expected[-1:]]), where, cache, sparse.rules)
     assert generate(sparse, [prompt], 10) == [expected]
     assert generate(sparse.model, [prompt], 10) != [expected]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from wisparse_jax.errors import ConfigError, WisparseError
+from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.models import hub
 from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
@@ -23,6 +24,23 @@ def test_the_tokenizer_survives_conversion(folder: Path, tmp_path: Path) -> None
     convert(folder, tmp_path / "out")
     text = "Two words"
     assert load_tokenizer(tmp_path / "out").encode(text) == load_tokenizer(folder).encode(text)
+
+
+def test_templates_survive_conversion(folder: Path, tmp_path: Path) -> None:
+    write(folder, "byte level", "<s> $A", NAMED, family=None)
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (more / "tool_use.jinja").write_text("{{ tools }}")
+    convert(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    templates = load_tokenizer(tmp_path / "out").inner.chat_template
+    assert templates == load_tokenizer(folder).inner.chat_template and "{{ tools }}" in str(templates)
+    load(tmp_path / "out")
+    (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ other }}")
+    with pytest.raises(WeightsError, match=r"tool_use\.jinja: not the file that was converted"):
+        load(tmp_path / "out")
 
 
 def test_no_tokenizer(folder: Path) -> None:
@@ -73,31 +91,79 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_the_hub_is_asked_for_what_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# What a repository may hold beside what is read.
+OTHERS = ("original/consolidated.00.pth", "consolidated.safetensors", "pytorch_model.bin", "modeling.py", "README.md")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "additional_chat_templates/tool.jinja")
+WHOLE, SHARDS = ("model.safetensors",), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+REPOSITORIES = {
+    "whole": ((*WHOLE,), WHOLE),
+    "shards": ((*SHARDS, INDEX), (*SHARDS, INDEX)),
+    "both": ((*WHOLE, *SHARDS, INDEX), (*WHOLE, INDEX)),
+    "another copy": ((*SHARDS, "model.fp16-00001-of-00001.safetensors", INDEX), (*SHARDS, INDEX)),
+}
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_only_what_is_read_is_fetched(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fnmatch
 
     import huggingface_hub
 
-    asked: dict[str, Any] = {}
+    held, weights = REPOSITORIES[name]
+    repository = [*held, *OTHERS, *TOKENIZER, "config.json", "generation_config.json"]
+    fetched: set[str] = set()
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
-        return str(folder)
+        assert name == "some-org/Some-Model_1.5B"
+        for file in repository:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                fetched.add(file)
+                (tmp_path / file).parent.mkdir(exist_ok=True)
+                (tmp_path / file).write_text(
+                    json.dumps({"weight_map": {s: s for s in SHARDS}}) if file == INDEX else ""
+                )
+        return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert load("some-org/Some-Model_1.5B")(jnp.ones((1, 3), jnp.int32)).shape == (1, 3, 96)
-    ((name, patterns),) = asked.items()
+    config = {"config.json", "generation_config.json"}
+    for parts, expected in (
+        (("config",), config),
+        (("config", "tokenizer"), config | set(TOKENIZER)),
+        (("config", "weights"), config | set(weights)),
+        (hub.EVERYTHING, config | set(TOKENIZER) | set(weights)),
+    ):
+        fetched.clear()
+        assert hub.resolve("some-org/Some-Model_1.5B", parts) == tmp_path
+        assert fetched == expected
+        (tmp_path / WHOLE[0]).unlink(missing_ok=True)
 
-    def wanted(file: str) -> bool:
-        return any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
 
-    assert name == "some-org/Some-Model_1.5B"
-    shards = ["model.safetensors", "model-00001-of-00030.safetensors", "model.safetensors.index.json"]
-    for file in [*shards, "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "merges.txt"]:
-        assert wanted(file), file
-    others = ["original/consolidated.00.pth", "consolidated.safetensors", "pytorch_model.bin", "modeling.py", "x.gguf"]
-    for file in [*others, "original/model.safetensors", "README.md", "onnx/model.onnx"]:
-        assert not wanted(file), file
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cache_that_lacks_optional_files_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Offline; the cache may know what else the repository holds."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit, repository = "0" * 40, tmp_path / "hub" / "models--org--name"
+    snapshot = repository / "snapshots" / commit
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(folder, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    if known:
+        from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+
+        names = [*(path.name for path in folder.iterdir()), "generation_config.json", "tokenizer.json"]
+        entry = {"size": 1, "blob_id": "1", "lfs_sha256": None, "lfs_size": None, "xet_hash": None}
+        write_tree_cache(str(repository), commit, {name: TreeCacheEntry(**entry) for name in names})
+    assert load("org/name")(jnp.ones((1, 3), jnp.int32)).shape == (1, 3, 96)
+    with pytest.raises(WisparseError, match="no tokenizer: expected one of"):
+        load_tokenizer("org/name")
+    with pytest.raises(WisparseError, match="it is not in the cache and the hub cannot be reached"):
+        load("org/other")
 
 
 def hub_error(name: str) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,45 @@ def test_windows_of_text_hold_nothing_that_ends_a_text(tmp_path: Path, template:
     ids = theirs(tmp_path).encode(text, add_special_tokens=False)
     body = windows[:, len(prefix) :].reshape(-1).tolist()
     assert body == ids[: len(body)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("settings", [None, NAMED | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}])
+def test_a_sentence_piece_model_alone_is_loaded(tmp_path: Path, kind: str, settings: dict[str, Any] | None) -> None:
+    import sentencepiece
+
+    text = tmp_path / "text.txt"
+    text.write_text("the two of them went to the other harbour and came home again\n" * 50)
+    special = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "byte_fallback": True, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=280, model_type=kind, **special
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, expected = load_tokenizer(tmp_path), theirs(tmp_path)
+    for line in ("the two", " harbour ☃", "", "went  home"):
+        assert ours.encode(line) == expected.encode(line)
+    if settings is None or kind == "bpe":  # transformers runs a Llama class with the rules of BPE whatever the model is
+        own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model")).encode("the two")
+        assert ours.encode("the two", bos=False) == own
+    assert ours.prefix == (() if settings is None else (1,))
+    assert ours.decode(ours.encode(" home"), after=ours.encode("went")) == " home"
+
+
+@pytest.mark.parametrize(("family", "named"), [("llama", False), ("llama", True), ("qwen2", False), ("mistral", False)])
+def test_a_vocabulary_and_its_merges_are_loaded_where_their_kind_is_known(
+    tmp_path: Path, family: str, named: bool
+) -> None:
+    raw = write(tmp_path, "byte level", None, NAMED | {"tokenizer_class": "GPT2Tokenizer"} if named else None, family)
+    raw.model.save(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    if family == "qwen2" or named:
+        for text in TEXTS[:-1]:
+            assert load_tokenizer(tmp_path).encode(text, bos=False) == raw.encode(text).ids
+        return
+    with pytest.raises(WisparseError, match=r"vocab\.json as it is: expected tokenizer\.json, or merges\.txt and a"):
+        load_tokenizer(tmp_path)
 
 
 # Prompts that end in a space, in part of a word, in a character of many bytes, in nothing; and texts to go on with.

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.models import weights
 from wisparse_jax.models.config import parse_config, read_config
-from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, sample
+from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, model_fingerprint, sample
 from wisparse_jax.models.llama import param_shapes
-from wisparse_jax.models.loading import load, model_fingerprint
+from wisparse_jax.models.loading import load
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -244,6 +244,33 @@ def test_damaged_files_are_refused(folder: Path, case: str) -> None:
         load(folder)
 
 
+def test_a_header_that_lists_a_million_tensors_is_refused_at_once(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    with open(file, "wb") as out:
+        out.write((90 << 20).to_bytes(8, "little"))
+        out.truncate(1 << 40)
+    with pytest.raises(WeightsError, match=re.escape(f"{file}: a header of 94,371,840 bytes: expected at most 16,777")):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_pipes_are_refused(folder: Path, shard: Shard, name: str) -> None:
+    if name != "model.safetensors":
+        shard(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(WeightsError, match=re.escape(f"{folder / name}: not a regular file")):
+        load(folder)
+
+
+def test_an_index_may_list_constants_that_nobody_stored(folder: Path, shard: Shard) -> None:
+    index = shard(folder)
+    raw = json.loads(index.read_text())
+    raw["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = SHARD
+    index.write_text(json.dumps(raw))
+    assert load(folder).config.num_blocks == 2
+
+
 INDEX_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no weight_map": (lambda raw: raw.pop("weight_map"), "weight_map: expected a value, found nothing"),
     "empty weight_map": (lambda raw: raw["weight_map"].clear(), "weight_map: .* found an empty object"),
@@ -367,3 +394,28 @@ def test_samples_run_from_the_first_element_to_the_last(shape: tuple[int, ...]) 
     assert values[0] == 0
     assert abs(values[-1] * 256 - (size - 1)) <= size / 128
     assert np.all(np.diff(values) >= 0)
+
+
+@pytest.mark.parametrize("fixture", ["folder", "tied"])
+def test_tensors_of_a_model_without_its_head_have_no_prefix(
+    fixture: str, request: pytest.FixtureRequest, edit: Any
+) -> None:
+    """As base models are stored, with old constants; the values are the same."""
+    path = request.getfixturevalue(fixture)
+    expected = load(path)
+
+    def strip(tensors: dict[str, np.ndarray]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+        tensors["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+
+    edit(path / "model.safetensors", strip)
+    found = load(path)
+    assert found.fingerprint == expected.fingerprint
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found.params, expected.params))
+
+
+def test_a_tensor_with_and_without_its_prefix_is_refused(folder: Path, edit: Any) -> None:
+    edit(folder / "model.safetensors", lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
+    with pytest.raises(WeightsError, match=r"tensor norm\.weight is unexpected; there is another of it"):
+        load(folder)

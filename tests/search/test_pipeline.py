@@ -3,12 +3,29 @@ import dataclasses
 import numpy as np
 import pytest
 
+import wisparse_jax as ws
+from wisparse_jax.calibration import SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.search import calibrate, calibrate_targets, calibrate_to_divergence, pipeline, with_budgets
 from wisparse_jax.sparsity import METHODS
 
 QUICK = SearchSettings(
-    exponent_step=0.75, exponent_passes=1, population=4, generations=2, layer_step=0.2, statistics_tokens=64
+    held_out_share=0.25,
+    statistics_tokens=64,
+    absolute_steps=3,
+    skipped_steps=3,
+    heads_steps=3,
+    gradient_tokens=64,
+    bias_steps=4,
+    bias_every=2,
+    exponent_step=0.75,
+    exponent_passes=1,
+    population=4,
+    generations=2,
+    paper_generations=2,
+    paper_offspring=3,
+    layer_step=0.2,
+    compare_teal=False,
 )
 
 
@@ -21,6 +38,7 @@ def test_every_method_meets_the_target_exactly(plans):
     for plan in plans.values():
         assert plan.mean_sparsity == pytest.approx(0.5, abs=1e-12)
         assert plan.sparsities.min() >= 0 and plan.sparsities.max() <= 0.95
+        assert plan.mean_realised == pytest.approx(0.5, abs=0.002)
 
 
 def test_methods_differ_as_defined(plans):
@@ -30,45 +48,161 @@ def test_methods_differ_as_defined(plans):
     weights = np.asarray(teal.layer_weights) / sum(teal.layer_weights)
     assert (teal.exponents == 0).all() and np.ptp(teal.sparsities, axis=1).max() > 0
     np.testing.assert_allclose(teal.sparsities @ weights, 0.5)  # TEAL spreads inside blocks alone
-    assert set(plans["wisparse"].timings) == {
-        "statistics",
-        "exponents",
-        "block budgets",
-        "layer budgets",
-        "final exponents",
-        "thresholds",
-    }
+    assert {"statistics", "exponents", "budgets", "thresholds", "held out"} <= set(plans["wisparse"].timings)
+    plus = plans["wisparse-plus"]
+    assert (plus.exponents == 1).all() and plus.basis is not None and plus.gains is not None
+    assert np.ptp(plus.sparsities @ weights) > 1e-3  # budgets over the whole model
+    assert {"moments", "basis", "gains", "biases"} <= set(plus.timings)
+    for name in ("uniform", "teal", "wina", "wisparse", "wisparse-paper"):
+        assert plans[name].basis is None and plans[name].gains is None and plans[name].biases is None
 
 
 def test_same_seed_same_plan(plans, tiny_model, tiny_tokens):
-    again = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=QUICK)
-    for name in ("exponents", "sparsities", "thresholds"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(plans["wisparse"], name))
+    for method in ("wisparse", "wisparse-plus"):
+        again = calibrate(tiny_model, tiny_tokens, 0.5, method, settings=QUICK)
+        for name in ("exponents", "sparsities", "thresholds"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(plans[method], name))
 
 
-@pytest.mark.parametrize(
-    ("off", "stages"),
-    [
-        ("search_exponents", {"exponents", "final exponents"}),
-        ("search_blocks", {"block budgets"}),
-        ("search_layers", {"layer budgets"}),
-    ],
-)
-def test_a_stage_that_is_switched_off_does_not_run(tiny_model, tiny_tokens, off, stages):
-    plan = calibrate(tiny_model, tiny_tokens, 0.5, settings=dataclasses.replace(QUICK, **{off: False}))
-    assert not stages & set(plan.timings)
-    assert plan.mean_sparsity == pytest.approx(0.5, abs=1e-12)
+def test_parts_can_be_switched_one_by_one(tiny_model, tiny_tokens):
+    off = dataclasses.replace(QUICK, basis="none", gains="norms", biases="off", allocator="uniform")
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, settings=off)
+    assert plan.basis is None and plan.gains is None and plan.biases is None and (plan.sparsities == 0.5).all()
+    assert not {"moments", "basis", "gains", "biases"} & set(plan.timings)
+    on = dataclasses.replace(QUICK, basis="eigen", gains="gradients", allocator="second-order")
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=on)
+    assert plan.basis is not None and plan.gains is not None and np.ptp(plan.sparsities) > 0
+    off = dataclasses.replace(QUICK, search_exponents=False)
+    assert "exponents" not in calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=off).timings
 
 
 def test_zero_sparsity_is_the_dense_model(tiny_model, tiny_tokens):
-    import wisparse_jax as ws
-
     plan = ws.calibrate(tiny_model, tiny_tokens, sparsity=0.0, settings=QUICK)
-    np.testing.assert_allclose(ws.apply(tiny_model, plan)(tiny_tokens), tiny_model(tiny_tokens), atol=1e-5)
+    expected = tiny_model(tiny_tokens)
+    np.testing.assert_allclose(ws.apply(tiny_model, plan)(tiny_tokens), expected, atol=1e-5 * abs(expected).max())
+
+
+def test_held_out_windows_are_the_last_and_stand_beside_the_baselines(tiny_model, tiny_tokens):
+    """The plan's figures are those of an evaluation on the windows that no search saw."""
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "wina", settings=dataclasses.replace(QUICK, compare_teal=True))
+    held = plan.held_out
+    assert held["windows"] == 1 and plan.calibration["held_out_windows"] == 1 and plan.calibration["tokens"] == 3 * 48
+    score = ws.evaluate(ws.apply(tiny_model, plan), tiny_tokens[3:])
+    assert held["plan"]["kl"] == pytest.approx(score.sparse["plan"].divergence.mean, rel=1e-4)
+    assert held["plan"]["perplexity"] == pytest.approx(score.sparse["plan"].perplexity.mean, rel=1e-4)
+    assert held["dense_perplexity"] == pytest.approx(score.dense.perplexity.mean, rel=1e-4)
+    for name in ("uniform", "teal"):
+        other = calibrate(tiny_model, tiny_tokens, 0.5, name, settings=QUICK)
+        assert held[name]["kl"] == pytest.approx(other.held_out["plan"]["kl"], rel=1e-4)
+
+
+def test_too_few_windows_are_all_searched_on(tiny_model, tiny_tokens):
+    plan = calibrate(tiny_model, tiny_tokens[:3], 0.5, settings=QUICK)
+    assert plan.held_out.keys() <= {"forward_tokens"} and plan.biases is None
+    assert plan.calibration["tokens"] == 3 * 48
+
+
+def test_few_tokens_are_warned_about(plans, tiny_model, tiny_tokens, monkeypatch):
+    assert any("72 sparse positions may over-fit" in note for note in plans["wina"].history["notes"])
+    monkeypatch.setattr(pipeline, "FEW_TOKENS", 72)
+    assert "notes" not in calibrate(tiny_model, tiny_tokens, 0.5, "wina", settings=QUICK).history
+
+
+def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):
+    ran = []
+
+    def counted(name):
+        function = getattr(pipeline, name)
+        monkeypatch.setattr(pipeline, name, lambda *a, **k: (ran.append(name), function(*a, **k))[1])
+
+    for name in ("run_dense", "measure_moments", "refine_basis", "gradient_gains", "train_biases"):
+        counted(name)
+    plans = calibrate_targets(tiny_model, tiny_tokens, [0.3, 0.5], settings=QUICK)
+    counts = {name: ran.count(name) for name in ran}
+    # The dense run: of the model, of the model in its basis, and of the held-out windows.
+    assert counts == {"run_dense": 3, "measure_moments": 1, "refine_basis": 1, "gradient_gains": 1, "train_biases": 2}
+    alone = calibrate(tiny_model, tiny_tokens, 0.5, settings=QUICK)
+    for name in ("exponents", "sparsities", "thresholds"):
+        np.testing.assert_array_equal(getattr(plans[1], name), getattr(alone, name))
+    assert [plan.target for plan in plans] == [0.3, 0.5]
+
+
+def test_the_largest_sparsity_that_keeps_a_divergence(tiny_model, tiny_tokens):
+    whole = calibrate(tiny_model, tiny_tokens, 0.5, "teal", settings=QUICK).held_out["plan"]["kl"]
+    bound = 0.8 * whole
+    plan = calibrate_to_divergence(tiny_model, tiny_tokens, bound, "teal", settings=QUICK)
+    assert 0 < plan.target < 0.5 and plan.held_out["plan"]["kl"] <= bound
+    further = calibrate(tiny_model, tiny_tokens, plan.target + pipeline.STEP, "teal", settings=QUICK)
+    assert further.held_out["plan"]["kl"] > bound
+
+
+def test_a_bound_on_the_divergence_needs_held_out_windows(tiny_model, tiny_tokens):
+    with pytest.raises(WisparseError, match="max-kl needs held-out windows"):
+        calibrate_to_divergence(tiny_model, tiny_tokens[:3], 0.1, "uniform", settings=QUICK)
+
+
+def test_other_budgets_get_their_own_thresholds(tiny_model, tiny_tokens):
+    """With the same budgets nothing changes; with others each layer skips what they say."""
+    settings = dataclasses.replace(QUICK, held_out_share=0.0)
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, settings=dataclasses.replace(settings, basis="eigen"))
+    calibration = run_dense(tiny_model, tiny_tokens, settings, basis=plan.basis)
+    same = with_budgets(calibration, plan, plan.sparsities)
+    np.testing.assert_allclose(same.thresholds, plan.thresholds, rtol=1e-5)
+    other = np.random.default_rng(0).uniform(0.1, 0.9, plan.sparsities.shape)
+    changed = with_budgets(calibration, plan, other)
+    assert changed.target == pytest.approx(changed.mean_sparsity) and changed.held_out == {}
+    found = ws.evaluate(tiny_model, tiny_tokens, {"plan": ws.apply(tiny_model, changed)}).sparse["plan"]
+    assert found.layer_sparsity == pytest.approx(other, abs=0.03)  # the last position of a window is not scored
+    np.testing.assert_allclose(changed.realised, other, atol=0.002)
+
+
+def worse(problem):
+    """A budget with one block all but dense and the rest as sparse as it must be."""
+    from wisparse_jax.search.problem import Allocation
+
+    row = problem.within_budget(np.array([[0.1, 0.8, 0.6]]))
+    return Allocation(np.repeat(row[0][:, None], 7, axis=1), {})
+
+
+def test_a_stage_that_does_not_improve_is_dropped(tiny_model, tiny_tokens, monkeypatch):
+    import jax
+
+    from wisparse_jax.search.allocators import ALLOCATORS
+
+    teal = calibrate(tiny_model, tiny_tokens, 0.5, "teal", settings=QUICK)
+    monkeypatch.setitem(ALLOCATORS, "evolution", worse)
+    settings = dataclasses.replace(QUICK, search_exponents=False)
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
+    np.testing.assert_allclose(plan.sparsities, teal.sparsities)
+    assert any(note.startswith("budgets at 0.5: dropped, held-out KL") for note in plan.history["notes"])
+
+    def harmful(training, held_out, rules, *_, **__):
+        key = jax.random.key(0)
+        shapes = training.config.layer_shapes
+        return [{n: jax.random.normal(key, s[1:]) for n, s in shapes.items()} for _ in rules], [1.0, 2.0]
+
+    monkeypatch.setattr(pipeline, "train_biases", harmful)
+    settings = dataclasses.replace(QUICK, biases="on")
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=settings)
+    assert plan.biases is None and any(note.startswith("biases at 0.5: dropped") for note in plan.history["notes"])
+
+
+def test_exponents_that_do_not_improve_are_dropped(tiny_model, tiny_tokens, monkeypatch):
+    monkeypatch.setattr(
+        pipeline, "search_exponents", lambda *a, **k: (np.array([1.5, 0, 1.5, 0, 1.5, 0, 1.5]), [1.0, 0.5])
+    )
+    monkeypatch.setattr(pipeline.Search, "_held_out_kl", lambda self, exponents, sparsities: float(exponents.sum()))
+    settings = dataclasses.replace(QUICK, allocator="uniform")
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
+    assert (plan.exponents == 0).all()
+    assert any(note.startswith("exponents at 0.5: dropped") for note in plan.history["notes"])
 
 
 BAD = {
-    "method": (dict(method="magic"), "method = 'magic': expected one of wisparse, teal, wina, uniform"),
+    "method": (
+        dict(method="magic"),
+        "method = 'magic': expected one of wisparse-plus, wisparse, wisparse-paper, teal, wina, uniform",
+    ),
     "sparsity": (dict(sparsity=1.2), "sparsity = 1.2: expected a number from 0 to 0.95"),
     "nan": (dict(sparsity=float("nan")), "sparsity = nan"),
 }

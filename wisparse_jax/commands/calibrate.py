@@ -35,8 +35,8 @@ class Calibrate:
     """Tokens of calibration text; by default those of the configuration."""
     seed: int = 0
     """Seed of the sampled text, the statistics and the searches."""
-    config: Path | None = None
-    """YAML file with the search's settings, such as configs/quick.yaml."""
+    config: str | None = None
+    """The search's settings: quick, default or paper (`wisparse presets`), or a YAML file."""
 
     def run(self) -> None:
         """Search and save the plan."""
@@ -45,12 +45,13 @@ class Calibrate:
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.inference import check_variety, sample_windows
         from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.presets import settings_file
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.pipeline import check_sparsity, resolve
 
         # Everything that can be refused is refused before any work is done.
-        settings = read_settings(self.config)
+        settings = read_settings(settings_file(self.config))
         resolve(self.method, settings)
         places = [self.out]
         if self.max_kl is not None:
@@ -86,7 +87,7 @@ class Calibrate:
         show = console()
         for plan, place in zip(plans, places, strict=True):
             written = _save(plan, place)
-            if plan.held_out:
+            if "plan" in plan.held_out:
                 show.print(plan_table(plan))
             for note in plan.history.get("notes", []):
                 show.print(f"note: {note}", highlight=False)

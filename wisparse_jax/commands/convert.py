@@ -13,7 +13,7 @@ class Convert:
     """Write a model as an Orbax checkpoint that every command accepts."""
 
     model: Positional[str]
-    """A folder, a hub id, or `demo`."""
+    """A folder, a hub id, `demo`, or a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model."""
     out: Positional[Path]
     """Folder to write; it must not exist."""
     weights: str | None = None

@@ -11,12 +11,14 @@ from tyro.conf import Positional
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure perplexity, KL(dense || sparse) and realised sparsity on a text."""
+    """Measure perplexity, KL(dense || sparse) and realised sparsity on a text, or the scores of tasks."""
 
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
-    text: str
+    text: str | None = None
     """A UTF-8 file, or `self` for text that the dense model samples."""
+    tasks: str | None = None
+    """Instead of a text: tasks of lm-evaluation-harness, commas between them; `wisparse lm-eval` has more options."""
     plan: Path | None = None
     """The plan; without one only the dense model is measured."""
     tokens: int | None = None
@@ -36,24 +38,43 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate and print."""
+        from wisparse_jax.arguments import check_count, check_seed, check_share
+        from wisparse_jax.errors import WisparseError
         from wisparse_jax.evaluation import evaluate, text_windows
         from wisparse_jax.inference import sample_windows
+        from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.llama import Llama
-        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
         from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
 
+        # Everything that can be refused is refused before the model is loaded.
+        if (self.text is None) == (self.tasks is None):
+            raise WisparseError("expected either --text FILE or --tasks NAMES")
+        check_seed(self.seed)
+        check_share(self.sparse_prefill, "sparse-prefill")
+        check_kinds(weights=self.weights)
+        if self.tokens is not None:
+            check_count(self.tokens, "tokens", least=1)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
+        if self.text is None:
+            self._run_tasks()
+            return
+        config = read_model_config(resolve(self.model, ("config",)))
+        window = min(config.context, 2048) if self.window is None else self.window
+        if check_count(window, "window, in tokens", least=2) > config.context:
+            raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")
+        windows = None
+        if self.text != "self":
+            windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
+
         model = load(self.model)
         rounded = [kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None]
         basis = None if plan is None or not rounded else plan.basis
         measured = load(self.model, weights=self.weights, basis=basis, head=self.head) if rounded else model
         sparse = None if plan is None else apply(measured, plan)
-        window = min(model.config.context, 2048) if self.window is None else self.window
-        if self.text == "self":
-            count = -(-(self.tokens or 16_384) // window) if window > 0 else 0
-            windows = sample_windows(model, count, window, seed=self.seed, progress=True)
-        else:
-            windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
+        if windows is None:
+            tokens = 16_384 if self.tokens is None else self.tokens
+            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
         plans: dict[str, Llama | SparseLlama] = {}
         if rounded:
             plans[f"dense {', '.join(rounded)}"] = measured
@@ -73,3 +94,11 @@ class Evaluate:
         show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
         if plan is not None:
             show.print(layer_table(result.sparse[plan.method]))
+
+    def _run_tasks(self) -> None:
+        from wisparse_jax.commands.lm_eval import run_harness
+
+        given = {"pretrained": self.model, "plan": self.plan, "weights": self.weights}
+        given["sparse_prefill"] = None if self.plan is None else self.sparse_prefill
+        words = [f"{name}={value}" for name, value in given.items() if value is not None]
+        run_harness(["run", "--model_args", *words, "--tasks", str(self.tasks)])

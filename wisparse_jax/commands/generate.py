@@ -3,63 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
+
+from wisparse_jax.commands.writer import Writer, Writing
+from wisparse_jax.errors import WisparseError
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
-    """Continue a prompt, streaming to the terminal."""
+class Generate(Writing):
+    """Answer or continue prompts, streaming to the terminal."""
 
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
-    prompt: str
-    """The text to continue."""
-    plan: Path | None = None
-    """The plan; without one the model is dense."""
-    max_new_tokens: int = 128
-    """At most so many new tokens."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int | None = None
-    """Sample from the k most likely tokens only."""
-    top_p: float = 1.0
-    """Sample from the most likely tokens that hold this share of the probability."""
-    seed: int = 0
-    """Same seed, same text."""
-    weights: str | None = None
-    """int8 or int4 runs the block weights in that."""
-    head: str | None = None
-    """int8 runs the head in that."""
-    implementation: str | None = None
-    """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
+    prompt: str | None = None
+    """The text: of a question where the model has a chat template, to be continued where it has none."""
+    prompts: str | None = None
+    """Many texts: a file with one a line, or a .jsonl file of objects with `prompt` or `messages`; - is standard input,
+    of JSON lines if it begins with {."""
+    raw: bool = False
+    """Continue the text, also where the model has a chat template."""
+    system: str | None = None
+    """What the system message of the chat template says."""
+    stop: UseAppendAction[tuple[str, ...]] = ()
+    """End before this text; may be given several times."""
+    json: bool = False
+    """Print one JSON object for each prompt and nothing else: text, token counts, stop reason, seconds, tok/s."""
 
     def run(self) -> None:
         """Generate and print."""
-        from wisparse_jax.inference import Sample, TextStream, decode_implementation, generate
-        from wisparse_jax.models.loading import load, load_tokenizer
-        from wisparse_jax.sparsity import SparsityPlan, load_sparse
+        asked = self._prompts()
+        writer = Writer(self, self.model)
+        for prompt in asked:
+            writer.check(prompt, self.raw, self.system)
+        writer.load()
+        continues = self.raw or not writer.chats
+        for number, prompt in enumerate(asked):
+            answer = writer.answer(prompt, self.stop, self.raw, self.system)
+            # A text that is continued goes out with the first tokens: a refused request prints nothing.
+            shown = [prompt] if isinstance(prompt, str) and continues else []
+            if number and not self.json:
+                shown.insert(0, "---\n")
 
-        sampler = Sample(self.temperature, self.top_k, self.top_p)
-        plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        tokenizer = load_tokenizer(self.model)
-        if plan is None:
-            writer, rules = load(self.model, weights=self.weights, head=self.head), None
-        else:
-            writer = load_sparse(self.model, plan, weights=self.weights, head=self.head)
-            rules = writer.rules
-        chosen = decode_implementation(writer.config, writer.params, rules, 1, self.implementation)
-        if plan is not None:
-            print(f"{plan.method} plan, sparsity {plan.target:g}, decoding by {chosen}", file=sys.stderr)
-        prompt, shown = tokenizer.encode(self.prompt), [self.prompt]
-        stream = TextStream(tokenizer.decode, prompt, tokenizer.open_byte)
+            def show(piece: str, shown: list[str] = shown) -> None:
+                if not self.json:
+                    print("".join([*shown, piece]), end="", flush=True)
+                shown.clear()
 
-        def show(new: list[list[int]]) -> None:
-            # The prompt goes out with the first tokens: a refused request prints nothing.
-            print("".join([*shown, stream.add(new[0])]), end="", flush=True)
-            shown.clear()
+            timing = writer.write(answer, show)
+            if self.json:
+                print(json.dumps(_record(prompt, answer, timing), ensure_ascii=False), flush=True)
+                continue
+            print()
+            if not answer.tokens and answer.stop_reason == "end":
+                print("the model ended its answer before the first token", file=sys.stderr)
+            print(f"load {writer.load_seconds:.1f} s, {timing}", file=sys.stderr)
 
-        generate(writer, [prompt], self.max_new_tokens, sampler, self.seed, show, chosen)
-        print("".join([*shown, stream.rest()]))
+    def _prompts(self) -> list[Any]:
+        if (self.prompt is None) == (self.prompts is None):
+            raise WisparseError("expected either --prompt TEXT or --prompts FILE")
+        if self.prompts is None:
+            return [self.prompt]
+        where = "standard input" if self.prompts == "-" else self.prompts
+        try:
+            text = sys.stdin.read() if self.prompts == "-" else Path(self.prompts).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise WisparseError(f"{where}: no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise WisparseError(f"{where}: not readable as UTF-8 text: {error}") from None
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise WisparseError(f"{where}: expected a prompt a line, found none")
+        if self.prompts.endswith(".jsonl") or (self.prompts == "-" and lines[0].startswith("{")):
+            return [_parsed(line, f"{where}: line {number}") for number, line in enumerate(lines, 1)]
+        return lines
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise WisparseError(f"{where}: not readable as JSON: {error}") from None
+    found = [raw[key] for key in ("prompt", "messages") if isinstance(raw, dict) and key in raw]
+    messages = [m for m in found if isinstance(m, list) and m and all(isinstance(x, dict) for x in m)]
+    if len(found) != 1 or not (isinstance(found[0], str) or messages):
+        raise WisparseError(f"{where}: expected an object with a text `prompt` or a list `messages`, found {line[:60]}")
+    return found[0]
+
+
+def _record(prompt: Any, answer: Any, timing: Any) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "text": answer.text,
+        "prompt_tokens": len(answer.prompt),
+        "new_tokens": len(answer.tokens),
+        "stop_reason": answer.stop_reason,
+        "compile_seconds": round(timing.compile, 3),
+        "first_token_seconds": round(timing.first_token, 3),
+        "seconds": round(timing.total, 3),
+        "tokens_per_second": None if timing.rate is None else round(timing.rate, 2),
+    }

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
+from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
 
 
@@ -28,18 +29,27 @@ def text_windows(
     Raises:
         WisparseError: the file cannot be read, is not UTF-8, or is too short for one window.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise WisparseError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise WisparseError(f"{path}: not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise WisparseError(f"{path}: cannot be read: {error.strerror}") from None
+    text = read_text(path)
     try:
         return split_windows(tokenizer, text, window, tokens)
     except WisparseError as error:
         raise WisparseError(f"{path}: {error}") from None
+
+
+def read_text(path: str | Path) -> str:
+    """A text file, without the byte-order mark that some editors put in front.
+
+    Raises:
+        WisparseError: the file cannot be read or is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise WisparseError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise WisparseError(f"{path}: not UTF-8 text: {error}") from None
+    except (OSError, ValueError) as error:  # a ValueError for a name with a NUL in it
+        raise WisparseError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def split_windows(
@@ -52,13 +62,16 @@ def split_windows(
     Raises:
         WisparseError: too little text for one window, or numbers out of range.
     """
-    if window < 2 or (tokens is not None and tokens < 1):
-        raise WisparseError(f"expected a window of at least 2 tokens and at least 1 token, found {window} and {tokens}")
+    check_count(window, "window, in tokens", least=2)
+    if tokens is not None:
+        check_count(tokens, "tokens", least=1)
     # Characters a token hardly ever exceeds: no need to encode a long file whole for a few windows.
     limit = None if tokens is None else 16 * (tokens + window)
     bos = tokenizer.encode("", bos=True)
     ids = tokenizer.encode(text[:limit], bos=False)
     body = window - len(bos)
+    if body < 1:
+        raise WisparseError(f"window = {window}: the tokenizer puts {len(bos)} tokens before a text, which fill it")
     count = len(ids) // body
     if tokens is not None:
         count = min(count, -(-tokens // window))

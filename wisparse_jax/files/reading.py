@@ -168,6 +168,8 @@ def _problems(raw: Any, finite: bool = True) -> Iterator[str]:
         where, value = waiting.pop()
         if isinstance(value, dict | list) and len(where) >= DEPTH:
             yield f"nested deeper than {DEPTH} levels"
+        elif any(isinstance(text, str) and not _is_unicode(text) for text in (value, *where[-1:])):
+            yield f"{_field(where)}: a lone surrogate, which is no character"
         elif isinstance(value, dict):
             waiting += [((*where, key), entry) for key, entry in value.items()]
         elif isinstance(value, list):
@@ -178,6 +180,10 @@ def _problems(raw: Any, finite: bool = True) -> Iterator[str]:
             yield f"{_field(where)}: a number beyond the range of float64"
         elif not isinstance(value, str | int | float | None):
             yield f"{_field(where)}: expected text, a number, true or false, found a {type(value).__name__}"
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _check_events(events: Any) -> None:

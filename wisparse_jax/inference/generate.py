@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
+from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.loop import LoopState, decode, decode_implementation, prefill, tokens_together
-from wisparse_jax.inference.sampling import GREEDY, Sample
+from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
+from wisparse_jax.inference.sampling import GREEDY, Sample, random_key
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.tokens import token_row
 
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
 STREAM_EVERY = 8
 SMALLEST_BUCKET = 32
+NEW_TOKENS = 128
 
 
 @runtime_checkable
@@ -39,7 +40,7 @@ class Generator(Protocol):
 def generate(
     model: Generator,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int = NEW_TOKENS,
     sampler: Sample = GREEDY,
     seed: int = 0,
     on_tokens: Callable[[list[list[int]]], None] | None = None,
@@ -64,14 +65,39 @@ def generate(
 
     Raises:
         WisparseError: a prompt that with its new tokens exceeds the context, an empty one for a model without BOS,
-            token ids outside the vocabulary, a negative number of tokens, or an implementation that cannot run here.
+            token ids outside the vocabulary or something else than ids, a negative number of tokens, a seed that is
+            none, or an implementation that cannot run here.
+    """
+    rows = check_request(model.config, prompts, max_new_tokens)
+    out: list[list[int]] = [[] for _ in rows]
+    every = None if on_tokens is None else STREAM_EVERY
+    for new in token_stream(model, rows, max_new_tokens, sampler, seed, implementation, every):
+        for row, tokens in zip(out, new, strict=True):
+            row.extend(tokens)
+        if on_tokens is not None:
+            on_tokens(new)
+    return out
+
+
+def token_stream(
+    model: Generator,
+    prompts: Sequence[Sequence[int] | Int32[np.ndarray, " _"]],
+    max_new_tokens: int,
+    sampler: Sample = GREEDY,
+    seed: int = 0,
+    implementation: str | None = None,
+    every: int | None = STREAM_EVERY,
+) -> Iterator[list[list[int]]]:
+    """The new tokens of each prompt, piece by piece; whoever stops asking stops the model. See `generate`.
+
+    Args:
+        every: tokens of a piece, at least; None gives the first token and then all others.
     """
     config = model.config
-    if isinstance(prompts, str | bytes):
-        raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
-    rows = [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(prompts)]
+    rows = check_request(config, prompts, max_new_tokens)
+    key = random_key(seed)
     if not rows or max_new_tokens == 0:
-        return [[] for _ in rows]
+        return
     length = _bucket(max(map(len, rows)), config.context)
     batch = _bucket(len(rows), None, smallest=1)
     # Padding on the left shifts slots, not positions, so the cache may be longer than the context.
@@ -86,21 +112,37 @@ def generate(
     params, rules = model.params, getattr(model, "rules", None)
 
     chosen = decode_implementation(config, params, rules, batch, implementation)
-    key = jax.random.key(seed)
     state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
-    out: list[list[int]] = [[] for _ in rows]
     at = 0
     while True:
-        at = _collect(state, at, set(config.eos_token_ids), out, on_tokens)
-        if at >= max_new_tokens or np.asarray(state.finished).all():
-            return out
-        until = min(max_new_tokens, at + max(STREAM_EVERY, tokens_together())) if on_tokens else max_new_tokens
+        # Read before the state is handed on: the next call takes its memory.
+        done, finished = int(state.step), bool(np.asarray(state.finished).all())
+        block = np.asarray(state.tokens)[: len(rows), at:done]
+        yield [[int(t) for t in row if t >= 0 and int(t) not in config.eos_token_ids] for row in block]
+        at = done
+        if at >= max_new_tokens or finished:
+            return
+        until = max_new_tokens if every is None else min(max_new_tokens, at + max(every, tokens_together()))
         state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
 
 
+def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[Int32[np.ndarray, " _"]]:
+    """The prompts as `generate` runs them; refuses what it refuses, and needs no weights for that.
+
+    Raises:
+        WisparseError: see `generate`.
+    """
+    check_count(max_new_tokens, "max-new-tokens", least=0)
+    if isinstance(prompts, str | bytes):
+        raise WisparseError("prompts: expected lists of token ids, found text; a tokenizer's encode gives its ids")
+    try:
+        rows = list(prompts)
+    except TypeError:
+        raise WisparseError(f"prompts: expected lists of token ids, found {type(prompts).__name__}") from None
+    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(rows)]
+
+
 def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:
-    if new < 0:
-        raise WisparseError(f"max-new-tokens = {new}: expected 0 or above")
     prompt = token_row(ids, config.vocab_size, f"prompt {row}")
     if not len(prompt):
         if not config.bos_token_ids:
@@ -119,21 +161,3 @@ def _bucket(size: int, largest: int | None, smallest: int = SMALLEST_BUCKET) -> 
     """The next power of two, from `smallest` to `largest`."""
     bucket = max(smallest, 1 << (size - 1).bit_length())
     return bucket if largest is None else min(bucket, largest)
-
-
-def _collect(
-    state: LoopState,
-    at: int,
-    stops: set[int],
-    out: list[list[int]],
-    on_tokens: Callable[[list[list[int]]], None] | None,
-) -> int:
-    """Add the tokens since `at` to `out`, tell the listener, and return how many steps are done."""
-    done = int(state.step)
-    block = np.asarray(state.tokens)[:, at:done]
-    new = [[int(t) for t in block[b] if t >= 0 and int(t) not in stops] for b in range(len(out))]
-    for row, tokens in zip(out, new, strict=True):
-        row.extend(tokens)
-    if on_tokens is not None:
-        on_tokens(new)
-    return done

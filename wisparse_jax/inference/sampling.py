@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from wisparse_jax.arguments import check_count, check_seed, check_share
 from wisparse_jax.errors import WisparseError
 
 
@@ -37,12 +39,12 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not 0 <= self.temperature < math.inf:
-            raise WisparseError(f"temperature = {self.temperature}: expected a finite number, 0 or above")
-        if self.top_k is not None and self.top_k < 1:
-            raise WisparseError(f"top-k = {self.top_k}: expected 1 or above")
-        if not 0 < self.top_p <= 1:
-            raise WisparseError(f"top-p = {self.top_p}: expected a share above 0, at most 1")
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not number or not 0 <= self.temperature < math.inf:
+            raise WisparseError(f"temperature = {self.temperature!r}: expected a finite number, 0 or above")
+        if self.top_k is not None:
+            check_count(self.top_k, "top-k", least=1)
+        check_share(self.top_p, "top-p")
 
     def values(self, vocab_size: int) -> SamplingValues:
         """The sampler as arrays."""
@@ -51,6 +53,17 @@ class Sample:
 
 
 GREEDY = Sample(temperature=0.0)
+
+
+def random_key(seed: int) -> Key[Array, ""]:
+    """The key of a seed; JAX alone would take seeds that differ by 2**32 for one.
+
+    Raises:
+        WisparseError: see `check_seed`.
+    """
+    high, low = divmod(check_seed(seed), 2**32)
+    key = jax.random.key(np.uint32(low))
+    return jax.random.fold_in(key, np.uint32(high)) if high else key
 
 
 def choose(

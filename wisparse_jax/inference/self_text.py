@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, Int32, Key
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.generate import Generator
 from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.inference.sampling import random_key
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.forward import Params, empty_cache
 
@@ -28,7 +29,7 @@ def sample_windows(
     documents. Window w depends on the seed and w alone.
 
     Raises:
-        WisparseError: no windows, or windows beyond the model's context.
+        WisparseError: no windows, windows beyond the model's context, or a seed that is none.
     """
     config = model.config
     if windows < 1 or not 2 <= length <= config.context:
@@ -36,7 +37,7 @@ def sample_windows(
             f"expected at least 1 window of 2 to {config.context} tokens, found {windows} of {length} tokens"
         )
     batch = min(batch, windows)
-    root, params, parts = jax.random.key(seed), model.params, []
+    root, params, parts = random_key(seed), model.params, []
     from tqdm import tqdm
 
     for at in tqdm(range(0, windows, batch), desc="sampling text", disable=not progress, leave=False):

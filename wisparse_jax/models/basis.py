@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
 
 Params = dict[str, Any]
@@ -66,10 +67,10 @@ def fold(config: LlamaConfig, params: Params, basis: Basis, consume: bool = Fals
         consume: take every tensor out of `params` as it is folded, so that memory holds the model and one tensor.
 
     Raises:
-        ValueError: int8 weights; they are rounded after folding.
+        WisparseError: int8 or int4 weights; they are rounded after folding.
     """
     if "scale" in params["blocks"][0]["q"]:
-        raise ValueError("expected weights that are not quantised yet: folding comes first, then int8")
+        raise WisparseError("weights that are rounded already cannot be folded into a basis: folding comes first")
     take = dict.pop if consume else dict.__getitem__
     q, embed = basis.stream, take(params, "embed")
     head, gain = take(params, "lm_head") if "lm_head" in params else None, take(params, "norm")

@@ -17,8 +17,8 @@ import numpy as np
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.files.reading import LARGE
-from wisparse_jax.models import hub, tokenizer
-from wisparse_jax.models.config import LlamaConfig, read_config
+from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.quantise import quantise_params
@@ -61,7 +61,8 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
     The folder appears whole or not at all, with a digest of every tensor and file in it.
 
     Args:
-        name: a folder (in Hugging Face format, or converted), a hub id or `demo`.
+        name: a folder (in Hugging Face format, or converted), a hub id, `demo`, or a GGUF file, whose quantised
+            tensors become bfloat16.
         out: the new folder; missing folders above it are made.
         weights: "int8" or "int4" rounds the block linears; plans for the model apply as before.
         head: "int8" rounds the head.
@@ -70,13 +71,8 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
         WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
     check_new_folder(out, WisparseError)
-    source = hub.resolve(name)
-    if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
-        raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
-    params, stored = read_params(source, read_config(source))
+    files, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
     params = quantise_params(params, weights, head)
-    names = [name for name in ("config.json", "generation_config.json", *tokenizer.FILES) if (source / name).exists()]
-    files = {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
         for path, leaf in flat(params).items()
@@ -86,9 +82,32 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         _save(folder / WEIGHTS, params, out)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
+    source = hub.resolve(name)
+    if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
+        raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
+    params, stored = read_params(source, read_config(source))
+    names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
+    return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
+
+
+def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """The same of a GGUF file."""
+    from wisparse_jax.models.gguf_tokenizer import tokenizer_files
+
+    file = gguf.GgufFile(Path(name).expanduser())
+    raw = gguf.hf_config(file)
+    ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
+    texts = {"config.json": raw, "generation_config.json": ends}
+    files = {name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()}
+    return files | tokenizer_files(file), *gguf.read_gguf(file, parse_config(raw))
 
 
 def read_params(
@@ -164,7 +183,7 @@ def _digest(data: Any) -> str:
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:
     for name, expected in files.items():
-        if name != Path(name).name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise WeightsError(f"{folder / MANIFEST}: files: expected names of files in the folder, found {name!r}")
         if _digest(read_bytes(folder / name, WeightsError, LARGEST_FILE)) != expected:
             raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")
@@ -203,7 +222,12 @@ def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, j
             how = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
             try:
-                array = reader.restore(folder.absolute(), args=args)[path]
+                array: Any = reader.restore(folder.absolute(), args=args)[path]
+                if not isinstance(array, jax.Array) or (array.shape, array.dtype.name) != (
+                    item[path].shape,
+                    leaf.dtype,
+                ):
+                    raise ValueError("it holds something else")
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 raise WeightsError(
                     f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {_first_line(error)}"

@@ -110,7 +110,7 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
     if family not in FAMILIES:
         raise ConfigError(f"model_type = {family!r} is not supported; expected one of {', '.join(FAMILIES)}")
     if raw.get("quantization_config") is not None:
-        raise ConfigError(f"quantization_config = {raw['quantization_config']!r} is not supported")
+        raise ConfigError(_quantised(raw["quantization_config"]))
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"hidden_act = {raw['hidden_act']!r} is not supported; expected 'silu'")
 
@@ -149,6 +149,19 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         bos_token_ids=_token_ids(raw, "bos_token_id", _BOS.get(family)),
         eos_token_ids=_token_ids(raw, "eos_token_id", _EOS.get(family)),
         family=family,
+    )
+
+
+def _quantised(settings: Any) -> str:
+    """Why a quantised checkpoint is refused, and what to do instead."""
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    known = {"awq": "AWQ", "gptq": "GPTQ", "fp8": "FP8", "fbgemm_fp8": "FP8", "mxfp4": "MXFP4"}
+    known |= {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
+    kind = known.get(method, "quantised") if isinstance(method, str) else "quantised"
+    return (
+        f"quantization_config.quant_method = {method!r}: {kind} checkpoints are not supported; take the model that it "
+        "was made from in bfloat16 (and --weights int8 for smaller weights), or a GGUF file of it: wisparse convert "
+        "FILE.gguf OUT"
     )
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.resources
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.models import tokenizer
+from wisparse_jax.models import tokenizer, weights
 
 DEMO = "demo"
-# Weights by name: some repositories hold a second copy of them in another format (consolidated.safetensors, *.pth).
-PATTERNS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+CONFIG = ("config.json", "generation_config.json")
+EVERYTHING = ("config", "weights", "tokenizer")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, parts: Sequence[str] = EVERYTHING) -> Path:
     """The local folder of a model: a folder, `demo` (the model in this package) or a hub id `org/name`.
 
     A folder comes before a hub id of the same spelling; the folder `demo` itself is `./demo`. A hub id is downloaded
-    (or found in the cache) with huggingface_hub: configuration, safetensors and tokenizer only.
+    (or found in the cache) with huggingface_hub, the files of the given parts only; of several copies of the weights,
+    the one that is read. Without the hub, what the cache has is used, and what it lacks is for the reader to miss.
 
     Raises:
         WisparseError: no such folder, no such repository, or no network; says which.
@@ -29,19 +32,29 @@ def resolve(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise WisparseError(f"{path} is a GGUF file: make a model folder of it first: wisparse convert {path} OUT")
     if name and path.exists():
         raise WisparseError(f"{path} is a file: expected a model folder, a hub id (org/name) or '{DEMO}'")
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
         raise WisparseError(f"{str(name)!r}: no such folder: expected a model folder, a hub id (org/name) or '{DEMO}'")
-    return _download(name)
+    return _download(name, parts)
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def _download(name: str, parts: Sequence[str]) -> Path:
+    from huggingface_hub import errors
 
     lead = f"{name}: no such folder here, and as a hub id"
     try:
-        return Path(snapshot_download(name, allow_patterns=[*PATTERNS, *tokenizer.FILES]))
+        folder = _fetch(name, CONFIG)
+        if "tokenizer" in parts:
+            _fetch(name, tokenizer.FILES)
+        if "weights" in parts:
+            # Some repositories hold a second copy under another name, or in shards beside the whole.
+            _fetch(name, (weights.SINGLE, weights.INDEX))
+            if not (folder / weights.SINGLE).exists() and (folder / weights.INDEX).exists():
+                _fetch(name, [glob.escape(shard) for shard in weights.shards(folder)])
+        return folder
     except errors.GatedRepoError:
         raise WisparseError(f"{lead} it is gated: accept its terms on the hub and log in (hf auth login)") from None
     except errors.RepositoryNotFoundError:
@@ -50,3 +63,16 @@ def _download(name: str) -> Path:
         raise WisparseError(f"{lead} it is not in the cache and the hub cannot be reached (no network?)") from None
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
         raise WisparseError(f"{lead} it was not downloaded: {error}") from None
+
+
+def _fetch(name: str, patterns: Sequence[str]) -> Path:
+    """The snapshot's folder with the files that match, as far as there are any."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except errors.LocalEntryNotFoundError as error:
+        incomplete = getattr(error, "snapshot_path", None)
+        if incomplete is None:
+            raise
+        return Path(incomplete)

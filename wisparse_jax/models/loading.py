@@ -50,15 +50,10 @@ def load(
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
         WisparseError: no such model, or an unknown dtype or kind of weights.
     """
-    for option, found, offered in (("weights", weights, ("int8", "int4")), ("head", head, ("int8",))):
-        if found is not None and found not in offered:
-            expected = " or ".join(offered)
-            raise WisparseError(f"{option} = {found!r}: expected {expected}, or nothing for those of the model")
+    check_kinds(dtype, weights, head)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in DTYPES:
-        raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
-    folder = hub.resolve(name)
+    folder = hub.resolve(name, ("config", "weights"))
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype, verify)
     if basis is not None:
@@ -73,13 +68,27 @@ def load(
     return model
 
 
+def check_kinds(dtype: str | None = None, weights: str | None = None, head: str | None = None) -> None:
+    """Refuse kinds of numbers that `load` does not know.
+
+    Raises:
+        WisparseError: an unknown dtype or kind of weights.
+    """
+    for option, found, offered in (("weights", weights, ("int8", "int4")), ("head", head, ("int8",))):
+        if found is not None and found not in offered:
+            expected = " or ".join(offered)
+            raise WisparseError(f"{option} = {found!r}: expected {expected}, or nothing for those of the model")
+    if dtype is not None and dtype not in DTYPES:
+        raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
+
+
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """Load a model's tokenizer; `name` as in `load`.
 
     Raises:
         WisparseError: no such model, or no usable tokenizer in its folder.
     """
-    return read_tokenizer(hub.resolve(name))
+    return read_tokenizer(hub.resolve(name, ("config", "tokenizer")))
 
 
 def read_model_config(folder: Path) -> LlamaConfig:

@@ -13,7 +13,7 @@ from typing import Any
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.tokenizer_check import check_tokenizer, contained
 
-# What a folder's tokenizer is made of; any one of the first three is enough to build it.
+# What a folder's tokenizer is made of, as patterns; any one of the first three is enough to build it.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 FILES = (
     *VOCABULARIES,
@@ -22,6 +22,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 
 
@@ -58,7 +59,8 @@ class Tokenizer:
             plain = self._plain(probe)
             if not plain:
                 continue
-            whole = self.inner(probe, add_special_tokens=True, return_special_tokens_mask=True)
+            with contained("the tokenizer cannot encode this text"):
+                whole = self.inner(probe, add_special_tokens=True, return_special_tokens_mask=True)
             ids, added = list(whole["input_ids"]), list(whole["special_tokens_mask"])
             count = next((i for i, special in enumerate(added) if not special), 0)
             if ids[count : count + len(plain)] == plain:
@@ -100,6 +102,11 @@ class Tokenizer:
         yield from (self._text([i]) for i in range(len(self.inner)) if i not in special)
 
 
+def files(folder: Path) -> list[str]:
+    """The names of the files in a folder that its tokenizer is made of."""
+    return [str(path.relative_to(folder)) for pattern in FILES for path in sorted(folder.glob(pattern))]
+
+
 def shared_start(a: str, b: str) -> int:
     """How many characters two texts have in common at their beginning."""
     return len(os.path.commonprefix([a, b]))  # noqa: RUF071 - characters are meant
@@ -117,10 +124,19 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    check_tokenizer(folder, FILES)
-    with contained(f"{folder}: the tokenizer is not readable"):
-        # Books are encoded whole and cut into windows: the length that a tokenizer warns beyond means nothing here.
-        inner = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, model_max_length=sys.maxsize
-        )
+    check_tokenizer(folder, [*FILES, *files(folder)])
+    try:
+        with contained(f"{folder}: the tokenizer is not readable"):
+            # Books are encoded whole and cut into windows: the length that a tokenizer warns beyond means nothing here.
+            inner = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, model_max_length=sys.maxsize
+            )
+    except WisparseError:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            raise
+        # A vocabulary alone does not say how text is cut.
+        raise WisparseError(
+            f"{folder}: no tokenizer can be made of vocab.json as it is: expected tokenizer.json, or merges.txt and a "
+            "tokenizer_config.json whose tokenizer_class says of which kind it is, such as GPT2Tokenizer"
+        ) from None
     return Tokenizer(inner)

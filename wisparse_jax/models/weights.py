@@ -51,7 +51,7 @@ HF_NAMES = {
     "blocks.*.down.bias": "model.layers.*.mlp.down_proj.bias",
 }
 # Constants that old checkpoints carry; the configuration gives them.
-IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+IGNORED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,25 +93,27 @@ def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) ->
     wanted = {hf_name(path): path for path in leaves}
     values: dict[str, Array] = {}
     samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
-    heads: dict[str, Path] = {}  # a tied model's embedding and the copy of it that some files hold
+    heads: dict[str, tuple[Path, str]] = {}  # where: a tied model's embedding and the copy of it that some files hold
     files = find_files(folder)
     for file, promised in files.items():
         names = _names(file)
-        # Old checkpoints list constants that nobody stored.
-        if absent := sorted(n for n in (promised or set()) - names if not IGNORED.fullmatch(n)):
+        if absent := sorted((promised or set()) - names):
             raise WeightsError(f"{file}: tensor {absent[0]} is missing; {INDEX} says that it is in this file")
         for name in sorted(names):
             if IGNORED.fullmatch(name):
                 continue
             if promised is not None and name not in promised:
                 raise WeightsError(f"{file}: tensor {name} is unexpected; {INDEX} does not list it here")
-            if config.tied_embeddings and name in (_EMBED, _HEAD):
-                heads[name] = file
-            if config.tied_embeddings and name == _HEAD:
+            # Checkpoints of a model without its head have no prefix.
+            full = name if name in wanted or name == _HEAD else f"model.{name}"
+            if config.tied_embeddings and full in (_EMBED, _HEAD):
+                heads[full] = (file, name)
+            if config.tied_embeddings and full == _HEAD:
                 continue
-            if name not in wanted:
-                raise WeightsError(f"{file}: tensor {name} is unexpected; the model in config.json has none")
-            path = wanted[name]
+            if full not in wanted or wanted[full] in values:
+                reason = "there is another of it" if full in wanted else "the model in config.json has none"
+                raise WeightsError(f"{file}: tensor {name} is unexpected; {reason}")
+            path = wanted[full]
             stored = _read(file, name, leaves[path].shape, transposed(path))
             samples[path] = (leaves[path].shape, sample(stored.T if transposed(path) else stored))
             values[path] = place(stored, dtype, transposed(path), f"{file}: tensor {name}")
@@ -142,19 +144,35 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f"found only {', '.join(pickles)}: pickle files are never opened" if pickles else "found neither"
         raise WeightsError(f"{folder}: no weights: expected {SINGLE} or {INDEX}, {found}")
+    promised: dict[str, set[str]] = {}
+    for name, shard in _entries(index).items():
+        if IGNORED.fullmatch(name):
+            continue
+        if not os.path.exists(folder / shard):
+            raise WeightsError(f"{folder / shard}: no such file; {INDEX} says that it holds tensor {name}")
+        promised.setdefault(shard, set()).add(name)
+    return {folder / shard: promised[shard] for shard in sorted(promised)}
+
+
+def shards(folder: Path) -> list[str]:
+    """The names of the files that a folder's index lists, whether they are there or not.
+
+    Raises:
+        WeightsError: an index that is damaged or points outside the folder.
+    """
+    return sorted(set(_entries(folder / INDEX).values()))
+
+
+def _entries(index: Path) -> dict[str, str]:
     entries = read_json(index, _Index, WeightsError, LARGE).weight_map
     if not entries:
         raise WeightsError(f"{index}: weight_map: expected the names of tensors and files, found an empty object")
-    promised: dict[str, set[str]] = {}
     for name, shard in entries.items():
         if not _inside(shard):
             raise WeightsError(
                 f"{index}: tensor {name}: expected the name of a .safetensors file in the folder, found {shown(shard)}"
             )
-        if not os.path.exists(folder / shard):
-            raise WeightsError(f"{folder / shard}: no such file; {INDEX} says that it holds tensor {name}")
-        promised.setdefault(shard, set()).add(name)
-    return {folder / shard: promised[shard] for shard in sorted(promised)}
+    return entries
 
 
 def place(stored: Any, dtype: str | None, transpose: bool, where: str) -> Array:
@@ -183,6 +201,11 @@ def _opened(file: Path) -> Iterator[Any]:
 
     check_regular(file, WeightsError)
     try:
+        with open(file, "rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        # The library takes minutes and gigabytes to list a million tensors.
+        if LARGE < length < file.stat().st_size:
+            raise WeightsError(f"{file}: a header of {length:,} bytes: expected at most {LARGE:,}")
         with safe_open(file, framework="numpy") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
@@ -213,11 +236,12 @@ def _inside(shard: str) -> bool:
     return shard.endswith(".safetensors") and not outside
 
 
-def _check_tied(files: dict[str, Path]) -> None:
+def _check_tied(places: dict[str, tuple[Path, str]]) -> None:
     """A head in the file of a tied model is not used, so it must be the embedding; compared in pieces."""
-    where = f"{files[_HEAD]}: tensor {_HEAD}"
-    with _opened(files[_EMBED]) as a, _opened(files[_HEAD]) as b:
-        embed, head = a.get_slice(_EMBED), b.get_slice(_HEAD)
+    (file, name), (other, head_name) = places[_EMBED], places[_HEAD]
+    where = f"{other}: tensor {head_name}"
+    with _opened(file) as a, _opened(other) as b:
+        embed, head = a.get_slice(name), b.get_slice(head_name)
         rows, alike = (
             embed.get_shape()[0],
             (embed.get_shape(), embed.get_dtype()) == (head.get_shape(), head.get_dtype()),
@@ -225,6 +249,6 @@ def _check_tied(files: dict[str, Path]) -> None:
         pieces = [slice(i, min(i + 1024, rows)) for i in range(0, rows, 1024)]
         if not alike or any(not np.array_equal(embed[piece], head[piece]) for piece in pieces):
             raise WeightsError(
-                f"{where} differs from {_EMBED}: expected the same values, because config.json has "
+                f"{where} differs from {name}: expected the same values, because config.json has "
                 "tie_word_embeddings = true"
             )

@@ -10,18 +10,28 @@ from typing import Any
 
 import jax
 
+from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import evaluate
 from wisparse_jax.inference import Sample, generate, sample_windows
-from wisparse_jax.models.loading import load, load_tokenizer, model_fingerprint
+from wisparse_jax.models.loading import load, load_tokenizer
 from wisparse_jax.report.tables import console, quality_table, timing_table
-from wisparse_jax.search import SearchSettings, run_dense, search_plan
+from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import METHODS, apply
+from wisparse_jax.sparsity.methods import DEFAULT
 
-# Planned for two CPU cores: about a minute and a half of search in all.
+SHOWN = ("uniform", "teal", "wina", "wisparse", "wisparse-plus")
+# Planned for two CPU cores: about two minutes of search in all.
 SETTINGS = SearchSettings(
     tokens=8_192,
     statistics_tokens=2_048,
+    compare_teal=False,  # TEAL has a row of its own
+    absolute_steps=100,
+    skipped_steps=250,
+    heads_steps=75,
+    gradient_tokens=4_096,
+    bias_steps=40,
+    bias_every=20,
     exponent_step=0.15,
     exponent_tokens=256,
     population=16,
@@ -62,30 +72,21 @@ def run_demo(out: str | Path | None = None) -> Path:
     text = sample_windows(model, SETTINGS.tokens // window, window, seed=CALIBRATION_SEED)
     held_out = sample_windows(model, EVALUATION_WINDOWS, window, seed=EVALUATION_SEED)
 
-    dense_started = time.perf_counter()
-    calibration = run_dense(model.config, model.params, text, SETTINGS, CALIBRATION_SEED)
-    jax.block_until_ready(calibration.hidden)
-    statistics_seconds = time.perf_counter() - dense_started
-    record = {"text": "self", "tokens": int(text.size), "window": window}
-    fingerprint = model_fingerprint(model)
     plans = {}
-    # The dense run is shared: its time is counted once per method in the table, but spent once.
-    for name in ("uniform", "teal", "wina", "wisparse"):
+    for name in SHOWN:
         show.print(f"{name}: {METHODS[name].summary}")
-        plans[name] = search_plan(
-            calibration, fingerprint, SPARSITY, name, CALIBRATION_SEED, SETTINGS, True, record, statistics_seconds
-        )
+        plans[name] = calibrate(model, text, SPARSITY, name, CALIBRATION_SEED, SETTINGS, progress=True, text="self")
         plans[name].save(folder / name)
 
     sparse = {name: apply(model, plan) for name, plan in plans.items()}
     evaluation = evaluate(model, held_out, sparse, progress=True)
     show.print(quality_table(evaluation, f"{SPARSITY:.0%} sparse, {evaluation.tokens} tokens of self-sampled text"))
-    for name in ("teal", "wina", "uniform"):
-        gap = evaluation.paired("wisparse", name)
-        show.print(f"KL of wisparse minus {name}: {gap.mean:+.4f} ± {gap.error:.4f} (paired over windows)")
+    for one, other in ((DEFAULT, "wisparse"), (DEFAULT, "teal"), ("wisparse", "teal"), ("teal", "uniform")):
+        gap = evaluation.paired(one, other)
+        show.print(f"KL of {one} minus {other}: {gap.mean:+.4f} ± {gap.error:.4f} (paired over windows)")
     show.print(timing_table({name: plan.timings for name, plan in plans.items()}))
 
-    for label, writer in (("dense", model), (f"{SPARSITY:.0%} sparse, wisparse", sparse["wisparse"])):
+    for label, writer in (("dense", model), (f"{SPARSITY:.0%} sparse, {DEFAULT}", sparse[DEFAULT])):
         ids = tokenizer.encode(PROMPT)
         new = generate(writer, [ids], max_new_tokens=60, sampler=Sample(temperature=0.7, top_k=50), seed=0)[0]
         show.print(f"\n{label}:", style="bold")
@@ -93,6 +94,6 @@ def run_demo(out: str | Path | None = None) -> Path:
 
     figures: dict[str, Any] = {name: evaluation.as_json(name) for name in plans}
     (folder / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    show.print(f"\nthe plan: {folder / 'wisparse'}   all figures: {folder / 'evaluation.json'}")
+    show.print(f"\nthe plan: {folder / DEFAULT}   all figures: {folder / 'evaluation.json'}")
     show.print(f"{time.perf_counter() - started:.0f} s in all")
     return folder

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from wisparse_jax.errors import PlanError
+from wisparse_jax.errors import PlanError, WisparseError
 from wisparse_jax.models.basis import fold, folded_config
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.fingerprint import model_fingerprint
@@ -80,7 +80,7 @@ def apply(model: Llama, plan: SparsityPlan) -> SparseLlama:
     if basis is not None and folded is None:
         try:
             config, params = folded_config(config), fold(config, params, basis)
-        except ValueError as error:
+        except WisparseError as error:
             raise PlanError(f"plan has a basis: {error}; load the model together with the plan") from None
     return SparseLlama(config, params, plan_rules(params, plan), plan)
 

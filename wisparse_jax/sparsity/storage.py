@@ -174,6 +174,10 @@ def _with_tensors(plan: SparsityPlan, file: Path, digest: str) -> SparsityPlan:
     for name, value in tensors.items():
         if value.dtype != np.float32 or not np.isfinite(value).all():
             raise PlanError(f"{file}: tensor {name}: expected finite float32 numbers")
+        size = value.shape[-1] if value.ndim else 0
+        expected = {"basis.stream": (size, size), "basis.heads": (len(plan.exponents), *value.shape[1:2], size, size)}
+        if value.shape != expected.get(name, (size,)):
+            raise PlanError(f"{file}: tensor {name}: expected another shape, found {list(value.shape)}")
     made: dict[str, Any] = {}
     names = {f"basis.{name}" for name in Basis._fields}
     if names <= set(tensors):

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import ConfigError
-from wisparse_jax.search import SearchSettings, read_settings
 
 
 def test_no_file_gives_the_defaults():
@@ -35,9 +35,22 @@ BAD = {
     "tokens: -1": "tokens = -1: expected a positive number",
     "sparse_share: 1.5": "sparse_share = 1.5: expected a share",
     "layer_step: .nan": "layer_step = nan: expected a positive number",
-    "search_blocks: 1": "search_blocks = 1: expected true or false",
+    "search_exponents: 1": "search_exponents = 1: expected true or false",
+    "held_out_share: -0.1": "held_out_share = -0.1: expected a positive number",
+    "bias_steps: -1": "bias_steps = -1: expected a positive number",
+    "basis: pca": "basis = 'pca': expected one of method, none, eigen, refined",
+    "allocator: magic": "allocator = 'magic': expected one of method, uniform",
+    "window: 1": "window = 1: expected at least 2 tokens",
     "algorithm: GradientDescent": "algorithm = 'GradientDescent': expected one of CR_FM_NES",
     "- 1": "expected an object, found [1]",
+    "exponent_step: 0.000000001": "exponent_step = 1e-09: expected a number from 0.001 on",
+    "layer_step: 1.0e-14": "layer_step = 1e-14: expected a number from 0.0001 on",
+    "population: 10000000": "population = 10000000: expected a number up to 16384",
+    "tokens: 1000000000000000000": "tokens = 1000000000000000000: expected a number up to 100000000",
+    "block_tokens: 1000000000": "block_tokens = 1000000000: expected a number up to 100000000",
+    "initial_std: 1.0e+39": "initial_std = 1e+39: expected a share, at most 1",
+    "max_exponent: 1.0e+9": "max_exponent = 1000000000.0: expected a number up to 16",
+    "generations: 1000000000": "generations = 1000000000: expected a number up to 100000",
     "a: [": "not readable as YAML",
 }
 

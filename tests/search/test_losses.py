@@ -3,16 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wisparse_jax.calibration import run_dense
+from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.forward import layout
-from wisparse_jax.search import SearchSettings, run_dense
-from wisparse_jax.search.objectives import BlockLoss, DivergenceLoss, kl_divergence
-from wisparse_jax.sparsity.apply import plan_thresholds
+from wisparse_jax.search.losses import BlockLoss, DivergenceLoss
+from wisparse_jax.sparsity.apply import threshold_rules
 from wisparse_jax.testing.compilations import count_compilations
 
 
 @pytest.fixture(scope="module")
 def calibration(tiny_model, tiny_tokens):
-    return run_dense(tiny_model.config, tiny_model.params, np.asarray(tiny_tokens), SearchSettings(), 0)
+    return run_dense(tiny_model, np.asarray(tiny_tokens))
 
 
 @pytest.fixture
@@ -75,13 +76,13 @@ def test_the_divergence_is_that_of_a_dense_start_and_a_sparse_rest(calibration, 
 
     alphas, taus = candidates
     config, params = tiny_model.config, tiny_model.params
-    thresholds = plan_thresholds(calibration.norms, alphas, taus[0])
+    rules = threshold_rules(calibration.gains, alphas, taus[0])
     first, total = calibration.dense_positions, []
     for row in tiny_tokens:
         cache = empty_cache(config, 1, len(row), jnp.float32)
         _, cache = hidden_states(config, params, row[None, :first], layout(config, 1, first), cache)
         rest = layout(config, 1, len(row) - first, first)
-        hidden, _ = hidden_states(config, params, row[None, first:], rest, cache, thresholds)
+        hidden, _ = hidden_states(config, params, row[None, first:], rest, cache, rules)
         total.append(kl_divergence(tiny_model(row[None])[:, first:], head(params, hidden)).mean())
     np.testing.assert_allclose(DivergenceLoss(calibration, 10**6, 2)(alphas, taus[:1]), np.mean(total), rtol=1e-4)
 

@@ -1,17 +1,13 @@
-"""The three searches on losses whose answer is known."""
-
-import dataclasses
+"""Exponents and greedy paths on losses whose answer is known."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wisparse_jax.search import SearchSettings
-from wisparse_jax.search.block_budgets import evolve_block_budgets
+from wisparse_jax.calibration.statistics import BlockStatistics
 from wisparse_jax.search.exponents import search_exponents
-from wisparse_jax.search.layer_budgets import greedy_path, on_path
-from wisparse_jax.search.statistics import BlockStatistics
+from wisparse_jax.search.greedy_path import greedy_path
 
 WEIGHTS = np.array([4.0, 1.0, 1.0, 4.0, 11.0, 11.0, 11.0])
 
@@ -68,8 +64,8 @@ def test_the_greedy_path_grows_one_layer_a_step_to_its_target(path):
 
 def test_the_greedy_path_finds_the_optimum_of_a_separable_convex_loss(path):
     """For quadratic costs c_l p_l^2 the optimum at a budget has p_l proportional to 1 / c_l."""
-    (steps, _), costs = path
-    at = on_path(steps, WEIGHTS, 0.3)
+    _, costs = path
+    at = path[0].at(WEIGHTS, np.array([0.3]))[0]
     expected = (1 / costs) * 0.3 / (WEIGHTS / costs).sum() * WEIGHTS.sum()
     np.testing.assert_allclose(at, expected, atol=0.1)
     assert layer_loss(costs)(None, at[None])[0] < 1.05 * layer_loss(costs)(None, expected[None])[0]
@@ -78,56 +74,29 @@ def test_the_greedy_path_finds_the_optimum_of_a_separable_convex_loss(path):
 @settings(max_examples=50, deadline=None)
 @given(target=st.floats(0.0, 0.7))
 def test_a_point_on_the_path_meets_its_target_exactly(path, target):
-    (steps, _), _ = path
-    assert abs(on_path(steps, WEIGHTS, target) @ WEIGHTS / WEIGHTS.sum() - target) < 1e-9
+    assert abs(path[0].at(WEIGHTS, np.array([target]))[0] @ WEIGHTS / WEIGHTS.sum() - target) < 1e-9
 
 
 def test_targets_beyond_the_path_or_the_bounds_are_refused(path):
-    (steps, _), costs = path
+    found, costs = path
     with pytest.raises(ValueError, match="the path ends at"):
-        on_path(steps, WEIGHTS, 0.9)
+        found.at(WEIGHTS, np.array([0.2, 0.9]))
     with pytest.raises(ValueError, match="above the largest layer sparsity"):
         greedy_path(layer_loss(costs), IDENTITY, np.zeros(7), WEIGHTS, 0.99, 0.02, 0.95)
 
 
-BUDGET = SearchSettings(population=16, generations=25)
-BLOCKS = np.ones(8)
+def test_a_candidate_that_overflows_is_never_chosen():
+    """Losses come with infinity in place of what is not a number; a layer whose every step overflows stays dense."""
+    costs = np.array([1.0, 2.0, 9.0, 1.0, 3.0, 3.0, 1.0])
 
+    def loss(alphas, taus):
+        return np.where(taus[:, 0] > 0, np.inf, layer_loss(costs)(alphas, taus))
 
-def block_fitness(seen=None):
-    sensitivity = np.array([8.0, 1, 1, 1, 1, 2, 3, 6])
+    found = greedy_path(loss, IDENTITY, np.zeros(7), WEIGHTS, 0.5, 0.02, 0.95)
+    assert found.sparsities[:, 0].max() == 0 and np.isfinite(found.errors).all()
 
-    def fitness(budgets):
-        if seen is not None:
-            seen.append(budgets)
-        return (sensitivity * np.exp(4 * budgets)).sum(axis=1)
+    def only_half(alphas, taus):
+        return np.where(alphas == 0.5, 0.0, np.inf).sum(axis=1)
 
-    return fitness
-
-
-@pytest.mark.parametrize("algorithm", ["CR_FM_NES", "CMA_ES", "Sep_CMA_ES", "SNES"])
-def test_evolution_beats_uniform_and_every_candidate_meets_the_budget(algorithm):
-    seen = []
-    chosen = dataclasses.replace(BUDGET, algorithm=algorithm)
-    best, history = evolve_block_budgets(block_fitness(seen), BLOCKS, 0.5, chosen, 0)
-    candidates = np.concatenate(seen)
-    assert np.abs(candidates.mean(axis=1) - 0.5).max() < 1e-12
-    assert candidates.min() >= 0 and candidates.max() <= 0.95
-    assert history["best"][-1] < 0.9 * history["uniform"]
-    assert history["best"] == sorted(history["best"], reverse=True)
-    assert block_fitness()(best[None])[0] == pytest.approx(history["best"][-1])
-    assert best[0] < best[1] and best[7] < best[4]  # sensitive blocks keep more
-
-
-def test_same_seed_same_budget_and_another_seed_another():
-    runs = [evolve_block_budgets(block_fitness(), BLOCKS, 0.5, BUDGET, seed)[0] for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert np.abs(runs[0] - runs[2]).max() > 1e-4
-
-
-def test_uniform_is_kept_when_nothing_beats_it():
-    best, history = evolve_block_budgets(
-        lambda b: np.abs(b - 0.5).sum(axis=1), BLOCKS, 0.5, dataclasses.replace(BUDGET, generations=3), 0
-    )
+    best, _ = search_exponents(only_half, IDENTITY, np.full(7, 0.5), np.full(7, 0.5), (0.0, 0.5, 1.0), 2)
     np.testing.assert_array_equal(best, 0.5)
-    assert history["best"] == [history["uniform"]] * 3

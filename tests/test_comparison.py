@@ -1,0 +1,81 @@
+"""What the comparison of methods computes itself: sparsity at a perplexity, parts of texts, BLiMP's likelihoods."""
+
+import lzma
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from blimp import log_likelihoods, read_pairs
+from comparison_report import sparsity_at
+from comparison_texts import read_text
+from comparison_variants import ABLATIONS, variants_of
+
+import wisparse_jax as ws
+from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.rules import ChannelRule
+from wisparse_jax.search.pipeline import resolve
+from wisparse_jax.sparsity import SparseLlama
+
+
+def test_the_sparsity_at_an_increase_of_perplexity():
+    """Logarithms are interpolated, from the dense model at 0 on."""
+    points = [(0.4, 20.0), (0.6, 80.0)]
+    assert sparsity_at(points, 10.0, 1.0) == pytest.approx(0.4)
+    assert sparsity_at(points, 10.0, math.sqrt(2) - 1) == pytest.approx(0.2)
+    assert sparsity_at(points, 10.0, 3.0) == pytest.approx(0.5)
+    assert math.isnan(sparsity_at(points, 10.0, 9.0))
+
+
+def test_a_part_of_a_text(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("abcdef")
+    assert [read_text(f"a={file}{part}") for part in ("", "@:2", "@2:", "@1:3")] == ["abcdef", "ab", "cdef", "bc"]
+    with pytest.raises(WisparseError, match="expected name=FILE"):
+        read_text("a.txt")
+
+
+def test_every_ablation_is_a_method_that_the_search_takes():
+    for variant in variants_of(("teal",), True, ("greedy", "paper"), "wisparse-plus"):
+        method = resolve(variant.method, SearchSettings(**variant.switches))
+        for part, value in variant.switches.items():
+            assert getattr(method, part) == {"on": True, "off": False}.get(value, value)
+    assert len({variant.name for variant in ABLATIONS}) == len(ABLATIONS)
+    with pytest.raises(WisparseError, match="methods: 'no'"):
+        variants_of(("no",), False, (), "uniform")
+
+
+def test_likelihoods_of_padded_sentences_are_those_of_each_by_itself(tiny_model):
+    """Each sentence evaluated alone, without padding, its second half sparse with biases."""
+    config, rng = tiny_model.config, np.random.default_rng(0)
+    shapes = config.layer_shapes
+    rules = [
+        {n: ChannelRule(jnp.full(shapes[n][0], 0.3), jnp.linspace(0, 0.2, shapes[n][1])) for n in LAYERS}
+        for _ in range(config.num_blocks)
+    ]
+    plan = SparseLlama(config, tiny_model.params, rules)
+    sentences = [rng.integers(2, 97, length).tolist() for length in (10, 6)]
+    found = log_likelihoods(tiny_model, sentences, {"plan": plan})
+    for row, ids in enumerate(sentences):
+        alone = ws.evaluate(tiny_model, np.array([ids]), {"plan": plan})
+        logits = np.asarray(tiny_model(np.array([ids])), np.float64)[0, :-1]
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        dense = log_p[np.arange(len(ids) - 1), ids[1:]]
+        first = dense[: len(ids) // 2].sum()
+        assert found["dense"][row] == pytest.approx(dense.sum(), rel=1e-5)
+        assert found["plan"][row] == pytest.approx(
+            first - alone.sparse["plan"].nll[0] * alone.scored_positions, rel=1e-5
+        )
+    assert (np.abs(found["plan"] - found["dense"]) > 0.1).all()
+
+
+def test_pairs_are_spaced_over_the_file(tmp_path):
+    file = tmp_path / "pairs.jsonl.xz"
+    with lzma.open(file, "wt") as out:
+        out.writelines(f'{{"sentence_good": "good {i}", "sentence_bad": "bad {i}"}}\n' for i in range(6))
+    assert read_pairs(file, 3) == [(f"good {i}", f"bad {i}") for i in (0, 2, 4)]
+    file.write_bytes(b"{}")
+    with pytest.raises(WisparseError, match="sentence_good"):
+        read_pairs(file)

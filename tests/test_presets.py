@@ -1,0 +1,54 @@
+"""Search settings by name."""
+
+import tomllib
+
+import pytest
+
+from wisparse_jax.calibration import SearchSettings, read_settings
+from wisparse_jax.cli import main
+from wisparse_jax.presets import description, presets, settings_file
+
+
+def test_the_presets_are_the_files_at_the_top(repository):
+    found = presets()
+    assert list(found) == ["quick", "default", "paper"]
+    for name, file in found.items():
+        assert file.samefile(repository / "configs" / f"{name}.yaml")
+        assert read_settings(settings_file(name)) == read_settings(repository / "configs" / f"{name}.yaml")
+    assert read_settings(settings_file("default")) == SearchSettings() == read_settings(settings_file(None))
+    assert read_settings(settings_file("paper")).generations == 400
+
+
+def test_a_path_stays_a_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("# Mine.\n# And yours.\ntokens: 4096\n")
+    assert settings_file(tmp_path / "mine.yaml") == tmp_path / "mine.yaml"
+    assert description(tmp_path / "mine.yaml") == "Mine. And yours."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").write_text("tokens: 2048")
+    assert read_settings(settings_file("quick")).tokens == 8192  # the name
+    assert read_settings(settings_file("./quick")).tokens == 2048
+
+
+def test_the_command_lists_them(capsys):
+    main(["presets"])
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == [
+        "quick",
+        "default",
+        "paper",
+    ]
+    assert "8,192 tokens of text. wisparse-plus: 550 steps of the basis, gradients of 4,096 tokens" in out
+    assert "wisparse: 256 candidates on 512 tokens each." in out
+
+
+def test_an_unknown_name_is_a_missing_file(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["calibrate", "demo", "--config", "quik", "--out", str(tmp_path / "plan")])
+    assert "quik: no such file; expected a file or one of quick, default, paper" in capsys.readouterr().err
+
+
+def test_a_wheel_holds_them(repository):
+    """Through the link in the package: a wheel holds the files that package data name."""
+    data = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    held = {file for pattern in data["wisparse_jax"] for file in (repository / "wisparse_jax").glob(pattern)}
+    assert {repository / "wisparse_jax" / "configs" / f"{name}.yaml" for name in presets()} <= held

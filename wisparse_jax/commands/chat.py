@@ -1,0 +1,54 @@
+"""`wisparse chat`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from tyro.conf import Positional
+
+from wisparse_jax.commands.writer import Writer, Writing
+from wisparse_jax.errors import WisparseError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat(Writing):
+    """Talk with a model in the terminal; /reset starts anew, /quit or the end of input leaves."""
+
+    model: Positional[str]
+    """A folder, a hub id, or `demo`; it must have a chat template."""
+    system: str | None = None
+    """What the conversation's system message says."""
+    max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
+    """At most so many tokens an answer."""
+
+    def run(self) -> None:
+        """Read, answer, repeat."""
+        writer = Writer(self, self.model)
+        if not writer.chats:
+            raise WisparseError(f"{self.model}: the model has no chat template; wisparse generate continues a text")
+        writer.load()
+        beginning = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages = list(beginning)
+        while (line := _line()) not in (None, "/quit"):
+            if line == "/reset":
+                messages = list(beginning)
+            elif line:
+                messages.append({"role": "user", "content": line})
+                try:
+                    answer = writer.answer(messages)
+                    timing = writer.write(answer, lambda piece: print(piece, end="", flush=True))
+                except WisparseError as error:
+                    messages.pop()
+                    print(f"{error}; /reset starts anew", file=sys.stderr)
+                    continue
+                print(f"\n{timing}", file=sys.stderr)
+                messages.append({"role": "assistant", "content": answer.text})
+
+
+def _line() -> str | None:
+    """What the user types next; None at the end of input."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.strip() if line else None

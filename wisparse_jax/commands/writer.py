@@ -1,0 +1,110 @@
+"""What `generate` and `chat` share: their options, and a model that answers as they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wisparse_jax.inference.text import Answer
+    from wisparse_jax.inference.timing import Timing
+
+# A text, or a conversation: messages with a "role" and a "content".
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Options of whatever writes text."""
+
+    plan: Path | None = None
+    """The plan; without one the model is dense."""
+    max_new_tokens: int = 128
+    """At most so many new tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    """Sample from the k most likely tokens only."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that hold this share of the probability."""
+    seed: int = 0
+    """Same seed, same text."""
+    weights: str | None = None
+    """int8 or int4 runs the block weights in that."""
+    head: str | None = None
+    """int8 runs the head in that."""
+    implementation: str | None = None
+    """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
+
+
+class Writer:
+    """A model that answers as the options say: its configuration and tokenizer at once, its weights by `load`.
+
+    Raises:
+        WisparseError: what can be refused without the weights.
+    """
+
+    def __init__(self, options: Writing, name: str):
+        from wisparse_jax.arguments import check_seed
+        from wisparse_jax.inference import Sample, decode_implementation
+        from wisparse_jax.inference.timing import CompileClock
+        from wisparse_jax.models.hub import resolve
+        from wisparse_jax.models.loading import check_kinds, load_tokenizer, read_model_config
+        from wisparse_jax.sparsity import SparsityPlan
+
+        self.options, self.name, self.clock = options, name, CompileClock()
+        self.sampler = Sample(options.temperature, options.top_k, options.top_p)
+        check_seed(options.seed)
+        check_kinds(weights=options.weights, head=options.head)
+        self.plan = None if options.plan is None else SparsityPlan.load(options.plan)
+        self.config = read_model_config(resolve(name, ("config",)))
+        if self.plan is None:
+            decode_implementation(self.config, {}, None, 1, options.implementation)
+        began = time.perf_counter()
+        self.tokenizer = load_tokenizer(name)
+        self.load_seconds = time.perf_counter() - began
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.tokenizer.inner.chat_template is not None
+
+    def check(self, prompt: Prompt, raw: bool, system: str | None) -> None:
+        """Refuse a prompt that the model cannot answer."""
+        from wisparse_jax.inference import encode_prompt
+        from wisparse_jax.inference.generate import check_request
+
+        check_request(self.config, [encode_prompt(self.tokenizer, prompt, raw, system)], self.options.max_new_tokens)
+
+    def load(self) -> None:
+        """Read the weights; what was chosen is said on standard error."""
+        from wisparse_jax.inference import decode_implementation
+        from wisparse_jax.models.loading import load
+        from wisparse_jax.sparsity import load_sparse
+
+        began = time.perf_counter()
+        kinds = {"weights": self.options.weights, "head": self.options.head}
+        self.model = load(self.name, **kinds) if self.plan is None else load_sparse(self.name, self.plan, **kinds)
+        self.load_seconds += time.perf_counter() - began
+        rules, asked = getattr(self.model, "rules", None), self.options.implementation
+        self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)
+        if self.plan is not None:
+            how = f"sparsity {self.plan.target:g}, decoding by {self.implementation}"
+            print(f"{self.plan.method} plan, {how}", file=sys.stderr)
+
+    def answer(self, prompt: Prompt, stop: Sequence[str] = (), raw: bool = False, system: str | None = None) -> Answer:
+        """The answer to a text or a conversation, not yet begun."""
+        from wisparse_jax.inference import stream
+
+        how = (self.options.max_new_tokens, self.sampler, self.options.seed, stop, raw, system, self.implementation)
+        return stream(self.model, self.tokenizer, prompt, *how)
+
+    def write(self, answer: Answer, show: Callable[[str], object]) -> Timing:
+        """Show an answer as it comes, and time it."""
+        from wisparse_jax.inference.timing import timed
+
+        return timed(answer, self.clock, show)

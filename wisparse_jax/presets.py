@@ -1,0 +1,43 @@
+"""Search settings by name: the files of `configs/`, which the installed package holds too."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+from wisparse_jax.errors import ConfigError
+
+
+def presets() -> dict[str, Path]:
+    """The packaged settings files by name, the cheapest first."""
+    folder = Path(str(importlib.resources.files("wisparse_jax") / "configs"))
+    files = {file.stem: file for file in folder.glob("*.yaml")}
+    return dict(sorted(files.items(), key=lambda item: _cost(item[1])))
+
+
+def settings_file(choice: str | Path | None) -> Path | None:
+    """The settings file of a preset's name or of a path; a name comes before a file of the same spelling.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if choice is None:
+        return None
+    known = presets()
+    file = known.get(str(choice), Path(choice))
+    if not file.exists():
+        raise ConfigError(f"{file}: no such file; expected a file or one of {', '.join(known)}")
+    return file
+
+
+def description(file: Path) -> str:
+    """What a settings file says about itself: the comment at its head."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    return " ".join(line.removeprefix("#").strip() for line in head)
+
+
+def _cost(file: Path) -> int:
+    from wisparse_jax.calibration import read_settings
+
+    return read_settings(file).tokens

@@ -1,0 +1,146 @@
+"""Figures of plans, by matplotlib; each in colours for a light and for a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.sparsity import SparsityPlan
+
+Plans = Mapping[str, SparsityPlan]
+_COLOURS = {False: ("#ffffff", "#1f2328"), True: ("#15181d", "#e6e8eb")}  # page and ink, light and dark
+_LINES = ("#2f7fd6", "#e0812a", "#3a9d5d", "#c04a9a", "#8a6fd1", "#b39a1e")
+
+
+def draw(figure: Callable[[Plans, Any], Any], plans: Plans, dark: bool = False) -> bytes:
+    """A figure of plans as a PNG, at 150 dots an inch."""
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    page, ink = _COLOURS[dark]
+    style: dict[Any, Any] = {
+        "figure.facecolor": page,
+        "axes.facecolor": page,
+        "savefig.facecolor": page,
+        "text.color": ink,
+    }
+    style |= dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), ink
+    )
+    style |= {"axes.prop_cycle": cycler(color=_LINES), "font.size": 11, "legend.frameon": False}
+    with matplotlib.rc_context(style):
+        canvas = Figure(layout="constrained")
+        figure(plans, canvas)
+        out = io.BytesIO()
+        canvas.savefig(out, format="png", dpi=150)
+    return out.getvalue()
+
+
+def budgets(plans: Plans, canvas: Any) -> None:
+    """The sparsity of every layer, a plan beside the other."""
+    _tables(canvas, {name: plan.sparsities for name, plan in plans.items()}, "sparsity", 0.0, 1.0)
+
+
+def exponents(plans: Plans, canvas: Any) -> None:
+    """The exponent of every layer, a plan beside the other."""
+    tables = {name: plan.exponents for name, plan in plans.items()}
+    _tables(canvas, tables, "exponent", 0.0, max(float(table.max()) for table in tables.values()) or 1.0)
+
+
+def divergences(plans: Plans, canvas: Any) -> None:
+    """Held-out KL against realised sparsity, of the plans and of what they were compared with."""
+    canvas.set_size_inches(7, 4.2)
+    axes = canvas.subplots()
+    marks: dict[str, list[tuple[float, float]]] = {}
+    for name, plan in plans.items():
+        for other, found in plan.held_out.items():
+            if isinstance(found, dict):
+                label = name if other == "plan" else f"{other}, beside them"
+                marks.setdefault(label, []).append((found["sparsity"], found["kl"]))
+    for label, points in marks.items():
+        beside = label.endswith(", beside them")
+        axes.plot(*zip(*sorted(points), strict=True), "x:" if beside else "o-", label=label, markersize=8)
+    axes.set(xlabel="realised sparsity", ylabel="KL(dense || sparse), nats per token")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def convergence(plans: Plans, canvas: Any) -> None:
+    """How each search went on: every list of numbers of a plan's history, from its start to its end."""
+    curves = {name: _curves(plan.history) for name, plan in plans.items()}
+    titles = list(dict.fromkeys(title for found in curves.values() for title in found))
+    canvas.set_size_inches(7, max(2.6 * len(titles), 1))
+    grid = canvas.subplots(len(titles), 1, squeeze=False)[:, 0]
+    for axes, title in zip(grid, titles, strict=True):
+        for i, (name, found) in enumerate(curves.items()):
+            if title in found:
+                axes.plot(found[title], "o-", markersize=3, label=name, color=_LINES[i % len(_LINES)])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(title, fontsize=11, parse_math=False)
+        axes.legend(fontsize=9)
+
+
+def stages(plans: Plans, canvas: Any) -> None:
+    """Seconds of each stage, a bar a plan."""
+    canvas.set_size_inches(7, 1.6 + 0.5 * len(plans))
+    axes = canvas.subplots()
+    names = list(dict.fromkeys(stage for plan in plans.values() for stage in plan.timings))
+    left = np.zeros(len(plans))
+    for stage, shade in zip(names, np.linspace(0.15, 0.95, max(len(names), 1)), strict=False):
+        seconds = np.array([plan.timings.get(stage, 0.0) for plan in plans.values()])
+        axes.barh(list(plans), seconds, left=left, label=stage, color=_shades()(shade))
+        left += seconds
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds")
+    axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.1 / max(len(plans), 1)))
+
+
+def drawable(plans: Plans) -> dict[str, tuple[str, Callable[[Plans, Any], None]]]:
+    """The figures that the plans have the numbers for, with a title each, by name."""
+    found = {"budgets": ("Sparsity by block and layer", budgets)}
+    if any(plan.exponents.any() for plan in plans.values()):
+        found["exponents"] = ("Exponents by block and layer", exponents)
+    if any(plan.held_out for plan in plans.values()):
+        found["divergence"] = ("Held-out KL against sparsity", divergences)
+    if any(_curves(plan.history) for plan in plans.values()):
+        found["convergence"] = ("Search convergence", convergence)
+    if any(plan.timings for plan in plans.values()):
+        found["stages"] = ("Time per stage", stages)
+    return found
+
+
+def _shades() -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"]
+
+
+def _tables(canvas: Any, tables: Mapping[str, Any], label: str, low: float, high: float) -> None:
+    blocks = max(len(table) for table in tables.values())
+    canvas.set_size_inches(max(7.0, 3.0 * len(tables)), min(2.0 + 0.22 * blocks, 14.0))
+    grid = canvas.subplots(1, len(tables), squeeze=False)[0]
+    image = None
+    for axes, (name, table) in zip(grid, tables.items(), strict=True):
+        image = axes.imshow(table, vmin=low, vmax=high, cmap="viridis", aspect="auto")
+        axes.set_xticks(range(len(LAYERS)), LAYERS, rotation=45)
+        axes.set_title(name, fontsize=11, parse_math=False)
+    grid[0].set_ylabel("block")
+    canvas.colorbar(image, ax=list(grid), label=label, shrink=0.8)
+
+
+def _curves(history: Mapping[str, Any], prefix: str = "") -> dict[str, list[float]]:
+    """Every list of at least three numbers in a history, by where it stands."""
+    found = {}
+    for key, value in history.items():
+        title = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= _curves(value, f"{title}: ")
+        elif isinstance(value, list) and len(value) > 2 and all(type(x) in (int, float) for x in value):
+            found[title] = [float(x) for x in value]
+    return found

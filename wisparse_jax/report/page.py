@@ -1,0 +1,91 @@
+"""One self-contained HTML page of plans: figures for light and dark, and tables; and the figures as PNG files."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.report.figures import Plans, draw, drawable
+from wisparse_jax.sparsity import SparsityPlan
+
+PAGE = "index.html"
+
+
+def write_report(plans: Plans, out: str | Path, title: str = "Sparsity plans") -> Path:
+    """Write a report as a new folder: index.html, which needs nothing beside it, and the figures as PNG files.
+
+    Args:
+        plans: by the names that the page calls them.
+        out: the folder; it must not exist.
+        title: of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        WisparseError: no plans, or the folder exists or cannot be written.
+    """
+    from wisparse_jax.files import new_folder
+
+    if not plans:
+        raise WisparseError("report: expected at least one plan, found none")
+    with new_folder(out, WisparseError) as folder:
+        figures = []
+        for name, (heading, figure) in drawable(plans).items():
+            light, dark = draw(figure, plans), draw(figure, plans, dark=True)
+            (folder / f"{name}.png").write_bytes(light)
+            figures.append({"heading": heading, "light": _embedded(light), "dark": _embedded(dark)})
+        (folder / PAGE).write_text(render(plans, figures, title), encoding="utf-8")
+    return Path(out) / PAGE
+
+
+def render(plans: Plans, figures: list[dict[str, Any]], title: str) -> str:
+    """The page; every text from a plan is escaped."""
+    from jinja2 import Environment
+
+    source = (importlib.resources.files("wisparse_jax") / "report" / "page.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    rows = [_row(name, plan) for name, plan in plans.items()]
+    held_out = [(name, *found) for name, plan in plans.items() for found in _held_out(plan)]
+    notes = [(name, note) for name, plan in plans.items() for note in plan.history.get("notes", [])]
+    layers = [(name, [f"{value:.3f}" for value in plan.sparsities.mean(axis=0)]) for name, plan in plans.items()]
+    tables = {"rows": rows, "held_out": held_out, "notes": notes, "layers": layers, "layer_names": LAYERS}
+    return page.render(title=title, figures=figures, **tables)
+
+
+def _row(name: str, plan: SparsityPlan) -> dict[str, str]:
+    blocks = plan.sparsities @ (np.asarray(plan.layer_weights, np.float64) / sum(plan.layer_weights))
+    return {
+        "name": name,
+        "method": plan.method,
+        "model": plan.fingerprint[:12],
+        "target": f"{plan.target:.3f}",
+        "realised": f"{plan.mean_realised:.3f}",
+        "densest": f"{int(blocks.argmin())} ({blocks.min():.3f})",
+        "sparsest": f"{int(blocks.argmax())} ({blocks.max():.3f})",
+        "text": str(plan.calibration.get("text", "unknown")),
+        "seconds": f"{sum(plan.timings.values()):.0f}",
+    }
+
+
+def _held_out(plan: SparsityPlan) -> list[tuple[str, str, str, str]]:
+    found = [(name, value) for name, value in plan.held_out.items() if isinstance(value, dict)]
+    return [
+        (
+            "the plan" if name == "plan" else name,
+            f"{value['kl']:.4f}",
+            f"{value['perplexity']:.2f}",
+            f"{value['sparsity']:.4f}",
+        )
+        for name, value in found
+    ]
+
+
+def _embedded(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
