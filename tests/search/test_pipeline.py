@@ -6,7 +6,7 @@ import pytest
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.search import calibrate, calibrate_targets, calibrate_to_divergence, pipeline, with_budgets
+from wisparse_jax.search import calibrate, calibrate_targets, calibrate_to_divergence, pipeline, stages, with_budgets
 from wisparse_jax.sparsity import METHODS
 
 QUICK = SearchSettings(
@@ -104,7 +104,7 @@ def test_too_few_windows_are_all_searched_on(tiny_model, tiny_tokens):
 
 def test_few_tokens_are_warned_about(plans, tiny_model, tiny_tokens, monkeypatch):
     assert any("72 sparse positions may over-fit" in note for note in plans["wina"].history["notes"])
-    monkeypatch.setattr(pipeline, "FEW_TOKENS", 72)
+    monkeypatch.setattr(stages, "FEW_TOKENS", 72)
     assert "notes" not in calibrate(tiny_model, tiny_tokens, 0.5, "wina", settings=QUICK).history
 
 
@@ -112,8 +112,8 @@ def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):
     ran = []
 
     def counted(name):
-        function = getattr(pipeline, name)
-        monkeypatch.setattr(pipeline, name, lambda *a, **k: (ran.append(name), function(*a, **k))[1])
+        function = getattr(stages, name)
+        monkeypatch.setattr(stages, name, lambda *a, **k: (ran.append(name), function(*a, **k))[1])
 
     for name in ("run_dense", "measure_moments", "refine_basis", "gradient_gains", "train_biases"):
         counted(name)
@@ -181,7 +181,7 @@ def test_a_stage_that_does_not_improve_is_dropped(tiny_model, tiny_tokens, monke
         shapes = training.config.layer_shapes
         return [{n: jax.random.normal(key, s[1:]) for n, s in shapes.items()} for _ in rules], [1.0, 2.0]
 
-    monkeypatch.setattr(pipeline, "train_biases", harmful)
+    monkeypatch.setattr(stages, "train_biases", harmful)
     settings = dataclasses.replace(QUICK, biases="on")
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=settings)
     assert plan.biases is None and any(note.startswith("biases at 0.5: dropped") for note in plan.history["notes"])
@@ -189,9 +189,9 @@ def test_a_stage_that_does_not_improve_is_dropped(tiny_model, tiny_tokens, monke
 
 def test_exponents_that_do_not_improve_are_dropped(tiny_model, tiny_tokens, monkeypatch):
     monkeypatch.setattr(
-        pipeline, "search_exponents", lambda *a, **k: (np.array([1.5, 0, 1.5, 0, 1.5, 0, 1.5]), [1.0, 0.5])
+        stages, "search_exponents", lambda *a, **k: (np.array([1.5, 0, 1.5, 0, 1.5, 0, 1.5]), [1.0, 0.5])
     )
-    monkeypatch.setattr(pipeline.Search, "_held_out_kl", lambda self, exponents, sparsities: float(exponents.sum()))
+    monkeypatch.setattr(stages.Search, "_held_out_kl", lambda self, exponents, sparsities: float(exponents.sum()))
     settings = dataclasses.replace(QUICK, allocator="uniform")
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
     assert (plan.exponents == 0).all()

@@ -8,7 +8,7 @@ import pytest
 
 from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.search import calibrate, pipeline, problem
+from wisparse_jax.search import calibrate, problem, stages
 from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.search.state import SearchState, identity_of
 
@@ -33,14 +33,14 @@ ALL = SearchSettings(
     compare_teal=False,
 )
 STAGES = {
-    "moments": (pipeline, "measure_moments", 1),
-    "gains": (pipeline, "gradient_gains", 1),
-    "exponents": (pipeline, "search_exponents", 2),
+    "moments": (stages, "measure_moments", 1),
+    "gains": (stages, "gradient_gains", 1),
+    "exponents": (stages, "search_exponents", 2),
     "paths": (problem, "greedy_path", 2),
     "populations": (DivergenceLoss, "__call__", 8),
-    "final exponents": (pipeline, "search_exponents", 5),
-    "biases": (pipeline, "train_biases", 1),
-    "held out": (pipeline.Search, "_report", 1),
+    "final exponents": (stages, "search_exponents", 5),
+    "biases": (stages, "train_biases", 1),
+    "held out": (stages.Search, "_report", 1),
 }
 
 

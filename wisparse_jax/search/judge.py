@@ -1,0 +1,82 @@
+"""The windows that no search sees: what they say of a plan, and of what it is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from wisparse_jax.calibration.dense import Calibration, run_dense_on
+from wisparse_jax.calibration.settings import SearchSettings
+from wisparse_jax.calibration.sparse_run import sparse_thresholds
+from wisparse_jax.evaluation import Evaluation, evaluate
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.llama import Llama
+from wisparse_jax.search.allocators import get_allocator
+from wisparse_jax.search.problem import BudgetProblem, Table
+from wisparse_jax.search.state import SearchState
+from wisparse_jax.sparsity.apply import SparseLlama, threshold_rules
+
+# Fewer windows than this leave none to hold out.
+FEWEST_WINDOWS = 4
+
+
+class Judge:
+    """Windows that are held out, and the dense model; without windows it judges nothing."""
+
+    def __init__(self, model: Llama, windows: Int32[np.ndarray, "windows length"], settings: SearchSettings, seed: int):
+        self.model, self.windows, self.settings, self.seed = model, windows, settings, seed
+
+    def __bool__(self) -> bool:
+        """Whether there are windows."""
+        return len(self.windows) > 0
+
+    def run_dense(self, calibration: Calibration) -> Calibration | None:
+        """The dense run of a calibration's model on the windows."""
+        return run_dense_on(calibration, self.windows, self.settings, self.seed) if self else None
+
+    def evaluate(self, plans: dict[str, SparseLlama]) -> Evaluation:
+        """The plans' scores on the windows."""
+        return evaluate(self.model, self.windows, plans, self.settings.sparse_share)
+
+    def divergence(self, sparse: SparseLlama) -> float:
+        """KL(dense || sparse) on the windows, nats per token."""
+        return self.evaluate({"plan": sparse}).sparse["plan"].divergence.mean
+
+    def uniform_divergence(self, held_out: Calibration, exponent: float) -> float:
+        """The same of uniform sparsity; the windows' own scores set the thresholds."""
+        shape = (held_out.config.num_blocks, len(LAYERS))
+        exponents = np.full(shape, exponent)
+        sparse = sparse_at(held_out, exponents, np.full(shape, self.settings.basis_sparsity))
+        return self.divergence(sparse)
+
+    def report(self, sparse: SparseLlama, baselines: dict[str, SparseLlama]) -> dict[str, Any]:
+        """Held-out KL, perplexity and realised sparsity of a plan and of others, and the dense model's perplexity."""
+        if not self:
+            return {}
+        result = self.evaluate({"plan": sparse} | baselines)
+        out: dict[str, Any] = {"windows": len(self.windows), "dense_perplexity": result.dense.perplexity.mean}
+        for name, score in result.sparse.items():
+            figures = {"kl": score.divergence, "perplexity": score.perplexity, "sparsity": score.sparsity}
+            out[name] = {key: figure.mean for key, figure in figures.items()}
+        return out
+
+
+def sparse_at(calibration: Calibration, exponents: Table, sparsities: Table) -> SparseLlama:
+    """The model of a calibration at sparsities that its own text realises."""
+    rules = threshold_rules(calibration.gains, exponents, sparse_thresholds(calibration, exponents, sparsities).taus)
+    return SparseLlama(calibration.config, calibration.params, rules)
+
+
+def baselines(
+    plain: Calibration, target: float, settings: SearchSettings, seed: int, state: SearchState
+) -> dict[str, SparseLlama]:
+    """Uniform sparsity and, if the settings say so, TEAL's, by magnitude in the basis that the model has."""
+    shape = (plain.config.num_blocks, len(LAYERS))
+    zero = np.zeros(shape)
+    budgets = {"uniform": np.full(shape, float(target))}
+    if settings.compare_teal and target > 0:
+        problem = BudgetProblem(plain, zero, settings, seed, state=state)
+        budgets["teal"] = get_allocator("greedy")(problem.aim(target)).sparsities
+    return {name: sparse_at(plain, zero, sparsities) for name, sparsities in budgets.items()}
