@@ -27,9 +27,9 @@ def ramp(problem: BudgetProblem) -> Allocation:
 def main() -> None:
     """Compare it with uniform sparsity and second-order budgets on the demo model."""
     ALLOCATORS["ramp"] = ramp
-    settings = ws.SearchSettings(window=128, gradient_tokens=1024, compare_teal=False)
+    settings = ws.SearchSettings(window=64, gradient_tokens=512, compare_teal=False)
     model = ws.load("demo", "float32")
-    tokens = sample_windows(model, windows=24, length=settings.window, seed=0)
+    tokens = sample_windows(model, windows=16, length=settings.window, seed=0)
     calibration = ws.run_dense(model, tokens, settings)
     problem = BudgetProblem(calibration, np.zeros((model.config.num_blocks, len(LAYERS))), settings, seed=0).aim(0.5)
     start = ws.calibrate(model, tokens, 0.5, "uniform", settings=dataclasses.replace(settings, held_out_share=0.0))

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from decode_table import report
 from dense_step import dense_logits, fused
 from device_time import PEAK_BANDWIDTH, measure
 from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
@@ -90,7 +91,8 @@ def main() -> None:
     if args.json:
         print(json.dumps({"device": device, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d"), "runs": runs}))
     else:
-        print(report(args, device, runs))
+        name = f"{args.model or args.shape}, {args.dtype}, {device}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}"
+        print(report(f"{name}; median of {args.repeats} runs of {args.tokens} tokens", runs))
 
 
 def compare(
@@ -271,40 +273,6 @@ def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> 
         "attention_us_per_block": of("decode_attention"),
         "kernels": top,
     }
-
-
-def times(ratio: float | None) -> str:
-    """A ratio as the table has it."""
-    return "" if ratio is None else f"{ratio:.2f}x"
-
-
-def report(args: Arguments, device: str, runs: list[dict[str, Any]]) -> str:
-    """All runs as a Markdown table, and where their time goes."""
-    lines = [
-        f"{args.model or args.shape}, {args.dtype}, {device}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}; "
-        f"median of {args.repeats} runs of {args.tokens} tokens\n",
-        "| run | batch | context | tok/s | ms/step | of the best dense in these weights | of the best dense as stored "
-        "| GB a step | of peak bandwidth | realised (least, most) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in runs:
-        roofline = "" if r["roofline"] is None else f"{r['roofline']:.0%}"
-        low, high = r.get("realised_min_max", (0, 0))
-        lines.append(
-            f"| {r['run']} | {r['batch']} | {r['context']} | {r['tokens_per_second']:.1f} | {r['ms']:.3f} "
-            f"| {times(r['ratio'])} | {times(r['ratio_to_stored'])} | {r['bytes'] / 1e9:.2f} | {roofline} "
-            f"| {r.get('sparsity', 0):.3f} ({low:.3f}, {high:.3f}) |"
-        )
-    for r in runs:
-        if "profile" in r:
-            p = r["profile"]
-            lines.append(
-                f"\n{r['run']}, batch {r['batch']}, context {r['context']}: {p['launches']:.0f} launches a token, "
-                f"{p['busy_us']:.0f} us in kernels; a block: products on their own {p['product_us_per_block']:.1f} us, "
-                f"fused {p['fused_us_per_block']:.1f} us, attention {p['attention_us_per_block']:.1f} us"
-            )
-            lines += [f"- {name}: {k['launches']:.1f} launches, {k['us']:.1f} us" for name, k in p["kernels"].items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

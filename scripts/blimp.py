@@ -97,7 +97,7 @@ def _dense(
     config: LlamaConfig, params: Params, ids: Int[Array, "batch length"], start: Int[Array, " batch"]
 ) -> tuple[Float[Array, "batch length-1"], Cache]:
     """Log-probabilities of all tokens but the first column's, and the cache."""
-    hidden, cache = hidden_states(config, params, ids, layout(config, *ids.shape, 0, start))
+    hidden, cache = hidden_states(config, params, ids, layout(config, ids.shape[0], ids.shape[1], 0, start))
     return _log_p(head(params, hidden[:, :-1]), ids[:, 1:]), cache
 
 

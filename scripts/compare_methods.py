@@ -110,6 +110,8 @@ class Comparison:
             made = ws.calibrate_targets(
                 self.model, windows, self.args.sparsities, variant.method, seed, settings, text=text
             )
+            for note in made[-1].history.get("notes", []):  # the last one's are those of all
+                print(f"  {note}", file=sys.stderr)
             plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
         self._record_layers(text, seed, plans)
         sparse = self._sparse(plans)
@@ -168,8 +170,6 @@ class Comparison:
                 values["layer_weights"] = plan.layer_weights[i]
                 where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
                 rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
-            for note in plan.history.get("notes", []):
-                print(f"  {name}: {note}", file=sys.stderr)
         _append(self.args.out / "layers.csv", LAYER_COLUMNS, rows)
 
 

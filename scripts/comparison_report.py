@@ -38,10 +38,9 @@ def write_summary(folder: Path, rows: list[Row], conditions: dict[str, Any]) -> 
         f"Date: {conditions['date']}; {conditions['device']}; {conditions['dtype']}; {versions}  ",
         f"Settings: {changed}\n",
         "The second half of every window runs sparse and is scored. KL(dense || sparse) in nats per token; ± is one "
-        "standard error over windows, of the mean over seeds if there are several (windows and seeds taken as "
-        "independent); the difference to TEAL is paired over windows. Forward tokens count a backward pass as two, not "
-        "the exponent search nor held-out windows, and, like seconds, add up over the sparsities of a run in their "
-        "order.\n",
+        "standard error over windows and, where there are several, seeds; the difference to TEAL is paired over "
+        "windows. Forward tokens count a backward pass as two, not the exponent search nor held-out windows. Like "
+        "seconds, compilation included, they add up over the sparsities of a run in their order.\n",
     ]
     for texts, same in grouped(rows, ("calibration", "evaluation")):
         lines.append(f"## Calibrated on {texts[0]}, evaluated on {texts[1]}\n")
@@ -64,18 +63,18 @@ def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any
 
 def mean(rows: list[Row], column: str) -> float:
     """Of a column, over the rows that have it; nan if none has."""
-    values = [row[column] for row in rows if row.get(column) is not None]
+    values: list[float] = [row[column] for row in rows if row.get(column) is not None]
     return float(np.mean(values)) if values else math.nan
 
 
 def _error(rows: list[Row], column: str) -> float:
-    """Of the mean of independent figures with an error each, or of their spread, whichever is larger."""
-    values, errors = ([row.get(name) for row in rows] for name in (column, f"{column}_error"))
-    if any(value is None for value in values + errors):
+    """Of a mean over seeds: their windows are the same, so their errors do not average out; their spread does."""
+    if any(row.get(name) is None for row in rows for name in (column, f"{column}_error")):
         return math.nan
-    own = math.sqrt(sum(error**2 for error in errors)) / len(rows)
+    values: list[float] = [row[column] for row in rows]
+    errors: list[float] = [row[f"{column}_error"] for row in rows]
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
-    return max(own, spread)
+    return math.hypot(float(np.mean(errors)), spread)
 
 
 def _table(rows: list[Row]) -> list[str]:
@@ -104,7 +103,7 @@ def _or_dash(value: float, form: str) -> str:
 
 
 def _pair(value: float, error: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.4f} ± {error:.4f}"
+    return "-" if math.isnan(value) or value == error == 0 else f"{value:+.4f} ± {error:.4f}"
 
 
 def _reached(rows: list[Row]) -> list[str]:

@@ -26,6 +26,7 @@ from tyro.conf import Positional
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; a method has the same one in every figure.
@@ -34,7 +35,7 @@ COLOURS = {
     "wisparse-plus": "#D55E00",
 }  # fmt: skip
 OTHERS = ("#CC79A7", "#000000", "#F0E442")
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 150, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
@@ -134,9 +135,9 @@ def _logarithmic(axis: Any) -> None:
     """A logarithmic axis with plain numbers at 1, 2 and 5."""
     axes, which = axis.axes, axis.axis_name
     (axes.set_yscale if which == "y" else axes.set_xscale)("log")
-    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _colour(name: str) -> str:
@@ -209,6 +210,8 @@ def budgets_by_block(rows: list[Row], title: str) -> Any:
                 ax.set_title(f"{name}, {title}", fontsize=8)
             else:
                 ax.set_xlabel("block")
+                ax.set_ylim(-0.05, 1.05 * max(1.0, *(r["exponent"] for r in rows)))
+            ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
             if column == 0:
                 ax.set_ylabel(label)
     axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -231,6 +234,7 @@ def predicted_against_measured(rows: list[Row], title: str) -> Any:
     axes.plot(ends, ends, color="black", lw=0.8, ls=":")
     found = f"r = {np.corrcoef(both.T)[0, 1]:.3f}, {len(both)} plans"
     axes.text(0.97, 0.03, found, transform=axes.transAxes, ha="right")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.set(xlabel="predicted KL, nats per token", ylabel="measured KL, nats per token")
     axes.set_title(title, fontsize=8)
     axes.legend(fontsize=7)

@@ -82,3 +82,14 @@ def test_nohup_is_respected(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (3, "on\n", "bye\n")
+
+
+def test_other_signals_are_left_to_who_handles_them():
+    code = (
+        "import os, signal, time\nfrom wisparse_jax import interruption\ninterruption.watch()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1); time.sleep(0.2)\n"
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "handled\n", "wisparse: terminated\n")

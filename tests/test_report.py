@@ -90,7 +90,7 @@ def test_text_of_a_plan_is_no_markup(tmp_path):
 
 
 def test_only_what_there_is_is_drawn():
-    bare = a_plan(held_out={}, timings={}, history={}, exponents=np.zeros((4, 7)))
+    bare = a_plan(held_out={"forward_tokens": 12}, timings={}, history={}, exponents=np.zeros((4, 7)))
     assert set(drawable({"bare": bare})) == {"budgets"}
 
 

@@ -86,7 +86,9 @@ def leave(code: int, line: str | None = None) -> NoReturn:
 
 
 def _wait(receiving: int) -> None:
-    number = os.read(receiving, 1)[0]
+    number = 0
+    while number not in WORDS:  # a library may handle others, whose numbers come here too
+        number = os.read(receiving, 1)[0]
     _decision.acquire()
     # Threads whose files vanish would complain at length until the process is gone.
     errors = 2
@@ -94,7 +96,7 @@ def _wait(receiving: int) -> None:
         errors = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _remove_all()
-    _last_line(f"wisparse: {WORDS[number]}", errors)
+    _last_line(f"wisparse: {WORDS[signal.Signals(number)]}", errors)
     os._exit(128 + number)
 
 

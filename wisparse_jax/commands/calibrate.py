@@ -40,6 +40,7 @@ class Calibrate:
 
     def run(self) -> None:
         """Search and save the plan."""
+        from wisparse_jax.arguments import check_seed
         from wisparse_jax.calibration import read_settings
         from wisparse_jax.evaluation import text_windows
         from wisparse_jax.files import check_new_folder
@@ -53,6 +54,7 @@ class Calibrate:
         # Everything that can be refused is refused before any work is done.
         settings = read_settings(settings_file(self.config))
         resolve(self.method, settings)
+        check_seed(self.seed)
         places = [self.out]
         if self.max_kl is not None:
             if not 0 < self.max_kl < float("inf"):

@@ -93,7 +93,7 @@ class Evaluation:
         return Figure.over(self.sparse[first].kl - self.sparse[second].kl)
 
     def as_json(self, name: str | None = None) -> dict[str, Any]:
-        """The dense figures and, for one plan, the sparse ones; not-a-number errors become null."""
+        """The dense figures and, for one plan, the sparse ones; numbers that are not finite become null."""
         dense = self.dense.perplexity
         out: dict[str, Any] = {"dense_perplexity": dense.mean, "dense_perplexity_error": dense.error}
         if name is not None:
@@ -112,7 +112,7 @@ class Evaluation:
             "window": self.window,
             "sparse_prefill": self.sparse_prefill,
         }
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in out.items()}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in out.items()}
 
 
 def evaluate(

@@ -106,7 +106,7 @@ def drawable(plans: Plans) -> dict[str, tuple[str, Callable[[Plans, Any], None]]
     found = {"budgets": ("Sparsity by block and layer", budgets)}
     if any(plan.exponents.any() for plan in plans.values()):
         found["exponents"] = ("Exponents by block and layer", exponents)
-    if any(plan.held_out for plan in plans.values()):
+    if any("plan" in plan.held_out for plan in plans.values()):
         found["divergence"] = ("Held-out KL against sparsity", divergences)
     if any(_curves(plan.history) for plan in plans.values()):
         found["convergence"] = ("Search convergence", convergence)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from wisparse_jax import __version__
+from wisparse_jax.arguments import check_seed
 from wisparse_jax.calibration.dense import Calibration, Tokens, run_dense, run_dense_on
 from wisparse_jax.calibration.gradients import gradient_gains
 from wisparse_jax.calibration.settings import SearchSettings
@@ -34,9 +35,9 @@ from wisparse_jax.search.basis import measure_moments, refine_basis, start_basis
 from wisparse_jax.search.biases import train_biases
 from wisparse_jax.search.exponents import search_exponents
 from wisparse_jax.search.losses import BlockLoss
-from wisparse_jax.search.problem import BudgetProblem, Spent, Table
+from wisparse_jax.search.problem import BudgetProblem, Table
 from wisparse_jax.search.progress import Progress
-from wisparse_jax.search.state import SearchState, identity_of
+from wisparse_jax.search.state import SearchState, Spent, identity_of
 from wisparse_jax.sparsity.apply import SparseLlama, threshold_rules, with_biases
 from wisparse_jax.sparsity.methods import DEFAULT, Method, get_method
 from wisparse_jax.sparsity.plan import SparsityPlan
@@ -144,6 +145,7 @@ def _begin(
     state: str | Path | None,
     targets: list[Any],
 ) -> Search:
+    check_seed(seed)
     chosen = resolve(method, settings)
     windows = token_windows(model.config, tokens)
     identity = identity_of(
@@ -293,7 +295,7 @@ class Search:
                 curve = {f"loss {name}": np.asarray(pair) for name, pair in losses.items()}
                 return {name: np.asarray(value) for name, value in basis._asdict().items()} | curve
 
-        found = self.state.keep("basis", find)
+        found = self.state.keep("basis", find, self.spent)
         losses = {name: value.tolist() for name, value in found.items() if name.startswith("loss ")}
         self.history["basis"] = losses
         basis = Basis(jnp.asarray(found["stream"]), jnp.asarray(found["heads"]))
@@ -307,7 +309,7 @@ class Search:
             return {f"{b}.{name}": np.asarray(row[name]) for b, row in enumerate(gains) for name in LAYERS}
 
         with self.progress.stage("gains"):
-            found = self.state.keep("gains", find)
+            found = self.state.keep("gains", find, self.spent)
         blocks = range(self.calibration.config.num_blocks)
         gains: list[ChannelGains] = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
         return self.calibration.with_gains(gains)
@@ -449,7 +451,7 @@ class Search:
             return named | {"curve": np.asarray(curve)}
 
         with self.progress.stage("biases"):
-            found = self.state.keep(f"biases {target:g}", find)
+            found = self.state.keep(f"biases {target:g}", find, self.spent)
         blocks = range(calibration.config.num_blocks)
         biases = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
         self.history[f"biases {target:g}, held-out KL"] = found["curve"].tolist()

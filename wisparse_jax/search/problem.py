@@ -16,19 +16,12 @@ from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.search.greedy_path import Path, greedy_path
 from wisparse_jax.search.losses import BlockLoss, DivergenceLoss
-from wisparse_jax.search.state import SearchState, identity_of
+from wisparse_jax.search.state import SearchState, Spent, identity_of
 from wisparse_jax.sparsity.budget import project_to_mean
 
 Table = Float64[np.ndarray, "blocks 7"]
 Progress = Callable[[Iterable[int]], Iterable[int]]
 LEVELS = 20  # points of a cost curve
-
-
-@dataclasses.dataclass
-class Spent:
-    """Tokens through the whole model, a backward pass counted as two."""
-
-    tokens: float = 0.0
 
 
 @dataclasses.dataclass
@@ -49,8 +42,9 @@ class BudgetProblem:
     target: float = 0.5
 
     def __post_init__(self) -> None:
-        """Name what is kept after the exponents that it is for."""
-        self._prefix = identity_of(self.exponents)[:8]
+        """Name what is kept after the exponents and the basis that it is for."""
+        basis = self.calibration.basis
+        self._prefix = identity_of(self.exponents, None if basis is None else basis.digest())[:8]
         self.aim(self.target)
 
     def aim(self, target: float) -> BudgetProblem:
@@ -81,11 +75,11 @@ class BudgetProblem:
 
     def divergence(self, sparsities: Float64[np.ndarray, "candidates blocks 7"]) -> Float64[np.ndarray, " candidates"]:
         """KL(dense || sparse) of candidates, nats per token; infinite where it is not a number."""
+        self.spent.tokens += len(sparsities) * self._divergence.tokens
         return self._asked(sparsities)
 
     def _ask(self, sparsities: Float64[np.ndarray, "candidates blocks 7"]) -> Float64[np.ndarray, " candidates"]:
         taus = [s.thresholds(self.exponents[b], sparsities[:, b]) for b, s in enumerate(self.calibration.statistics)]
-        self.spent.tokens += len(sparsities) * self._divergence.tokens
         return self._divergence(self.exponents, np.stack(taus, axis=1))
 
     @cached_property
@@ -97,7 +91,7 @@ class BudgetProblem:
         """Every block's greedy path of layer sparsities, from dense to as sparse as may be, with the block errors."""
         found = []
         for b in self.progress(range(self.blocks)):
-            made = self.state.keep(f"{self._prefix} path {b}", lambda b=b: self._path(b))
+            made = self.state.keep(f"{self._prefix} path {b}", lambda b=b: self._path(b), self.spent)
             found.append(Path(made["sparsities"], made["errors"]))
         return found
 
@@ -130,7 +124,7 @@ class BudgetProblem:
             self.spent.tokens += 3 * tokens
             return {"costs": found}
 
-        return self.state.keep(f"{self._prefix} costs", make)["costs"]
+        return self.state.keep(f"{self._prefix} costs", make, self.spent)["costs"]
 
     def predicted(self, sparsities: Table) -> float:
         """The KL that the second-order costs add up to."""

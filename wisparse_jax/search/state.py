@@ -7,6 +7,7 @@ after another and are otherwise determined by their seed: what they were told is
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -21,7 +22,15 @@ import numpy as np
 from wisparse_jax.errors import WisparseError
 
 Arrays = dict[str, np.ndarray]
+SPENT = "spent tokens"
 EVERY = 5  # populations between two writes
+
+
+@dataclasses.dataclass
+class Spent:
+    """Tokens through the whole model, a backward pass counted as two."""
+
+    tokens: float = 0.0
 
 
 class SearchState:
@@ -44,11 +53,15 @@ class SearchState:
         if resumed:
             print(f"wisparse: going on with the search in {folder}", file=sys.stderr)
 
-    def keep(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """What was found under a name, or what `make` finds, which is kept."""
+    def keep(self, name: str, make: Callable[[], Arrays], spent: Spent | None = None) -> Arrays:
+        """What was found under a name, or what `make` finds, which is kept; it adds the same to `spent` either way."""
+        counter = Spent() if spent is None else spent
         if (found := self._read(name)) is None:
+            before = counter.tokens
             found = make()
-            self._write(name, found)
+            self._write(name, found | {SPENT: np.asarray(counter.tokens - before)})
+        else:
+            counter.tokens += float(found.pop(SPENT))
         return found
 
     def journal(self, name: str, ask: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,168 @@
+"""A search that is killed anywhere goes on to the same plan, and computes nothing twice."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.search import calibrate, pipeline, problem
+from wisparse_jax.search.losses import DivergenceLoss
+from wisparse_jax.search.state import SearchState, identity_of
+
+# Every stage that a method may have, in one search.
+ALL = SearchSettings(
+    held_out_share=0.25,
+    basis="eigen",
+    gains="gradients",
+    biases="on",
+    statistics_tokens=64,
+    gradient_tokens=64,
+    bias_steps=2,
+    bias_every=1,
+    exponent_step=0.5,
+    exponent_passes=1,
+    population=4,
+    generations=11,
+    layer_step=0.3,
+    block_tokens=24,
+    layer_tokens=24,
+    exponent_tokens=24,
+    compare_teal=False,
+)
+STAGES = {
+    "moments": (pipeline, "measure_moments", 1),
+    "gains": (pipeline, "gradient_gains", 1),
+    "exponents": (pipeline, "search_exponents", 2),
+    "paths": (problem, "greedy_path", 2),
+    "populations": (DivergenceLoss, "__call__", 8),
+    "final exponents": (pipeline, "search_exponents", 5),
+    "biases": (pipeline, "train_biases", 1),
+    "held out": (pipeline.Search, "_report", 1),
+}
+
+
+class Killed(BaseException):
+    """As a signal would."""
+
+
+def search(model, tokens, state=None, **changes):
+    return calibrate(model, tokens, 0.5, "wisparse", settings=dataclasses.replace(ALL, **changes), state=state)
+
+
+def counted(monkeypatch, dies=None):
+    """Count the calls of every stage's function; the named stage dies at its call."""
+    counts = {}
+
+    def wrap(home, function):
+        made = getattr(home, function)
+
+        def run(*args, **kwargs):
+            key = f"{home.__name__}.{function}"
+            counts[key] = counts.get(key, 0) + 1
+            if dies is not None and STAGES[dies] == (home, function, counts[key]):
+                raise Killed
+            return made(*args, **kwargs)
+
+        monkeypatch.setattr(home, function, run)
+
+    for home, function in {(home, function) for home, function, _ in STAGES.values()}:
+        wrap(home, function)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tiny_tokens):
+    """The plan of a search that nothing stops, and how often it calls what."""
+    with pytest.MonkeyPatch.context() as patch:
+        counts = counted(patch)
+        return search(tiny_model, tiny_tokens), counts
+
+
+def assert_same(one, other):
+    for name in ("exponents", "sparsities", "thresholds", "realised"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.basis.digest() == other.basis.digest()
+    for field in ("gains", "biases"):
+        pair = getattr(one, field), getattr(other, field)
+        assert (pair[0] is None) == (pair[1] is None)
+        for a, b in zip(*((own or []) for own in pair), strict=True):
+            assert all(np.array_equal(a[n], b[n]) for n in a)
+    assert one.history == other.history and one.held_out == other.held_out
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_search_goes_on_to_the_same_plan(tiny_model, tiny_tokens, tmp_path, monkeypatch, capsys, whole, stage):
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        before = counted(patch, stage)
+        with pytest.raises(Killed):
+            search(tiny_model, tiny_tokens, state)
+    assert state.is_dir()
+    with monkeypatch.context() as patch:
+        after = counted(patch)
+        plan = search(tiny_model, tiny_tokens, state)
+    assert_same(plan, whole[0])
+    assert "going on with the search in" in capsys.readouterr().err and not state.exists()
+    for name, calls in whole[1].items():
+        # The call that was killed is made again, and up to four populations that were not written yet.
+        again = before.get(name, 0) + after.get(name, 0) - calls
+        assert 0 <= again <= (5 if name.startswith("DivergenceLoss") else 1), (name, again)
+
+
+def test_another_search_does_not_take_over_the_state(tiny_model, tiny_tokens, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        counted(patch, "gains")
+        with pytest.raises(Killed):
+            search(tiny_model, tiny_tokens, state)
+    for changes in ({"seed": 1}, {"sparsity": 0.4}, {"settings": SearchSettings()}, {"method": "wina"}):
+        arguments = {"sparsity": 0.5, "method": "wisparse", "settings": ALL} | changes
+        with pytest.raises(WisparseError, match="is of another search, or damaged"):
+            calibrate(tiny_model, tiny_tokens, state=state, **arguments)
+    with pytest.raises(WisparseError, match="is of another search"):
+        calibrate(tiny_model, tiny_tokens[:, ::-1], 0.5, "wisparse", settings=ALL, state=state)
+    assert state.is_dir()
+
+
+def test_what_the_user_had_there_is_left_alone(tiny_model, tiny_tokens, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(WisparseError, match="is of another search, or damaged"):
+        search(tiny_model, tiny_tokens, tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_damaged_state_is_refused_in_one_line(tmp_path):
+    state = SearchState(tmp_path / "state", "x")
+    state.keep("a b", lambda: {"one": np.arange(3)})
+    assert SearchState(tmp_path / "state", "x").keep("a b", dict)["one"].tolist() == [0, 1, 2]
+    for file in (tmp_path / "state" / "a_b").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"?")
+    with pytest.raises(WisparseError, match="a_b: the state of the search is damaged") as caught:
+        SearchState(tmp_path / "state", "x").keep("a b", dict)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "state" / "identity.json").write_text("{")
+    with pytest.raises(WisparseError, match="cannot be kept here"):
+        SearchState(tmp_path / "state", "x")
+
+
+def test_answers_are_replayed_in_order_and_not_asked_again(tmp_path):
+    def answers(state, asked):
+        told = state.journal("p", lambda q: (asked.append(float(q[0])), q * 2)[1])
+        return [float(told(np.array([float(k)]))[0]) for k in range(12)]
+
+    first, second = [], []
+    assert answers(SearchState(tmp_path / "s", "x"), first) == [2.0 * k for k in range(12)]
+    assert answers(SearchState(tmp_path / "s", "x"), second) == [2.0 * k for k in range(12)]
+    assert first == list(range(12)) and second == [10, 11]
+
+
+def test_identities_tell_what_differs_apart():
+    a = np.arange(6, dtype=np.int32)
+    made = [identity_of(*parts) for parts in ((a,), (a.reshape(2, 3),), (a.astype(np.int64),), ("a", "b"), ("ab", ""))]
+    assert len({*made, identity_of(json.loads('{"x": 1}'))}) == 6
+    assert identity_of({"x": 1, "y": 2}) == identity_of({"y": 2, "x": 1})

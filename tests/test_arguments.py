@@ -1,0 +1,84 @@
+"""Checks of arguments that commands and functions share."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from wisparse_jax import arguments
+from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation.quality import Evaluation, Score
+from wisparse_jax.inference.generate import check_request
+from wisparse_jax.inference.sampling import Sample, random_key
+from wisparse_jax.testing import tiny_config
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", True, None])
+def test_one_rule_for_seeds(seed):
+    with pytest.raises(WisparseError, match=r"seed = .*: expected a whole number from 0 to 9223372036854775807"):
+        arguments.check_seed(seed)
+
+
+def test_every_seed_has_a_key_of_its_own():
+    seeds = (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1)
+    assert len({tuple(np.asarray(jax.random.key_data(random_key(seed))).tolist()) for seed in seeds}) == len(seeds)
+    for seed in seeds[:2]:  # those that JAX tells apart are as JAX makes them
+        assert (jax.random.key_data(random_key(seed)) == jax.random.key_data(jax.random.key(seed))).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"), [(50, r" \(did you mean 0.5\?\)"), (0, "$"), (-0.1, "$"), (101, "$"), ("half", "$")]
+)
+def test_a_percentage_is_no_share(value, hint):
+    with pytest.raises(WisparseError, match=f"x = .*: expected a share, above 0, at most 1{hint}"):
+        arguments.check_share(value, "x")
+
+
+SAMPLERS = {
+    "temperature": ({"temperature": "hot"}, "temperature = 'hot'"),
+    "infinite": ({"temperature": float("inf")}, "temperature = inf"),
+    "half a token": ({"top_k": 2.5}, "top-k = 2.5: expected 1 or above, a whole number"),
+    "a truth": ({"top_p": True}, "top-p = True: expected a share"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_of_other_types_are_refused(name):
+    values, message = SAMPLERS[name]
+    cls = getattr(Sample, "__wrapped__", Sample)
+    sampler = object.__new__(cls)
+    for field, value in {"temperature": 1.0, "top_k": None, "top_p": 1.0, **values}.items():
+        object.__setattr__(sampler, field, value)  # as Python takes them, without the tests' checks of types
+    with pytest.raises(WisparseError, match=message):
+        cls.__post_init__(sampler)
+
+
+REQUESTS = {
+    "text": ("two", 1, "prompts: expected lists of token ids, found text"),
+    "a text in a list": (["two"], 1, "prompt 0: expected token ids, found text"),
+    "ids alone": ([1, 2], 1, "prompt 0: expected token ids, 1 dimension"),
+    "a number": (3, 1, "prompts: expected lists of token ids, found int"),
+    "broken numbers": ([[1.5]], 1, "prompt 0: expected token ids, whole numbers, found float64"),
+    "huge": ([[2**70]], 1, "prompt 0: token id 1180591620717411303424 is outside the vocabulary of 97"),
+    "half a token": ([[1]], 2.5, "max-new-tokens = 2.5: expected 0 or above, a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_that_are_no_ids_are_refused(name):
+    prompts, new, message = REQUESTS[name]
+    with pytest.raises(WisparseError, match=message):
+        check_request(tiny_config(), prompts, new)
+
+
+def test_arrays_and_lists_are_requests_alike():
+    for prompts in ([[1, 2]], np.asarray([[1, 2]], np.int64), [np.asarray([1, 2])], ((1, 2),)):
+        assert [row.tolist() for row in check_request(tiny_config(), prompts, 3)] == [[1, 2]]
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite_and_null():
+    dense = Score(np.asarray([800.0, 801.0]))
+    assert dense.perplexity.mean == float("inf")
+    out = Evaluation(dense, {}, 4, 8, 0.5).as_json()
+    assert out["dense_perplexity"] is None and json.loads(json.dumps(out, allow_nan=False)) == out
