@@ -129,11 +129,18 @@ def test_a_model_in_the_basis_of_one_plan_refuses_another_plan():
             apply(made, wrong)
 
 
+def test_a_plan_of_another_model_is_refused_before_anything_is_folded():
+    """Another width: folding itself would fail."""
+    plan = plan_of(tiny_model(), random_basis(tiny_config()))
+    with pytest.raises(PlanError, match="plan is for"):
+        load_sparse(FIXTURES / "llama3", plan, "float32")
+
+
 def test_int8_comes_after_folding():
     folder = FIXTURES / "llama3"
     model = load(folder, dtype="float32")
     plan = plan_of(model, random_basis(model.config))
-    with pytest.raises(PlanError, match=r"plan has a basis: expected weights that are not quantised yet"):
+    with pytest.raises(PlanError, match=r"plan has a basis: weights that are rounded already cannot be folded"):
         apply(quantise(model), plan)
     small = load_sparse(folder, plan, "float32", "int8")
     assert small.params["blocks"][0]["q"]["kernel"].dtype == jnp.int8

@@ -67,7 +67,7 @@ class Evaluate:
         if self.text != "self":
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
-        model = load(self.model)
+        model = load(self.model, check=None if plan is None else plan.check_model)
         rounded = [kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None]
         basis = None if plan is None or not rounded else plan.basis
         measured = load(self.model, weights=self.weights, basis=basis, head=self.head) if rounded else model

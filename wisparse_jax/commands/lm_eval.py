@@ -39,7 +39,7 @@ def run_harness(arguments: list[str]) -> None:
             f"lm-eval needs lm-evaluation-harness ({error.name} is missing): pip install 'wisparse-jax[eval]'"
         ) from None
     if "wisparse" not in model_registry:
-        model_registry.register("wisparse", target="wisparse_jax.evaluation.harness:WisparseLM")
+        model_registry.register("wisparse", target="wisparse_jax.harness:WisparseLM")
     given = list(arguments)
     if given and given[0] not in (*_COMMANDS, "-h", "--help"):
         given.insert(0, "run")

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.generate import Generator
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.forward import Params, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.rules import Rules
+from wisparse_jax.sparsity.apply import SparseLlama
 
 TOKENS_AT_ONCE = 2048
 SMALLEST = 8  # tokens of the smallest shape; the others are powers of two
@@ -39,7 +40,7 @@ class _Row(NamedTuple):
 
 
 def score_continuations(
-    model: Generator,
+    model: Llama | SparseLlama,
     requests: Sequence[Request],
     sparse_prefill: float = 0.5,
     tokens_at_once: int = TOKENS_AT_ONCE,

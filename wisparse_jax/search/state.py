@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.interruption import shielded
 
 Arrays = dict[str, np.ndarray]
 SPENT = "spent tokens"
@@ -45,9 +46,11 @@ class SearchState:
             if folder.exists() and (not known.is_file() or json.loads(known.read_text()) != identity):
                 raise WisparseError(f"{folder}: is of another search, or damaged; remove it, or name another folder")
             resumed = folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            if not resumed:
-                known.write_text(json.dumps(identity) + "\n")
+            # A folder without its identity would be refused by the next run.
+            with shielded():
+                folder.mkdir(parents=True, exist_ok=True)
+                if not resumed:
+                    known.write_text(json.dumps(identity) + "\n")
         except (OSError, ValueError) as error:
             raise WisparseError(f"{folder}: the state of the search cannot be kept here: {error}") from None
         if resumed:

@@ -122,4 +122,4 @@ def load_sparse(
     """
     from wisparse_jax.models.loading import load
 
-    return apply(load(name, dtype, weights, plan.basis, head=head), plan)
+    return apply(load(name, dtype, weights, plan.basis, head=head, check=plan.check_model), plan)

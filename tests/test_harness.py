@@ -44,7 +44,7 @@ def sparse(demo, demo_text):
 
 @pytest.fixture(scope="module")
 def lm(sparse, tokenizer):
-    from wisparse_jax.evaluation.harness import WisparseLM
+    from wisparse_jax.harness import WisparseLM
 
     return WisparseLM(sparse, tokenizer)
 
@@ -113,7 +113,7 @@ def test_the_results_state_how_the_model_ran(lm, tmp_path):
 
 
 def test_a_dense_model_scores_its_logits(demo, tokenizer, tmp_path):
-    from wisparse_jax.evaluation.harness import WisparseLM
+    from wisparse_jax.harness import WisparseLM
 
     lm = WisparseLM(demo, tokenizer)
 
@@ -140,7 +140,7 @@ def instance(kind, arguments):
 
 def test_a_text_longer_than_the_context_is_scored_in_windows(demo, tokenizer):
     """Each token once: more text is less likely, and a token costs no more than a random guess would."""
-    from wisparse_jax.evaluation.harness import WisparseLM
+    from wisparse_jax.harness import WisparseLM
 
     lm = WisparseLM(demo, tokenizer, max_length=32)
     text = " ".join(good for good, _ in PAIRS * 5)
@@ -208,7 +208,7 @@ def test_a_missing_harness_is_one_line(monkeypatch, capsys):
 
 
 def test_a_loaded_model_needs_its_tokenizer(sparse, tokenizer):
-    from wisparse_jax.evaluation.harness import WisparseLM
+    from wisparse_jax.harness import WisparseLM
 
     for arguments in ({}, {"tokenizer": tokenizer, "plan": "plan"}):
         with pytest.raises(WisparseError, match="a loaded model: expected its tokenizer beside it, and no plan"):
@@ -221,7 +221,7 @@ DATA = os.environ.get("WISPARSE_DATA")
 @pytest.mark.skipif(DATA is None, reason="WISPARSE_DATA names no folder with blimp.jsonl.xz")
 def test_blimp(lm, demo, tokenizer, tmp_path):
     """The demo model knows agreement in number; half of its channels know most of it."""
-    from wisparse_jax.evaluation.harness import WisparseLM
+    from wisparse_jax.harness import WisparseLM
 
     with lzma.open(Path(str(DATA)) / "blimp.jsonl.xz", "rt") as file:
         rows = [json.loads(line) for line in file]

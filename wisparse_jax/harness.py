@@ -2,7 +2,7 @@
 
 ```python
 import lm_eval
-from wisparse_jax.evaluation.harness import WisparseLM
+from wisparse_jax.harness import WisparseLM
 
 results = lm_eval.simple_evaluate(WisparseLM(sparse, tokenizer), tasks=["arc_easy"])
 ```
