@@ -248,7 +248,7 @@ def fuzz(reader: Reader, examples: int, seed: int, counts: collections.Counter[s
         max_examples=examples,
         database=None,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck),  # pyright: ignore[reportArgumentType]
         phases=[Phase.generate, Phase.shrink],
     )
     @given(mutated(reader, original))

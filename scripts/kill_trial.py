@@ -184,7 +184,7 @@ def main() -> None:
         prepare(folder)
         (folder / "settings.yaml").write_text(SETTINGS)
         for command in args.commands:
-            trials = Trials(command, folder, context)
+            trials, duration = Trials(command, folder, context), 0.0
             for _ in range(2):  # the first compiles
                 trials.work.mkdir()
                 began = time.perf_counter()

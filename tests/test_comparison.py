@@ -1,5 +1,6 @@
 """What the comparison of methods computes itself: sparsity at a perplexity, parts of texts, BLiMP's likelihoods."""
 
+import dataclasses
 import lzma
 import math
 
@@ -39,7 +40,7 @@ def test_a_part_of_a_text(tmp_path):
 
 def test_every_ablation_is_a_method_that_the_search_takes():
     for variant in variants_of(("teal",), True, ("greedy", "paper"), "wisparse-plus"):
-        method = resolve(variant.method, SearchSettings(**variant.switches))
+        method = resolve(variant.method, dataclasses.replace(SearchSettings(), **variant.switches))  # pyright: ignore[reportArgumentType]
         for part, value in variant.switches.items():
             assert getattr(method, part) == {"on": True, "off": False}.get(value, value)
     assert len({variant.name for variant in ABLATIONS}) == len(ABLATIONS)
@@ -73,8 +74,8 @@ def test_likelihoods_of_padded_sentences_are_those_of_each_by_itself(tiny_model)
 
 def test_pairs_are_spaced_over_the_file(tmp_path):
     file = tmp_path / "pairs.jsonl.xz"
-    with lzma.open(file, "wt") as out:
-        out.writelines(f'{{"sentence_good": "good {i}", "sentence_bad": "bad {i}"}}\n' for i in range(6))
+    lines = [f'{{"sentence_good": "good {i}", "sentence_bad": "bad {i}"}}\n' for i in range(6)]
+    file.write_bytes(lzma.compress("".join(lines).encode()))
     assert read_pairs(file, 3) == [(f"good {i}", f"bad {i}") for i in (0, 2, 4)]
     file.write_bytes(b"{}")
     with pytest.raises(WisparseError, match="sentence_good"):

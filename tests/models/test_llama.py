@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,8 @@ def test_parameters_share_memory_with_the_module() -> None:
     params = Llama(config, nnx.Rngs(0)).params
     model = Llama.from_params(config, params)
     assert all(a is b for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(params), strict=True))
-    model.blocks[1].q.kernel[...] = jnp.zeros_like(params["blocks"][1]["q"]["kernel"])
+    block: Any = model.blocks[1]
+    block.q.kernel[...] = jnp.zeros_like(params["blocks"][1]["q"]["kernel"])
     assert not model.params["blocks"][1]["q"]["kernel"].any() and params["blocks"][1]["q"]["kernel"].any()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_another_search_does_not_take_over_the_state(tiny_model, tiny_tokens, tm
         with pytest.raises(Killed):
             search(tiny_model, tiny_tokens, state)
     for changes in ({"seed": 1}, {"sparsity": 0.4}, {"settings": SearchSettings()}, {"method": "wina"}):
-        arguments = {"sparsity": 0.5, "method": "wisparse", "settings": ALL} | changes
+        arguments: dict[str, Any] = {"sparsity": 0.5, "method": "wisparse", "settings": ALL} | changes
         with pytest.raises(WisparseError, match="is of another search, or damaged"):
             calibrate(tiny_model, tiny_tokens, state=state, **arguments)
     with pytest.raises(WisparseError, match="is of another search"):

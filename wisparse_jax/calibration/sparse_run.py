@@ -89,4 +89,4 @@ def _sparse_block(
         after_attention(config, params, x, attention, rules, record)  # of this only the reader's input is computed
         settle(group, record[reader])
     out = after_attention(config, params, x, attention, rules)
-    return out, *(jnp.stack([values[name] for name in LAYERS]) for values in (taus, shares))
+    return out, jnp.stack([taus[name] for name in LAYERS]), jnp.stack([shares[name] for name in LAYERS])

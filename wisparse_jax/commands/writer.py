@@ -87,8 +87,12 @@ class Writer:
         from wisparse_jax.sparsity import load_sparse
 
         began = time.perf_counter()
-        kinds = {"weights": self.options.weights, "head": self.options.head}
-        self.model = load(self.name, **kinds) if self.plan is None else load_sparse(self.name, self.plan, **kinds)
+        weights, head = self.options.weights, self.options.head
+        self.model = (
+            load(self.name, weights=weights, head=head)
+            if self.plan is None
+            else load_sparse(self.name, self.plan, weights=weights, head=head)
+        )
         self.load_seconds += time.perf_counter() - began
         rules, asked = getattr(self.model, "rules", None), self.options.implementation
         self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)

@@ -177,8 +177,8 @@ def _digest(data: Any) -> str:
     """Of bytes or of an array's bytes, by a hash that finds damage, not forgery, as fast as memory is read."""
     import xxhash
 
-    bytes_ = data if isinstance(data, bytes) else np.ascontiguousarray(data).view(np.uint8)
-    return xxhash.xxh3_128_hexdigest(bytes_)
+    whole: Any = data if isinstance(data, bytes) else np.ascontiguousarray(data).view(np.uint8)
+    return xxhash.xxh3_128_hexdigest(whole)
 
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:

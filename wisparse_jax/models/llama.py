@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from wisparse_jax.models.config import LAYERS, LlamaConfig
@@ -52,14 +53,13 @@ class Llama(nnx.Module):
     ):
         """A model with random weights, drawn from `rngs`, or around existing arrays, `params`; see `from_params`."""
         self.config = config
-        if params is None:
-            params = _random(param_shapes(config, dtype), nnx.Rngs(0) if rngs is None else rngs)
-        self.embed = nnx.Param(params["embed"])
-        self.blocks = nnx.List([Block(block) for block in params["blocks"]])
-        self.norm = nnx.Param(params["norm"])
-        if "lm_head" in params:
+        given = params or _random(param_shapes(config, dtype), nnx.Rngs(0) if rngs is None else rngs)
+        self.embed = nnx.Param(given["embed"])
+        self.blocks = nnx.List([Block(block) for block in given["blocks"]])
+        self.norm = nnx.Param(given["norm"])
+        if "lm_head" in given:
             # A head in int8 has a scale, and a tied model has one beside its embedding.
-            head = params["lm_head"]
+            head = given["lm_head"]
             self.lm_head = Linear(head) if isinstance(head, dict) else nnx.Param(head)
 
     @classmethod
@@ -88,7 +88,7 @@ class Llama(nnx.Module):
             WisparseError: tokens that are not rows of ids of the vocabulary.
         """
         # Of a function that is being compiled no values are known.
-        traced = isinstance(tokens, jax.core.Tracer)
+        traced = isinstance(tokens, Tracer)
         ids = tokens if traced else jnp.asarray(token_rows(tokens, self.config.vocab_size))
         return logits(self.config, self.params, ids, start)
 

@@ -187,7 +187,7 @@ def _descend_some(
         own = jax.random.fold_in(key, number)
         value, gradient = jax.value_and_grad(lambda s: loss(_cayley(start, s), own, sparsity, *data))(skew)
         change, state = optimiser.update(gradient, state)
-        return (optax.apply_updates(skew, change), state), value
+        return (jnp.add(skew, jnp.asarray(change)), state), value
 
     (skew, state), values = jax.lax.scan(step, (skew, state), first + jnp.arange(count))
     return skew, state, values

@@ -113,7 +113,7 @@ def _divergence(
     hidden: Float[Array, "windows positions hidden"],
     caches: Cache,
 ) -> Float[Array, " windows"]:
-    where = layout(config, *tokens.shape, first)
+    where = layout(config, tokens.shape[0], tokens.shape[1], first)
     out, _ = hidden_states(config, params, tokens, where, caches, with_biases(rules, biases), rematerialise=True)
     return jnp.mean(kl_divergence(head(params, hidden), head(params, out)), axis=1)
 
@@ -132,4 +132,4 @@ def _step(
 ) -> tuple[Biases, Any]:
     gradient = jax.grad(lambda own: jnp.mean(_divergence(config, first, params, rules, own, *windows)))(biases)
     change, state = _optimiser(learning_rate, steps).update(gradient, state)
-    return optax.apply_updates(biases, change), state
+    return jax.tree.map(jnp.add, biases, change), state

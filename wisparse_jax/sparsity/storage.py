@@ -30,7 +30,7 @@ from wisparse_jax.sparsity.plan import (
 
 FORMAT, READABLE = 2, (1, 2)
 LARGEST_JSON = 16 << 20
-_TABLES = ("exponents", "sparsities", "thresholds", "realised")
+_TABLES: tuple[str, ...] = ("exponents", "sparsities", "thresholds", "realised")
 _VECTORS = {"gains": "gain", "biases": "bias"}  # field of a plan -> name of its tensors
 
 
@@ -109,7 +109,7 @@ def _text(value: Any) -> str:
 
 def _as_json(plan: SparsityPlan, digest: str | None) -> dict[str, Any]:
     tables = {name: getattr(plan, name) for name in _TABLES if getattr(plan, name) is not None}
-    keys = dict(zip(_TABLES, ("exponent", "sparsity", "threshold", "realised"), strict=True))
+    keys: dict[str, str] = dict(zip(_TABLES, ("exponent", "sparsity", "threshold", "realised"), strict=True))
     blocks = [
         {layer: {keys[name]: float(table[b, i]) for name, table in tables.items()} for i, layer in enumerate(LAYERS)}
         for b in range(len(plan.exponents))

@@ -102,14 +102,14 @@ def test_candidates_are_evaluated_with_the_layers_that_they_get(calibration, mon
 class Known(BudgetProblem):
     """A problem of eight blocks whose divergence is a formula of the block budgets."""
 
-    blocks = 8  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    blocks = 8  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
     def __init__(self, loss, seed=0, **changes):
         self.loss, self.seed, self.target = loss, seed, 0.5
         self.settings = dataclasses.replace(SearchSettings(population=16, generations=25), **changes)
         self.asked, self.progress = [], iter
 
-    def divergence(self, layers):
+    def divergence(self, layers):  # pyright: ignore[reportIncompatibleMethodOverride]
         self.asked.append(layers[:, :, 0])
         return self.loss(layers[:, :, 0])
 
