@@ -70,7 +70,7 @@ def train_biases(
             rows = np.sort(rng.choice(windows, batch, replace=False))
             biases, state = _step(
                 training.config, training.dense_positions, learning_rate, steps, training.params, rules, biases, state,
-                *_rows(training, rows),
+                jnp.asarray(rows), *_windows(training),
             )  # fmt: skip
         value = _mean_divergence(held_out, rules, biases, batch)
         curve.append(value)
@@ -84,10 +84,9 @@ def _optimiser(learning_rate: float, steps: int) -> optax.GradientTransformation
     return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
 
-def _rows(calibration: Calibration, rows: np.ndarray) -> tuple[Array, Array, Cache]:
-    """Tokens, final hidden states and caches of some windows."""
-    caches = jax.tree.map(lambda a: a[rows], calibration.caches)
-    return calibration.tokens[rows], calibration.hidden[rows], caches
+def _windows(calibration: Calibration) -> tuple[Array, Array, Cache]:
+    """Tokens, final hidden states and caches of all windows."""
+    return calibration.tokens, calibration.hidden, calibration.caches
 
 
 def _mean_divergence(calibration: Calibration, rules: Rules, biases: Biases, batch: int) -> float:
@@ -97,7 +96,9 @@ def _mean_divergence(calibration: Calibration, rules: Rules, biases: Biases, bat
     for at in range(0, count, batch):
         # The last batch is filled up with its own last window, which counts once.
         rows = np.minimum(np.arange(at, at + batch), count - 1)
-        values = _divergence(config, first, calibration.params, rules, biases, *_rows(calibration, rows))
+        values = _divergence(
+            config, first, calibration.params, rules, biases, jnp.asarray(rows), *_windows(calibration)
+        )
         sums += float(np.sum(np.asarray(values, np.float64)[: count - at]))
     return sums / count
 
@@ -109,10 +110,13 @@ def _divergence(
     params: Params,
     rules: Rules,
     biases: Biases,
+    rows: Int[Array, " chosen"],
     tokens: Int[Array, "windows positions"],
     hidden: Float[Array, "windows positions hidden"],
     caches: Cache,
-) -> Float[Array, " windows"]:
+) -> Float[Array, " chosen"]:
+    """The KL of the chosen windows."""
+    tokens, hidden, caches = jax.tree.map(lambda a: a[rows], (tokens, hidden, caches))
     where = layout(config, tokens.shape[0], tokens.shape[1], first)
     out, _ = hidden_states(config, params, tokens, where, caches, with_biases(rules, biases), rematerialise=True)
     return jnp.mean(kl_divergence(head(params, hidden), head(params, out)), axis=1)
