@@ -12,6 +12,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 SAYS = {
     "evaluation_on_two_devices": r"2 devices: perplexity (\d+\.\d{2})\d\d; one device: \1\d\d",
     "jitted_generation": r".{40,}",
+    "own_allocator": r"(?:(?:uniform|ramp|second-order) +mean sparsity 0\.500000  KL 0\.\d{4} ± 0\.\d{4}\n?){3}",
 }
 
 

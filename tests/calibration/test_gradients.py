@@ -26,10 +26,11 @@ def calibration(tiny_tokens):
     return run_dense(type(model).from_params(config, jax.tree.unflatten(tree, made)), tiny_tokens)
 
 
-def by_hand(calibration, b, name, seed):
+def by_hand(calibration, b, name, seed, draw):
     """Every window alone: inputs of the layer, and gradients of log p of the same labels with respect to its output."""
     config, params, first = calibration.config, calibration.params, calibration.dense_positions
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0), len(calibration.tokens))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), 0)
+    keys = jax.random.split(key, len(calibration.tokens))
     where, out = layout(config, 1, calibration.tokens.shape[1], first), []
 
     def run(moved, tokens, cache):
@@ -56,7 +57,7 @@ def by_hand(calibration, b, name, seed):
 @pytest.mark.parametrize(("b", "name"), [(0, "v"), (1, "o"), (2, "down")])
 def test_the_cost_of_a_layer_is_that_of_its_errors_against_its_gradients(calibration, b, name):
     """`E[(g . ((x skipped) W))^2] / 2`, with the gradients of `jax.grad` and the errors written out."""
-    x, gradient = by_hand(calibration, b, name, 5)
+    x, gradient = by_hand(calibration, b, name, 5, draw=1)
     levels, exponents = np.array([0.0, 0.3, 0.6, 0.9]), np.full((3, 7), 0.5)
     found = layer_costs(calibration, exponents, levels, calibration.tokens.size, 5)[b, LAYERS.index(name)]
     weight = np.asarray(calibration.params["blocks"][b][name]["kernel"], np.float64)
@@ -72,7 +73,7 @@ def test_the_cost_of_a_layer_is_that_of_its_errors_against_its_gradients(calibra
 
 def test_gains_are_the_root_mean_square_of_the_gradients(calibration):
     found = gradient_gains(calibration, calibration.tokens.size, 5)[1]["o"]
-    _, gradient = by_hand(calibration, 1, "o", 5)
+    _, gradient = by_hand(calibration, 1, "o", 5, draw=0)
     square = np.mean((gradient @ np.asarray(calibration.params["blocks"][1]["o"]["kernel"]).T) ** 2, axis=0)
     np.testing.assert_allclose(found, np.sqrt(square / square.mean() + GAIN_FLOOR), rtol=1e-3)
 

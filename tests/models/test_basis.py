@@ -24,7 +24,7 @@ from wisparse_jax.testing import tiny_config, tiny_model
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 VARIANTS = sorted(folder.name for folder in FIXTURES.iterdir())
 EXACT = 1e-5  # of the largest logit, float32
-BFLOAT16_KL = 1e-2  # nats per token, demo model; measured: 0.0028
+BFLOAT16_KL = 2e-3  # nats per token, demo model; a hundredth of what half of the channels cost
 
 
 def random_basis(config, seed=0):

@@ -185,8 +185,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tensors": (manifest(lambda raw: raw.pop("tensors")), "wisparse.json: tensors: expected a value, found nothing"),
     "integers": (
-        manifest(lambda raw: raw["tensors"]["embed"].update(dtype="int8")),
-        "wisparse.json: tensors.embed.dtype = 'int8': expected 'float32', 'float16' or 'bfloat16'",
+        manifest(lambda raw: raw["tensors"]["embed"].update(dtype="int16")),
+        "wisparse.json: tensors.embed.dtype = 'int16': expected",
     ),
     "a tensor less": (manifest(lambda raw: raw["tensors"].pop("embed")), "tensor embed is missing"),
 }

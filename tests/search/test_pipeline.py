@@ -61,7 +61,9 @@ def test_the_new_method_has_all_its_parts(tiny_model, tiny_tokens):
     assert (plus.exponents == 1).all() and plus.basis is not None and plus.gains is not None
     assert np.ptp(plus.sparsities @ weights) > 1e-3  # budgets over the whole model
     assert {"moments", "basis", "gains"} <= set(plus.timings)
-    assert plus.biases is None and not plus.held_out  # nothing would say when to stop training them
+    assert plus.biases is None and plus.held_out.keys() <= {
+        "forward_tokens"
+    }  # nothing would say when to stop training them
 
 
 def test_same_seed_same_plan(plans, tiny_model, tiny_tokens):
@@ -76,7 +78,8 @@ def test_parts_can_be_switched_one_by_one(tiny_model, tiny_tokens):
     plan = calibrate(tiny_model, tiny_tokens, 0.5, settings=off)
     assert plan.basis is None and plan.gains is None and plan.biases is None and (plan.sparsities == 0.5).all()
     assert not {"moments", "basis", "gains", "biases"} & set(plan.timings)
-    on = dataclasses.replace(QUICK, basis="eigen", gains="gradients", allocator="second-order")
+    # Without held-out windows, which would drop what so few tokens do not improve.
+    on = dataclasses.replace(QUICK, basis="eigen", gains="gradients", allocator="second-order", held_out_share=0.0)
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=on)
     assert plan.basis is not None and plan.gains is not None and np.ptp(plan.sparsities) > 0
     off = dataclasses.replace(QUICK, search_exponents=False)

@@ -24,6 +24,7 @@ from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.statistics import GROUP_OF
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm
+from wisparse_jax.models.keys import random_key
 from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -40,17 +41,19 @@ class BlockGradients(NamedTuple):
     gradients: dict[str, Float[Array, "tokens in_channels"]]  # by layer: u = W g
 
 
-def walk_gradients(calibration: Calibration, tokens: int, seed: int) -> Iterator[tuple[int, BlockGradients]]:
+def walk_gradients(
+    calibration: Calibration, tokens: int, seed: int, draw: int = 0
+) -> Iterator[tuple[int, BlockGradients]]:
     """Every block of every few windows, from the last block to the first; at least `tokens` sparse positions in all.
 
-    Where there are fewer, the windows are walked again with other sampled labels.
+    Where there are fewer, the windows are walked again with other sampled labels. Another `draw` has other labels, too.
     """
     windows, positions = calibration.tokens.shape
     together = max(1, min(windows, TOKENS_AT_ONCE // positions))
     config, params, first = calibration.config, calibration.params, calibration.dense_positions
     for k in range(-(-tokens // (together * positions))):
         rows = (k * together + np.arange(together)) % windows
-        key = jax.random.fold_in(jax.random.key(seed), k)
+        key = jax.random.fold_in(jax.random.fold_in(random_key(seed), draw), k)
         top = {name: params[name] for name in ("norm", "lm_head", "embed") if name in params}
         gradient = _last_gradient(config, top, calibration.inputs[-1][rows], key)
         for b in reversed(range(config.num_blocks)):
@@ -150,7 +153,8 @@ def layer_costs(
         taus[b] = statistics.thresholds(exponents[b], grid).T
     sums = [jnp.zeros((len(LAYERS), len(levels)))] * config.num_blocks
     count = 0
-    for b, made in walk_gradients(calibration, tokens, seed):
+    # Other labels than the gains and the basis were found with.
+    for b, made in walk_gradients(calibration, tokens, seed, draw=1):
         count += b == 0
         gains = calibration.gains[b]
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, taus)]

@@ -15,8 +15,9 @@ from wisparse_jax.sparsity.score import ChannelGains, score_weights
 GROUP_OF = {layer: group for group, layers in INPUT_GROUPS.items() for layer in layers}
 # Steps of a quantile table; between two of them it is interpolated. The thresholds of a finished plan are not from it.
 STEPS = 4096
-# Scores that are sorted at most; beyond it, evenly spaced tokens stand for all, and a quantile is off by some 0.0005.
+# Scores that are sorted at most; beyond it, evenly spaced tokens stand for all, unless they become too few.
 LARGEST_SORT = 1 << 20
+FEWEST_TOKENS = 1024  # that stand for all: the scores of one token are alike, so that fewer would set a quantile badly
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def _look_up(table: np.ndarray, sparsities: np.ndarray | np.float64) -> np.ndarr
 
 def spaced_tokens(tokens: int, channels: int) -> slice:
     """Evenly spaced ones of the tokens, few enough to sort all their scores."""
-    return slice(None, None, max(1, -(-tokens * channels // LARGEST_SORT)))
+    return slice(None, None, max(1, min(-(-tokens * channels // LARGEST_SORT), tokens // FEWEST_TOKENS)))
 
 
 def tau_between(

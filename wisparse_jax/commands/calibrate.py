@@ -22,9 +22,9 @@ class Calibrate:
     """A folder, a hub id, or `demo`."""
     out: Path
     """Folder to write the plan to; it must not exist. With several sparsities, OUT-0.3, OUT-0.4 and so on."""
-    sparsity: tuple[float, ...] = (0.5,)
-    """Share of the channels to skip, averaged over all block linears weighted by parameter count; several share the
-    stages that do not depend on it."""
+    sparsity: tuple[float, ...] = ()
+    """Share of the channels to skip, averaged over all block linears weighted by parameter count (default 0.5);
+    several share the stages that do not depend on it."""
     max_kl: float | None = None
     """Instead of a sparsity: the largest one whose KL(dense || sparse) on held-out windows stays below this."""
     method: str = "wisparse-plus"
@@ -55,17 +55,21 @@ class Calibrate:
         settings = read_settings(settings_file(self.config))
         resolve(self.method, settings)
         check_seed(self.seed)
-        places = [self.out]
+        if not self.out.name:
+            raise PlanError(f"{self.out}: cannot be written: expected the name of a new folder")
+        places, sparsities = [self.out], self.sparsity or (0.5,)
         if self.max_kl is not None:
+            if self.sparsity:
+                raise WisparseError("expected either --sparsity or --max-kl, found both")
             if not 0 < self.max_kl < float("inf"):
                 raise WisparseError(f"max-kl = {self.max_kl}: expected a positive number of nats per token")
         else:
-            if not self.sparsity or len(set(self.sparsity)) < len(self.sparsity):
-                raise WisparseError(f"sparsity = {self.sparsity}: expected at least one, and none twice")
-            for sparsity in self.sparsity:
+            if len(set(sparsities)) < len(sparsities):
+                raise WisparseError(f"sparsity = {sparsities}: expected none twice")
+            for sparsity in sparsities:
                 check_sparsity(sparsity, settings)
-            if len(self.sparsity) > 1:
-                places = [self.out.with_name(f"{self.out.name}-{sparsity:g}") for sparsity in self.sparsity]
+            if len(sparsities) > 1:
+                places = [self.out.with_name(f"{self.out.name}-{sparsity:g}") for sparsity in sparsities]
         for place in places:
             check_new_folder(place, PlanError)
         if self.tokens is not None and self.tokens < 1:
@@ -83,7 +87,7 @@ class Calibrate:
         source = self.text if self.text == "self" else Path(self.text).name
         how = {"progress": True, "text": source, "state": self.out.with_name(f".{self.out.name}.search")}
         if self.max_kl is None:
-            plans = calibrate_targets(model, windows, self.sparsity, self.method, self.seed, settings, **how)
+            plans = calibrate_targets(model, windows, sparsities, self.method, self.seed, settings, **how)
         else:
             plans = [calibrate_to_divergence(model, windows, self.max_kl, self.method, self.seed, settings, **how)]
         show = console()

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from wisparse_jax.arguments import check_count, check_seed, check_share
+from wisparse_jax.arguments import check_count, check_share
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.keys import random_key as random_key
 
 
 class SamplingValues(NamedTuple):
@@ -54,17 +54,6 @@ class Sample:
 
 GREEDY = Sample(temperature=0.0)
 NOT_FINITE = -3  # in place of a token where the largest logit is no number
-
-
-def random_key(seed: int) -> Key[Array, ""]:
-    """The key of a seed; JAX alone would take seeds that differ by 2**32 for one.
-
-    Raises:
-        WisparseError: see `check_seed`.
-    """
-    high, low = divmod(check_seed(seed), 2**32)
-    key = jax.random.key(np.uint32(low))
-    return jax.random.fold_in(key, np.uint32(high)) if high else key
 
 
 def choose(

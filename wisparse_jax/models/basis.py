@@ -54,6 +54,11 @@ def folded_config(config: LlamaConfig) -> LlamaConfig:
     return dataclasses.replace(config, tied_embeddings=False)
 
 
+def is_rounded(params: Params) -> bool:
+    """Whether block linears or the head are stored as integers."""
+    return "scale" in params["blocks"][0]["q"] or isinstance(params.get("lm_head"), dict)
+
+
 def fold(config: LlamaConfig, params: Params, basis: Basis, consume: bool = False) -> Params:
     """The parameters of the same function in another basis; products in float32, rounded once to each tensor's dtype.
 
@@ -69,7 +74,7 @@ def fold(config: LlamaConfig, params: Params, basis: Basis, consume: bool = Fals
     Raises:
         WisparseError: int8 or int4 weights; they are rounded after folding.
     """
-    if "scale" in params["blocks"][0]["q"]:
+    if is_rounded(params):
         raise WisparseError("weights that are rounded already cannot be folded into a basis: folding comes first")
     take = dict.pop if consume else dict.__getitem__
     q, embed = basis.stream, take(params, "embed")

@@ -12,6 +12,7 @@ tokens a step, so that the time of a step does not grow with the model's depth.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from wisparse_jax.calibration.gradients import BlockGradients, walk_gradients
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.forward import Params
+from wisparse_jax.models.keys import random_key
 
 STREAM_GROUPS = {"attn_in": "attn_norm", "mlp_in": "mlp_norm"}
 GROUPS_A_STEP, TOKENS_A_STEP = 16, 512
@@ -126,11 +128,11 @@ def refine_basis(
         ("heads, skipped", _skipped_heads, start.heads, steps[2], (moments.heads, moments.head_gradients)),
     ]
     parts = iter(progress(range(sum(-(-count // STEPS_AT_ONCE) for *_, count, _ in plan))))
-    made, losses = dict.fromkeys(("stream", "heads")), {}
+    losses: dict[str, Any] = {}
     made = {"stream": start.stream, "heads": start.heads}
     for i, (name, loss, _, count, data) in enumerate(plan):
         which = name.split(",")[0]
-        key = jax.random.fold_in(jax.random.key(seed), i)
+        key = jax.random.fold_in(jax.random.fold_in(random_key(seed), 2), i)
         made[which], curve = _descend(loss, made[which], count, learning_rate, key, sparsity, data, parts)
         if len(curve):
             losses[name] = [float(curve[:10].mean()), float(curve[-10:].mean())]
@@ -236,6 +238,9 @@ def _skipped_heads(r: Array, key: Key[Array, ""], sparsity: Array, heads: Array,
 def _lowest(lost: Float[Array, "groups tokens channels"], sparsity: Array) -> Array:
     """The sum over a token's channels of the share that is lost least, mean over tokens and groups."""
     fixed = jax.lax.stop_gradient(lost).reshape(len(lost), -1)
-    few = fixed[:, :: max(1, fixed.shape[1] // 4096 // 2 * 2 + 1)]  # an odd stride meets every channel
+    stride = max(1, fixed.shape[1] // 4096)
+    while math.gcd(stride, lost.shape[-1]) > 1:  # or it would meet some channels only
+        stride += 1
+    few = fixed[:, ::stride]
     edge = jnp.quantile(few, sparsity, axis=1)[:, None, None]
     return jnp.mean(jnp.sum(jnp.where(jax.lax.stop_gradient(lost) < edge, lost, 0.0), axis=-1))

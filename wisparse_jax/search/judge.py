@@ -15,11 +15,17 @@ from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.search.allocators import get_allocator
 from wisparse_jax.search.problem import BudgetProblem, Table
-from wisparse_jax.search.state import SearchState
 from wisparse_jax.sparsity.apply import SparseLlama, threshold_rules
 
 # Fewer windows than this leave none to hold out.
 FEWEST_WINDOWS = 4
+
+
+def held_out_windows(count: int, settings: SearchSettings) -> int:
+    """How many of so many windows are held out: one at least, where there are enough, and never all."""
+    if count < FEWEST_WINDOWS or settings.held_out_share == 0:
+        return 0
+    return min(count - 1, max(1, round(count * settings.held_out_share)))
 
 
 class Judge:
@@ -69,14 +75,13 @@ def sparse_at(calibration: Calibration, exponents: Table, sparsities: Table) -> 
     return SparseLlama(calibration.config, calibration.params, rules)
 
 
-def baselines(
-    plain: Calibration, target: float, settings: SearchSettings, seed: int, state: SearchState
-) -> dict[str, SparseLlama]:
-    """Uniform sparsity and, if the settings say so, TEAL's, by magnitude in the basis that the model has."""
-    shape = (plain.config.num_blocks, len(LAYERS))
-    zero = np.zeros(shape)
-    budgets = {"uniform": np.full(shape, float(target))}
-    if settings.compare_teal and target > 0:
-        problem = BudgetProblem(plain, zero, settings, seed, state=state)
-        budgets["teal"] = get_allocator("greedy")(problem.aim(target)).sparsities
-    return {name: sparse_at(plain, zero, sparsities) for name, sparsities in budgets.items()}
+def baselines(teal: BudgetProblem, target: float) -> dict[str, SparseLlama]:
+    """Uniform sparsity and, if the settings say so, TEAL's, by magnitude in the basis that the model has.
+
+    `teal` is the problem of the plain model at exponents of 0, which keeps its paths for other targets.
+    """
+    zero = teal.exponents
+    budgets = {"uniform": np.full(zero.shape, float(target))}
+    if teal.settings.compare_teal and target > 0:
+        budgets["teal"] = get_allocator("greedy")(teal.aim(target)).sparsities
+    return {name: sparse_at(teal.calibration, zero, sparsities) for name, sparsities in budgets.items()}

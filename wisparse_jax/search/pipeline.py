@@ -14,11 +14,12 @@ from wisparse_jax.arguments import check_seed
 from wisparse_jax.calibration.dense import Calibration, Tokens
 from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.sparse_run import sparse_thresholds
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import PlanError, WisparseError
+from wisparse_jax.models.basis import is_rounded
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.tokens import token_windows
-from wisparse_jax.search.judge import FEWEST_WINDOWS
+from wisparse_jax.search.judge import FEWEST_WINDOWS, held_out_windows
 from wisparse_jax.search.problem import Table
 from wisparse_jax.search.stages import Search
 from wisparse_jax.search.state import SearchState, identity_of
@@ -99,18 +100,30 @@ def calibrate_to_divergence(
         WisparseError: as `calibrate`; also too few windows to hold any out.
     """
     settings = SearchSettings() if settings is None else settings
-    search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
-    if not search.judge:
+    if not 0 < max_kl < float("inf"):
+        raise WisparseError(f"max-kl = {max_kl}: expected a positive number of nats per token")
+    if not held_out_windows(len(tokens), settings):
         raise WisparseError(
             f"max-kl needs held-out windows: expected at least {FEWEST_WINDOWS} windows and held_out_share above 0"
         )
-    low, high = 0, round(settings.max_sparsity / STEP)  # in steps; low is known to keep the bound
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
+    low, high = 0, int(settings.max_sparsity / STEP + 1e-9)  # in steps; low is known to keep the bound
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if search.held_out_divergence(middle * STEP) <= max_kl else (low, middle - 1)
-    plan = search.plan(low * STEP)
+        low, high = (middle, high) if search.held_out_divergence(_steps(middle)) <= max_kl else (low, middle - 1)
+    search.forget_targets()
+    plan = search.plan(_steps(low))
+    while low and plan.held_out["plan"]["kl"] > max_kl:
+        # What is searched for the plan itself, such as exponents, may have cost more than it brought.
+        low -= 1
+        search.forget_targets()
+        plan = search.plan(_steps(low))
     search.close()
     return plan
+
+
+def _steps(count: int) -> float:
+    return round(count * STEP, 6)
 
 
 def _begin(
@@ -127,6 +140,19 @@ def _begin(
     check_seed(seed)
     chosen = resolve(method, settings)
     windows = token_windows(model.config, tokens)
+    if model.basis_digest is not None:
+        raise WisparseError("expected the model as it was: this one is folded into the basis of a plan")
+    if chosen.basis != "none" and is_rounded(model.params):
+        raise WisparseError(
+            f"{method} looks for a basis, which rounded weights cannot be folded into: calibrate the model as it was, "
+            "and run the plan with --weights int8"
+        )
+    positions = settings.sparse_positions(windows.shape[1])
+    if positions < 2:
+        raise WisparseError(
+            f"sparse_share = {settings.sparse_share}: leaves {positions} sparse position of windows of "
+            f"{windows.shape[1]} tokens, expected at least 2"
+        )
     identity = identity_of(
         model_fingerprint(model), str(model.dtype), windows, targets, method, seed, dataclasses.asdict(settings),
         __version__, [d.device_kind for d in jax.local_devices()],
@@ -154,6 +180,8 @@ def resolve(method: str, settings: SearchSettings) -> Method:
     }
     if settings.biases != "method":
         switched["biases"] = settings.biases == "on"
+    if settings.gains == "gradients" and not chosen.search_exponents:
+        switched["exponent"] = 1.0  # at 0 gains count for nothing
     return dataclasses.replace(
         chosen, search_exponents=chosen.search_exponents and settings.search_exponents, **switched
     )
@@ -166,7 +194,17 @@ def with_budgets(calibration: Calibration, plan: SparsityPlan, sparsities: Table
         calibration: the dense run, in the plan's basis; its gains are replaced by the plan's, where it has any.
         plan: gives the exponents, the gains and the biases.
         sparsities: of every layer; their mean becomes the target.
+
+    Raises:
+        PlanError: a dense run of another model or in another basis, or sparsities that are none.
     """
+    wanted, found_in = (None if basis is None else basis.digest() for basis in (plan.basis, calibration.basis))
+    if plan.fingerprint != calibration.fingerprint or wanted != found_in:
+        raise PlanError(
+            "the dense run is not of the plan's model in the plan's basis: run_dense(..., basis=plan.basis)"
+        )
+    if sparsities.shape != plan.sparsities.shape or not ((sparsities >= 0) & (sparsities <= 1)).all():
+        raise PlanError(f"sparsities: expected {plan.sparsities.shape} numbers from 0 to 1")
     if plan.gains is not None:
         calibration = calibration.with_gains(plan.gains)
     found = sparse_thresholds(calibration, plan.exponents, sparsities, plan.biases)

@@ -119,8 +119,7 @@ class BudgetProblem:
         tokens = self.settings.gradient_tokens
 
         def make() -> dict[str, np.ndarray]:
-            # Labels of other draws than the gains' and the basis'.
-            found = layer_costs(self.calibration, self.exponents, self.levels, tokens, self.seed + 1)
+            found = layer_costs(self.calibration, self.exponents, self.levels, tokens, self.seed)
             self.spent.tokens += 3 * tokens
             return {"costs": found}
 

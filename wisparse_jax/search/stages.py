@@ -7,6 +7,7 @@ not improve their KL is dropped.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -24,9 +25,9 @@ from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.search.allocators import get_allocator
 from wisparse_jax.search.basis import measure_moments, refine_basis, start_basis
-from wisparse_jax.search.biases import train_biases
+from wisparse_jax.search.biases import TOKENS_A_STEP, train_biases
 from wisparse_jax.search.exponents import search_exponents
-from wisparse_jax.search.judge import FEWEST_WINDOWS, Judge, baselines
+from wisparse_jax.search.judge import Judge, baselines, held_out_windows
 from wisparse_jax.search.losses import BlockLoss
 from wisparse_jax.search.problem import BudgetProblem, Table
 from wisparse_jax.search.progress import Progress
@@ -56,7 +57,7 @@ class Search:
     ):
         self.model, self.method, self.seed, self.settings, self.state = model, method, seed, settings, state
         count = len(windows)
-        held = round(count * settings.held_out_share) if count >= FEWEST_WINDOWS else 0
+        held = held_out_windows(count, settings)
         self.judge = Judge(model, windows[count - held :] if held else windows[:0], settings, seed)
         self.text, training = text, windows[: count - held]
         self.progress = Progress(method.name, self._stages(targets), progress)
@@ -64,7 +65,9 @@ class Search:
         self.spent = Spent()
         self.problem: BudgetProblem | None = None
         with self.progress.stage("statistics"):
-            self.plain = self.calibration = run_dense(model, training, settings, seed, text)
+            plain = self.calibration = run_dense(model, training, settings, seed, text)
+        zero = np.zeros((plain.config.num_blocks, len(LAYERS)))
+        self.teal = BudgetProblem(plain, zero, settings, seed, self.progress.steps, state=state)
         if self.calibration.tokens.size < FEW_TOKENS:
             self._note(f"a search on {self.calibration.tokens.size} sparse positions may over-fit them")
         with self.progress.stage("held out"):
@@ -73,6 +76,8 @@ class Search:
             self._try("basis", self._rotated(training), basis="none")
         if method.gains == "gradients":
             self._try("gains", self._with_gradient_gains(), gains="norms", exponent=0.0)
+        # What every target's record begins with.
+        self._shared = self.history
 
     def _try(self, name: str, made: Calibration, **without: Any) -> None:
         """Go on with what a stage made if it helps uniform sparsity on the held-out windows, or there are none."""
@@ -106,7 +111,9 @@ class Search:
         return once + (each + ["exponents", "final exponents"] * method.search_exponents) * targets
 
     def _note(self, line: str) -> None:
-        self.history.setdefault("notes", []).append(line)
+        # Not the list that other targets' records hold.
+        before = self.history.get("notes", getattr(self, "_shared", {}).get("notes", []))
+        self.history["notes"] = [*before, line]
 
     def _rotated(self, training: np.ndarray) -> Calibration:
         settings = self.settings
@@ -145,8 +152,13 @@ class Search:
         gains: list[ChannelGains] = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
         return self.calibration.with_gains(gains)
 
+    def forget_targets(self) -> None:
+        """What the record says of targets so far is not of the next plan."""
+        self.history = {}
+
     def plan(self, target: float) -> SparsityPlan:
         """The plan of one target."""
+        self.forget_targets()
         shape = (self.calibration.config.num_blocks, len(LAYERS))
         exponents = np.full(shape, self.method.exponent)
         uniform = np.full(shape, float(target))
@@ -183,7 +195,7 @@ class Search:
             made,
             held_out=held_out | {"forward_tokens": round(self.spent.tokens)},
             timings={name: round(seconds, 3) for name, seconds in self.progress.timings.items()},
-            history=dict(self.history),
+            history=copy.deepcopy(self._shared | self.history),
         )
 
     def held_out_divergence(self, target: float) -> float:
@@ -271,7 +283,8 @@ class Search:
                 calibration, held_out, rules, settings.bias_steps, settings.bias_every, settings.bias_rate,
                 self.seed, self.progress.steps,
             )  # fmt: skip
-            self.spent.tokens += 3 * (len(curve) - 1) * settings.bias_every * 1024
+            steps = min(settings.bias_steps, (len(curve) - 1) * settings.bias_every)
+            self.spent.tokens += 3 * steps * min(calibration.tokens.size, TOKENS_A_STEP)
             named = {f"{b}.{name}": np.asarray(row[name]) for b, row in enumerate(biases) for name in LAYERS}
             return named | {"curve": np.asarray(curve)}
 
@@ -301,5 +314,5 @@ class Search:
             return {}
         rules = threshold_rules(self.calibration.gains, plan.exponents, plan.thresholds)
         sparse = self._sparse(rules if plan.biases is None else with_biases(rules, plan.biases))
-        others = baselines(self.plain, plan.target, self.settings, self.seed, self.state)
+        others = baselines(self.teal, plan.target)
         return self.judge.report(sparse, others)

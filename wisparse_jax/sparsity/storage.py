@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def write_plan(plan: SparsityPlan, path: Path) -> None:
             (folder / TENSORS_FILE).write_bytes(data)
         (folder / PLAN_FILE).write_text(_text(_as_json(plan, digest)), encoding="utf-8")
         if plan.history:
-            (folder / HISTORY_FILE).write_text(_text(plan.history), encoding="utf-8")
+            (folder / HISTORY_FILE).write_text(_text(_finite(plan.history)), encoding="utf-8")
 
 
 def read_plan(path: Path) -> SparsityPlan:
@@ -101,6 +102,15 @@ def read_plan(path: Path) -> SparsityPlan:
     except PlanError as error:
         raise PlanError(f"{file}: {error}") from None
     return plan if raw.tensors is None else _with_tensors(plan, folder / TENSORS_FILE, raw.tensors)
+
+
+def _finite(value: Any) -> Any:
+    """A record with null for what is no number: a descent that diverged is no reason to lose the plan."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: Any) -> str:

@@ -50,13 +50,15 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
     import jax
     import jax.numpy as jnp
 
+    from wisparse_jax.models.keys import random_key
+
     settings, blocks = problem.settings, problem.blocks
     best = np.full(blocks, problem.target)
     if blocks == 1:
         return best, {"uniform": None, "best": [], "evaluations": 0}
     strategy = getattr(evosax.algorithms, settings.algorithm)(settings.population, jnp.zeros(blocks))
     params = strategy.default_params.replace(std_init=settings.initial_std)
-    key, start = jax.random.split(jax.random.key(problem.seed))
+    key, start = jax.random.split(random_key(problem.seed))
     state = strategy.init(start, jnp.zeros(blocks), params)
     least = uniform = float(problem.divergence(layers(np.tile(best, (settings.population, 1))))[0])
     curve: list[float] = []
