@@ -45,7 +45,7 @@ class SearchSettings:
     window: int = 512  # tokens in a window of calibration text
     tokens: int = 16_384  # calibration text in all, tokens
     sparse_share: float = 0.5
-    held_out_share: float = 0.125  # of the windows, at their end: no search sees them, they judge what it found
+    held_out_share: float = 0.125  # of the windows, at their end: they judge what the searches on the others found
     statistics_tokens: int = 1_024  # sparse positions whose activations are kept for the quantiles
     max_sparsity: float = 0.95  # of any layer
     chunk: int = 8  # candidates that are evaluated at once on each device, which bounds the memory

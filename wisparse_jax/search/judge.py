@@ -1,4 +1,8 @@
-"""The windows that no search sees: what they say of a plan, and of what it is compared with."""
+"""The windows that are held out: what they say of a plan, and of what it is compared with.
+
+No search is given them. They set the thresholds of a plan with a basis, stop the training of biases, and decide which
+stages are dropped, so that their figures are a little in a plan's favour: other text is the test.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class SparsityPlan:
     Rows are blocks, columns the layers in the order of `LAYERS`. `thresholds` are on the score: tau of
     `|x_i| * max(g_i^alpha, 1e-4) >= tau`; `g` is `||W_i||` of the (folded) weights unless `gains` says otherwise. The
     sparsities' mean, weighted by each layer's number of weights (`layer_weights`), is `target`; `realised` is what the
-    thresholds skip on the calibration text, which is the same but for activations that tie.
+    thresholds skip on the text that set them, which is the same but for activations that tie.
     """
 
     method: str
