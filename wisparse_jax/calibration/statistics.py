@@ -92,7 +92,7 @@ def tau_between(
     bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     wanted = jnp.round(sparsity * bits.size).astype(jnp.int32)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array | int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = low + (high - low) // 2
         enough = jnp.sum(bits <= middle, dtype=jnp.int32) >= wanted
