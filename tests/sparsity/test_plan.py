@@ -47,7 +47,8 @@ def test_a_loaded_plan_gives_the_same_logits(plan, tiny_model, tiny_tokens, tmp_
 
 
 def test_the_plan_records_what_a_result_must_state(plan):
-    assert plan.calibration["tokens"] == 4 * 48 and plan.calibration["window"] == 48
+    assert plan.calibration["tokens"] == 3 * 48 and plan.calibration["held_out_windows"] == 1
+    assert plan.calibration["window"] == 48
     assert "statistics" in plan.timings and plan.version and len(plan.fingerprint) == 64
 
 
