@@ -43,7 +43,7 @@ class Progress:
             yield
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
-        self._bar.update(max(0.0, self._end - self._bar.n))
+        self._advance(self._end - self._bar.n)
 
     def steps(self, numbers: Iterable[int]) -> Iterator[int]:
         """The numbers, each moving the bar on by its part of nine tenths of what the stage has left."""
@@ -51,7 +51,11 @@ class Progress:
         part = 0.9 * (self._end - self._bar.n) / max(1, len(listed))
         for number in listed:
             yield number
-            self._bar.update(part)
+            self._advance(part)
+
+    def _advance(self, part: float) -> None:
+        # Stages that come again take more than was thought: the bar waits at its end.
+        self._bar.update(max(0.0, min(part, self._bar.total - self._bar.n)))
 
     def close(self) -> None:
         """Leave the last line as it is."""
