@@ -49,7 +49,7 @@ def child(command: str, folder: str, errors: str) -> None:
     interruption.watch()
     if command == "demo":
         make_demo_tiny(Path(folder))
-    code, line = outcome(COMMANDS[command].format(folder=folder, out=f"{folder}/work/out").split())
+    code, line = outcome(COMMANDS[command].format(folder=folder, out=f"{folder}/trial/out").split())
     interruption.leave(code, line)
 
 
@@ -99,7 +99,7 @@ class Trials:
     """Runs of one command in `folder`, whose folder `work` is the only place they write to."""
 
     def __init__(self, command: str, folder: Path, context: Any):
-        self.command, self.folder, self.work, self.context = command, folder, folder / "work", context
+        self.command, self.folder, self.work, self.context = command, folder, folder / "trial", context
 
     def start(self) -> Any:
         """The command in a process of its own."""
