@@ -22,13 +22,13 @@ SETTINGS = SearchSettings(
     bias_every=10,
     exponent_step=0.5,
     exponent_passes=1,
-    exponent_tokens=128,
+    exponent_tokens=256,
     population=8,
     generations=4,
     paper_generations=3,
     paper_offspring=4,
     block_tokens=256,
-    layer_step=0.08,
+    layer_step=0.06,
     layer_tokens=256,
 )
 
@@ -38,7 +38,7 @@ def results(demo, demo_text):
     """Every method, with searches cut short, on text of the model's own, measured on other such text."""
     text = demo_text["calibration"]
     plans = {name: calibrate(demo, text, 0.5, name, settings=SETTINGS) for name in METHODS}
-    return plans, evaluate(demo, demo_text["held_out"][:16], {name: apply(demo, plan) for name, plan in plans.items()})
+    return plans, evaluate(demo, demo_text["held_out"][:24], {name: apply(demo, plan) for name, plan in plans.items()})
 
 
 ORDER = (("wisparse-plus", "teal"), ("wisparse-plus", "wisparse"), ("teal", "wina"), ("teal", "uniform"))
