@@ -62,6 +62,7 @@ class Search:
         self.text, training = text, windows[: count - held]
         self.progress = Progress(method.name, self._stages(targets), progress)
         self.history: dict[str, Any] = {}
+        self._shared: dict[str, Any] = {}
         self.spent = Spent()
         self.problem: BudgetProblem | None = None
         with self.progress.stage("statistics"):
@@ -112,7 +113,7 @@ class Search:
 
     def _note(self, line: str) -> None:
         # Not the list that other targets' records hold.
-        before = self.history.get("notes", getattr(self, "_shared", {}).get("notes", []))
+        before = self.history.get("notes", self._shared.get("notes", []))
         self.history["notes"] = [*before, line]
 
     def _rotated(self, training: np.ndarray) -> Calibration:
