@@ -1,6 +1,6 @@
 """SIGKILL at random moments of what writes folders: on disk is the old or the new thing, and the next run cleans up.
 
-    python scripts/kill_trial.py --trials 80 --commands convert calibrate demo
+    python scripts/kill_trial.py --trials 80 --commands convert calibrate demo report
 
 On a tiny random model. Every trial starts a command, kills it (half of the time at a random moment, half of the time a
 moment after it began to write), looks at what is on the disk, runs the command again to its end and looks once more:
@@ -27,15 +27,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from signal_trial import SETTINGS, prepare
+from signal_trial import prepare
 
 COMMANDS = {
     "convert": "convert {folder}/model {out}",
     "calibrate": "calibrate {folder}/model --out {out} --config {folder}/settings.yaml --method teal",
     "demo": "demo --out {out}",
+    "report": "report {folder}/plan --out {out}",
 }
 # Imported once, in a process that every trial is a fork of.
 PRELOAD = ["wisparse_jax.cli", "wisparse_jax.models.checkpoint", "wisparse_jax.report.demo", "orbax.checkpoint"]
+PRELOAD += ["wisparse_jax.report.page", "matplotlib.backends.backend_agg", "jinja2"]
 
 
 def child(command: str, folder: str, errors: str) -> None:
@@ -59,7 +61,7 @@ def make_demo_tiny(folder: Path) -> None:
     from wisparse_jax.models import hub
     from wisparse_jax.report import demo
 
-    hub.resolve = lambda name: folder / "model"
+    hub.resolve = lambda *_: folder / "model"
     demo.SETTINGS = read_settings(folder / "settings.yaml")
     demo.EVALUATION_WINDOWS = 2
 
@@ -88,10 +90,18 @@ def check_demo(out: Path) -> None:
     json.loads((out / "evaluation.json").read_text())
 
 
+def check_report(out: Path) -> None:
+    """Raises unless the page ends and every figure is a whole PNG file."""
+    assert (out / "index.html").read_text().rstrip().endswith("</html>")
+    figures = list(out.glob("*.png"))
+    assert figures and all(figure.read_bytes().endswith(b"IEND\xaeB`\x82") for figure in figures), figures
+
+
 CHECKS: dict[str, Callable[[Path], None]] = {
     "convert": check_convert,
     "calibrate": check_plan,
     "demo": check_demo,
+    "report": check_report,
 }
 
 
@@ -182,7 +192,6 @@ def main() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/compiled"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         prepare(folder)
-        (folder / "settings.yaml").write_text(SETTINGS)
         for command in args.commands:
             trials, duration = Trials(command, folder, context), 0.0
             for _ in range(2):  # the first compiles

@@ -19,6 +19,7 @@ import collections
 import dataclasses
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ heads_steps: 0
 gradient_tokens: 64
 bias_steps: 2
 """
+PLAN = Path(__file__).resolve().parent.parent / "tests/fixtures/format-1/plan"
 SEARCH = ".out.search"  # where calibrate goes on from, on purpose
 COMMANDS = {
     "calibrate": "calibrate {model} --out {out} --config {folder}/settings.yaml --method teal",
@@ -46,6 +48,7 @@ COMMANDS = {
     "generate": "generate {model} --prompt Harbours --max-new-tokens 200 --temperature 1",
     "evaluate": "evaluate {model} --text self --tokens 2048 --json",
     "convert": "convert {model} {out}",
+    "report": "report {folder}/plan --out {out}",
     "demo": "demo --out {out}",
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -94,11 +97,12 @@ def outcome(ended: Ended, whole: frozenset[str], number: signal.Signals) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """The model and the settings that the commands read."""
+    """The model, the plan and the settings that the commands read."""
     from wisparse_jax.testing import write_tiny_folder
 
     write_tiny_folder(folder / "model")
     (folder / "settings.yaml").write_text(SETTINGS)
+    shutil.copytree(PLAN, folder / "plan")
 
 
 def main() -> None:

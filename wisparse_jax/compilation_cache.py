@@ -32,7 +32,7 @@ def use_compilation_cache(choice: str | None = None) -> Path | None:
 
         folder = user_cache_path("wisparse", appauthor=False) / "compiled"
     else:
-        folder = Path(choice).expanduser().absolute()
+        folder = Path(os.path.expanduser(choice)).absolute()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     # JAX keeps only what took a second to compile; a model's loading and its first token have many smaller programs.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

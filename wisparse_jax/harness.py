@@ -54,7 +54,7 @@ class WisparseLM(TemplateLM):
         plan: folder of a plan for a named model.
         sparse_prefill: share of a prompt, at its end, that runs sparse when continuations are scored; the continuation
             is sparse as a whole, and generation starts from a dense prompt. It is stated in the results.
-        weights, dtype: of a named model, as in `wisparse_jax.load`.
+        weights, dtype, head: of a named model, as in `wisparse_jax.load`.
         batch_size: sequences that are generated together; likelihoods are batched by `tokens_at_once`.
         max_length: at most so many tokens of a request count; by default the model's context.
         max_gen_toks: new tokens of a generation where the task does not say.
@@ -79,6 +79,7 @@ class WisparseLM(TemplateLM):
         tokens_at_once: int = TOKENS_AT_ONCE,
         max_batch_size: int | None = None,
         device: str | None = None,
+        head: str | None = None,
     ):
         super().__init__()
         self.model: Llama | SparseLlama
@@ -89,11 +90,11 @@ class WisparseLM(TemplateLM):
         else:
             self.name = pretrained
             if plan is None:
-                self.model = load(pretrained, dtype, weights)
+                self.model = load(pretrained, dtype, weights, head=head)
             else:
-                self.model = load_sparse(pretrained, SparsityPlan.load(plan), dtype, weights)
+                self.model = load_sparse(pretrained, SparsityPlan.load(plan), dtype, weights, head)
             tokenizer = load_tokenizer(pretrained) if tokenizer is None else tokenizer
-        self.weights = weights
+        self.weights, self.head = weights, head
         self.tokenizer = tokenizer.inner
         self.sparse_prefill, self.tokens_at_once, self.max_gen_toks = sparse_prefill, tokens_at_once, max_gen_toks
         self.batch_size = 1 if str(batch_size).startswith("auto") else int(batch_size)
@@ -127,7 +128,7 @@ class WisparseLM(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the results say about the model."""
         info: dict[str, Any] = {"model_name": self.name, "model_dtype": str(self.model.params["embed"].dtype)}
-        info["weights"] = self.weights
+        info |= {"weights": self.weights, "head": self.head}
         if isinstance(self.model, Llama):
             return info | {"model_fingerprint": model_fingerprint(self.model)}
         info["sparse_prefill"] = self.sparse_prefill

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from pathlib import Path
 
 from wisparse_jax.errors import ConfigError
@@ -25,7 +26,7 @@ def settings_file(choice: str | Path | None) -> Path | None:
         return None
     known = presets()
     file = known.get(str(choice), Path(choice))
-    if not file.exists():
+    if not os.path.exists(file):
         raise ConfigError(f"{file}: no such file; expected a file or one of {', '.join(known)}")
     return file
 

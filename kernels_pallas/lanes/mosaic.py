@@ -5,6 +5,7 @@ The public API works on whole blocks; single lanes need private names of JAX, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class Mosaic:
         return self._pure("fma.rn.f32 $0, $1, $2, $3;", a, b, c, result=_f32())
 
     def exp(self, a: Value) -> Value:
-        return self._pure("ex2.approx.f32 $0, $1;", a * 1.4426950408889634, result=_f32())
+        return self._pure("ex2.approx.f32 $0, $1;", a * math.log2(math.e), result=_f32())
 
     def reciprocal_root(self, a: Value) -> Value:
         return self._pure("rsqrt.approx.f32 $0, $1;", a, result=_f32())

@@ -1,7 +1,7 @@
 """Lane code in NumPy: all lanes of all blocks in lockstep, for tests on machines without a GPU.
 
 What a lane posts is seen by every lane that polls later in the program, so a body that would wait for something that
-is never posted is found out. Missing barriers are not: lockstep needs none.
+is never posted is found out. Missing barriers are not, as lockstep needs none: `Watched` finds those.
 """
 
 from __future__ import annotations

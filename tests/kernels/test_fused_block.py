@@ -1,6 +1,8 @@
 """The fused blocks, compiled where there is a Hopper GPU and simulated elsewhere, against blocks written out."""
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,11 +11,12 @@ import pytest
 from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
-from kernels_pallas.fused_block import FusedConfig, FusedShape, block_shape, first_exchange, fused_blocks
+from kernels_pallas.fused_block import FusedConfig, FusedShape, block_shape, first_exchange, fused_blocks, launch
 from kernels_pallas.fused_block.config import heuristic, problem
 from kernels_pallas.fused_block.layout import LINE, SET, Task, products, sets
 from kernels_pallas.fused_block.tasks import tasks
 from kernels_pallas.implementation import mosaic_problem
+from kernels_pallas.lanes.watched import RACE, Watched
 from kernels_pallas.weight import GROUP
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.testing import relative_error
@@ -371,3 +374,46 @@ def test_what_it_cannot_run_is_refused():
     if mosaic_problem() is not None:
         with pytest.raises(ValueError, match="implementation = 'mosaic' needs"):
             fused_blocks(*arguments(), implementation="mosaic")
+
+
+@pytest.mark.skipif(mosaic_problem() is None, reason="nothing is simulated here")
+@pytest.mark.parametrize("case", ["plain", "int8", "int4", "norms of heads", "window"])
+def test_nothing_is_read_or_overwritten_without_a_barrier(monkeypatch, case):
+    monkeypatch.setattr(launch, "Simulated", Watched)
+    assert_right(arguments(**CASES[case]))
+
+
+@pytest.mark.skipif(mosaic_problem() is None, reason="nothing is simulated here")
+def test_every_barrier_is_needed(monkeypatch):
+    """Each one left out in turn, by file and line, is found out: the account sees what it is kept for."""
+    sites, dropped = {}, None
+
+    def stays(kind):
+        caller = sys._getframe(2)
+        site = Path(caller.f_code.co_filename).name, caller.f_lineno
+        sites[site] = kind
+        return site != dropped
+
+    class Without(Watched):
+        def sync(self):
+            return super().sync() if stays("sync") else None
+
+        def sync_warp(self):
+            return super().sync_warp() if stays("sync_warp") else None
+
+    monkeypatch.setattr(launch, "Simulated", Without)
+    inputs = arguments(**CASES["long context"])
+    assert_right(inputs)
+    assert len(sites) >= 16
+    missed = []
+    for site in sorted(sites):
+        dropped = site
+        try:
+            assert_right(inputs)
+        except Exception as error:
+            if RACE not in str(error):
+                raise
+        else:
+            missed.append((site[0], sites[site]))
+    # One stands in the product's loop to hold back the compiler, which would move loads behind it.
+    assert missed == [("products.py", "sync_warp")]

@@ -51,6 +51,17 @@ def test_a_fused_decode_step_lowers(repository, name, weights):
     assert TRITON_CALL not in text and text.count("operand_index = ") == 2 * 10 + 2
 
 
+def test_the_exponential_of_the_mosaic_lanes_is_the_natural_one(monkeypatch):
+    """Without a GPU nothing runs it; with one, the tests of the fused block do, as compiled."""
+    mosaic = pytest.importorskip("kernels_pallas.lanes.mosaic", reason="needs jax 0.11", exc_type=ImportError)
+    emitted = []
+    monkeypatch.setattr(mosaic, "_f32", lambda: None)
+    monkeypatch.setattr(mosaic.Mosaic, "_pure", lambda _, text, *args, **__: emitted.append((text, *args)))
+    mosaic.Mosaic(32).exp(3.0)
+    ((text, power),) = emitted
+    assert text.startswith("ex2.approx.f32 ") and 2**power == pytest.approx(20.0855369231877, rel=1e-12)
+
+
 def lowered_step(repository, name, batch, weights, blocks, implementation):
     folder = (
         str(resources.files("wisparse_jax") / "demo_model") if name == "demo" else repository / f"configs/{name}.json"

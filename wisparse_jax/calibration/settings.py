@@ -10,15 +10,16 @@ from wisparse_jax.errors import ConfigError
 from wisparse_jax.files import read_yaml
 
 MAY_BE_ZERO = ("held_out_share", "absolute_steps", "skipped_steps", "heads_steps", "bias_steps")
+SHARES = ("sparse_share", "max_sparsity", "held_out_share", "basis_sparsity", "layer_step", "initial_std")
 # Beyond these a search would not end in a day, or fill the memory, on any machine.
 LARGEST = {
     "window": 2**24,
     "max_exponent": 16,
-    "initial_std": 1,
+    **dict.fromkeys(("basis_rate", "bias_rate"), 1),
     **dict.fromkeys(("population", "paper_offspring", "chunk"), 2**14),
     **dict.fromkeys(("generations", "paper_generations", "exponent_passes"), 10**5),
     **dict.fromkeys(("absolute_steps", "skipped_steps", "heads_steps", "bias_steps", "bias_every"), 10**6),
-    **dict.fromkeys(("sparse_share", "max_sparsity", "held_out_share", "basis_sparsity", "layer_step"), 1),
+    **dict.fromkeys(SHARES, 1),
 }
 LARGEST_TOKENS = 10**8
 SMALLEST = {"exponent_step": 1e-3, "layer_step": 1e-4}
@@ -100,7 +101,7 @@ class SearchSettings:
             if kind in (int, float) and not (value == least or 0 < value < float("inf")):
                 raise ConfigError(f"{field.name} = {value!r}: expected a positive number")
             if kind in (int, float) and value > (largest := LARGEST.get(field.name, LARGEST_TOKENS)):
-                what = "a share, at most 1" if largest == 1 else f"a number up to {largest}"
+                what = "a share, at most 1" if field.name in SHARES else f"a number up to {largest}"
                 raise ConfigError(f"{field.name} = {value!r}: expected {what}")
             if field.name in SMALLEST and value < (smallest := SMALLEST[field.name]):
                 raise ConfigError(f"{field.name} = {value!r}: expected a number from {smallest:g} on")

@@ -40,20 +40,21 @@ class Calibrate:
 
     def run(self) -> None:
         """Search and save the plan."""
-        from wisparse_jax.arguments import check_seed
+        from wisparse_jax.arguments import check_count, check_seed
         from wisparse_jax.calibration import read_settings
         from wisparse_jax.evaluation import text_windows
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.inference import check_variety, sample_windows
-        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.models.hub import resolve as resolve_model
+        from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
         from wisparse_jax.presets import settings_file
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
-        from wisparse_jax.search.pipeline import check_sparsity, resolve
+        from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
 
         # Everything that can be refused is refused before any work is done.
         settings = read_settings(settings_file(self.config))
-        resolve(self.method, settings)
+        method = resolve(self.method, settings)
         check_seed(self.seed)
         if not self.out.name:
             raise PlanError(f"{self.out}: cannot be written: expected the name of a new folder")
@@ -72,18 +73,22 @@ class Calibrate:
                 places = [self.out.with_name(f"{self.out.name}-{sparsity:g}") for sparsity in sparsities]
         for place in places:
             check_new_folder(place, PlanError)
-        if self.tokens is not None and self.tokens < 1:
-            raise WisparseError(f"tokens = {self.tokens}: expected 1 or above")
+        if self.tokens is not None:
+            check_count(self.tokens, "tokens", least=1)
         tokens = settings.tokens if self.tokens is None else self.tokens
-        if self.text != "self" and not Path(self.text).is_file():
-            raise WisparseError(f"{self.text}: no such file")
-        model = load(self.model)
-        window = min(settings.window, model.config.context)
-        if self.text == "self":
-            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
-        else:
+        config = read_model_config(resolve_model(self.model, ("config",)))
+        window = min(settings.window, config.context)
+        windows, count = None, -(-tokens // window)
+        if self.text != "self":
             windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
-        check_variety(windows, model.config.vocab_size)
+            check_variety(windows, config.vocab_size)
+            count = len(windows)
+        check_amount(count, settings, window, held_out=self.max_kl is not None)
+        model = load(self.model)
+        check_searchable(model, method)
+        if windows is None:
+            windows = sample_windows(model, count, window, seed=self.seed, progress=True)
+            check_variety(windows, config.vocab_size)
         source = self.text if self.text == "self" else Path(self.text).name
         how = {"progress": True, "text": source, "state": self.out.with_name(f".{self.out.name}.search")}
         if self.max_kl is None:

@@ -27,8 +27,8 @@ class Evaluate:
     """Share of each window, at its end, that runs sparse and is scored."""
     window: int | None = None
     """Tokens in a window; by default the model's context, at most 2,048."""
-    seed: int = 1
-    """Seed of self-sampled text."""
+    seed: int | None = None
+    """Seed of self-sampled text (default 1)."""
     weights: str | None = None
     """int8 or int4 measures the model with such block weights against the model as it is, dense and with the plan."""
     head: str | None = None
@@ -50,13 +50,16 @@ class Evaluate:
         # Everything that can be refused is refused before the model is loaded.
         if (self.text is None) == (self.tasks is None):
             raise WisparseError("expected either --text FILE or --tasks NAMES")
-        check_seed(self.seed)
+        seed = 1 if self.seed is None else check_seed(self.seed)
         check_share(self.sparse_prefill, "sparse-prefill")
-        check_kinds(weights=self.weights)
+        check_kinds(weights=self.weights, head=self.head)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         if self.text is None:
+            for option in ("tokens", "window", "seed", "json"):
+                if getattr(self, option) not in (None, False):
+                    raise WisparseError(f"--{option} is for a --text: tasks do not take it; wisparse lm-eval has more")
             self._run_tasks()
             return
         config = read_model_config(resolve(self.model, ("config",)))
@@ -74,7 +77,7 @@ class Evaluate:
         sparse = None if plan is None else apply(measured, plan)
         if windows is None:
             tokens = 16_384 if self.tokens is None else self.tokens
-            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
+            windows = sample_windows(model, -(-tokens // window), window, seed=seed, progress=True)
         plans: dict[str, Llama | SparseLlama] = {}
         if rounded:
             plans[f"dense {', '.join(rounded)}"] = measured
@@ -98,7 +101,7 @@ class Evaluate:
     def _run_tasks(self) -> None:
         from wisparse_jax.commands.lm_eval import run_harness
 
-        given = {"pretrained": self.model, "plan": self.plan, "weights": self.weights}
+        given = {"pretrained": self.model, "plan": self.plan, "weights": self.weights, "head": self.head}
         given["sparse_prefill"] = None if self.plan is None else self.sparse_prefill
         words = [f"{name}={value}" for name, value in given.items() if value is not None]
         run_harness(["run", "--model_args", *words, "--tasks", str(self.tasks)])

@@ -102,7 +102,7 @@ def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]
     """The same of a GGUF file."""
     from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 
-    file = gguf.GgufFile(Path(name).expanduser())
+    file = gguf.GgufFile(Path(os.path.expanduser(name)))
     raw = gguf.hf_config(file)
     ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
     texts = {"config.json": raw, "generation_config.json": ends}

@@ -99,5 +99,6 @@ class Fingerprinted(Protocol):
 
 
 def model_fingerprint(model: Fingerprinted) -> str:
-    """The fingerprint of the checkpoint a model was loaded from or, for a model made otherwise, of its parameters."""
+    """The fingerprint of the checkpoint a model was loaded from or, for one made otherwise or changed since, of its
+    parameters."""
     return model.fingerprint or fingerprint(model.config, model.params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import importlib.resources
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +30,13 @@ def resolve(name: str | Path, parts: Sequence[str] = EVERYTHING) -> Path:
     """
     if name == DEMO:
         return Path(str(importlib.resources.files("wisparse_jax") / "demo_model"))
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    # os.path's questions have an answer for any text, pathlib's raise for a name too long or a user that there is not.
+    path = Path(os.path.expanduser(name))
+    if name and os.path.isdir(path):
         return path
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         raise WisparseError(f"{path} is a GGUF file: make a model folder of it first: wisparse convert {path} OUT")
-    if name and path.exists():
+    if name and os.path.exists(path):
         raise WisparseError(f"{path} is a file: expected a model folder, a hub id (org/name) or '{DEMO}'")
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
         raise WisparseError(f"{str(name)!r}: no such folder: expected a model folder, a hub id (org/name) or '{DEMO}'")

@@ -6,6 +6,7 @@ boundary.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import jax
@@ -38,6 +39,18 @@ class Block(nnx.Module):
             setattr(self, name, Linear(value) if name in LAYERS else nnx.Param(value))
 
 
+class _Origin:
+    """Which checkpoint some arrays were loaded from; JAX's arrays do not change, so other weights are other arrays."""
+
+    def __init__(self, fingerprint: str, params: Params):
+        self.fingerprint, self._leaves = fingerprint, [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+
+    def of(self, params: Params) -> bool:
+        """Whether these are the arrays that were loaded."""
+        leaves = jax.tree.leaves(params)
+        return [id(leaf) for leaf in leaves] == [id(reference()) for reference in self._leaves]
+
+
 class Llama(nnx.Module):
     """A Llama-family language model.
 
@@ -45,7 +58,7 @@ class Llama(nnx.Module):
     compiled function takes. Weights are `[in, out]`.
     """
 
-    fingerprint: str | None = None  # of the checkpoint that it was loaded from
+    _origin: _Origin | None = None
     basis_digest: str | None = None  # of the basis that its weights are folded into
 
     def __init__(
@@ -66,6 +79,15 @@ class Llama(nnx.Module):
     def from_params(cls, config: LlamaConfig, params: Params) -> Llama:
         """A model around existing arrays, which are not copied; their shapes must be those of `param_shapes`."""
         return cls(config, params=params)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the checkpoint that it was loaded from; None for a model made otherwise, or changed since."""
+        return self._origin.fingerprint if self._origin is not None and self._origin.of(self.params) else None
+
+    @fingerprint.setter
+    def fingerprint(self, value: str | None) -> None:
+        self._origin = None if value is None else _Origin(value, self.params)
 
     @property
     def params(self) -> Params:

@@ -13,6 +13,7 @@ import jax
 from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import evaluate
+from wisparse_jax.files import check_new_folder, new_folder
 from wisparse_jax.inference import Sample, generate, sample_windows
 from wisparse_jax.models.loading import load, load_tokenizer
 from wisparse_jax.report.tables import console, quality_table, timing_table
@@ -54,14 +55,13 @@ def run_demo(out: str | Path | None = None) -> Path:
         out: folder for the plans and the figures; None makes one under `runs/`.
 
     Returns:
-        The folder: one plan per method, and `evaluation.json`.
+        The folder: one plan per method, and `evaluation.json`; it appears at the end, whole.
 
     Raises:
-        WisparseError: the folder exists already.
+        WisparseError: the folder exists already, or cannot be written.
     """
     folder = Path(out) if out is not None else Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists():
-        raise WisparseError(f"{folder}: exists already; nothing is overwritten")
+    check_new_folder(folder, WisparseError)
     started = time.perf_counter()
     show = console()
     model, tokenizer = load("demo"), load_tokenizer("demo")
@@ -77,7 +77,6 @@ def run_demo(out: str | Path | None = None) -> Path:
     for name in SHOWN:
         show.print(f"{name}: {METHODS[name].summary}")
         plans[name] = calibrate(model, text, SPARSITY, name, CALIBRATION_SEED, SETTINGS, progress=True, text="self")
-        plans[name].save(folder / name)
 
     sparse = {name: apply(model, plan) for name, plan in plans.items()}
     evaluation = evaluate(model, held_out, sparse, progress=True)
@@ -94,7 +93,10 @@ def run_demo(out: str | Path | None = None) -> Path:
         show.print(PROMPT + tokenizer.decode(new), markup=False, highlight=False)
 
     figures: dict[str, Any] = {name: evaluation.as_json(name) for name in plans}
-    (folder / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    with new_folder(folder, WisparseError) as made:
+        for name, plan in plans.items():
+            plan.save(made / name)
+        (made / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     show.print(f"\nthe plan: {folder / DEFAULT}   all figures: {folder / 'evaluation.json'}")
     show.print(f"{time.perf_counter() - started:.0f} s in all")
     return folder

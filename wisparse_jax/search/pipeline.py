@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from wisparse_jax.calibration.dense import Calibration, Tokens
 from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.sparse_run import sparse_thresholds
 from wisparse_jax.errors import PlanError, WisparseError
+from wisparse_jax.inference.variety import check_variety
 from wisparse_jax.models.basis import is_rounded
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
@@ -52,6 +54,9 @@ def calibrate(
         progress: show a progress bar on standard error.
         text: where the tokens come from, for the plan's record.
         state: folder to keep what is found in, so that a killed search goes on; removed at the end.
+
+    Warns:
+        UserWarning: the text is degenerate, see `inference.check_variety`: the plan will fit no other.
 
     Raises:
         WisparseError: unknown method, a sparsity that the settings do not allow, or tokens the model cannot read.
@@ -102,10 +107,7 @@ def calibrate_to_divergence(
     settings = SearchSettings() if settings is None else settings
     if not 0 < max_kl < float("inf"):
         raise WisparseError(f"max-kl = {max_kl}: expected a positive number of nats per token")
-    if not held_out_windows(len(tokens), settings):
-        raise WisparseError(
-            f"max-kl needs held-out windows: expected at least {FEWEST_WINDOWS} windows and held_out_share above 0"
-        )
+    check_amount(len(tokens), settings, held_out=True)
     search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
     low, high = 0, int(settings.max_sparsity / STEP + 1e-9)  # in steps; low is known to keep the bound
     while low < high:
@@ -140,25 +142,50 @@ def _begin(
     check_seed(seed)
     chosen = resolve(method, settings)
     windows = token_windows(model.config, tokens)
-    if model.basis_digest is not None:
-        raise WisparseError("expected the model as it was: this one is folded into the basis of a plan")
-    if chosen.basis != "none" and is_rounded(model.params):
-        raise WisparseError(
-            f"{method} looks for a basis, which rounded weights cannot be folded into: calibrate the model as it was, "
-            "and run the plan with --weights int8"
-        )
-    positions = settings.sparse_positions(windows.shape[1])
-    if positions < 2:
-        raise WisparseError(
-            f"sparse_share = {settings.sparse_share}: leaves {positions} sparse position of windows of "
-            f"{windows.shape[1]} tokens, expected at least 2"
-        )
+    check_searchable(model, chosen)
+    check_amount(len(windows), settings, windows.shape[1])
+    try:
+        check_variety(windows, model.config.vocab_size)
+    except WisparseError as error:
+        warnings.warn(f"calibration: {error}", stacklevel=4)
     identity = identity_of(
         model_fingerprint(model), str(model.dtype), windows, targets, method, seed, dataclasses.asdict(settings),
         __version__, [d.device_kind for d in jax.local_devices()],
     )  # fmt: skip
     kept = SearchState(None if state is None else Path(state), identity)
     return Search(model, windows, chosen, seed, settings, progress, text, kept, len(targets))
+
+
+def check_searchable(model: Llama, method: Method) -> None:
+    """Refuse a model that no plan of the method can be searched for.
+
+    Raises:
+        WisparseError: folded into a basis, or rounded where the method looks for a basis.
+    """
+    if model.basis_digest is not None:
+        raise WisparseError("expected the model as it was: this one is folded into the basis of a plan")
+    if method.basis != "none" and is_rounded(model.params):
+        raise WisparseError(
+            f"{method.name} looks for a basis, which rounded weights cannot be folded into: calibrate the model as it "
+            "was, and run the plan with --weights int8"
+        )
+
+
+def check_amount(windows: int, settings: SearchSettings, length: int | None = None, held_out: bool = False) -> None:
+    """Refuse a number of windows, or their length, that the settings leave too little of.
+
+    Raises:
+        WisparseError: fewer than two sparse positions in a window, or no window held out where that is needed.
+    """
+    if length is not None and (positions := settings.sparse_positions(length)) < 2:
+        raise WisparseError(
+            f"sparse_share = {settings.sparse_share}: leaves {positions} sparse position of windows of "
+            f"{length} tokens, expected at least 2"
+        )
+    if held_out and not held_out_windows(windows, settings):
+        raise WisparseError(
+            f"max-kl needs held-out windows: expected at least {FEWEST_WINDOWS} windows and held_out_share above 0"
+        )
 
 
 def check_sparsity(sparsity: float, settings: SearchSettings) -> None:

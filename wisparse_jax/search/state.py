@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.interruption import shielded
+from wisparse_jax.files import read_json
 
 Arrays = dict[str, np.ndarray]
 SPENT = "spent tokens"
@@ -41,17 +41,17 @@ class SearchState:
         self._folder = folder
         if folder is None:
             return
-        known = folder / "identity.json"
+        known, new = folder / "identity.json", folder / "identity.json.new"
         try:
-            if folder.exists() and (not known.is_file() or json.loads(known.read_text()) != identity):
+            folder.mkdir(parents=True, exist_ok=True)
+            # A run that was killed at its beginning has left nothing, or only the latter.
+            resumed = any(path != new for path in folder.iterdir())
+            if resumed and not _is_of(known, identity):
                 raise WisparseError(f"{folder}: is of another search, or damaged; remove it, or name another folder")
-            resumed = folder.exists()
-            # A folder without its identity would be refused by the next run.
-            with shielded():
-                folder.mkdir(parents=True, exist_ok=True)
-                if not resumed:
-                    known.write_text(json.dumps(identity) + "\n")
-        except (OSError, ValueError) as error:
+            if not resumed:
+                new.write_text(json.dumps(identity) + "\n")
+                new.rename(known)
+        except OSError as error:
             raise WisparseError(f"{folder}: the state of the search cannot be kept here: {error}") from None
         if resumed:
             print(f"wisparse: going on with the search in {folder}", file=sys.stderr)
@@ -114,6 +114,13 @@ class SearchState:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
             args = ocp.args.PyTreeSave({key: np.asarray(value) for key, value in arrays.items()})
             writer.save(self._place(name).absolute(), args=args, force=True)
+
+
+def _is_of(file: Path, identity: str) -> bool:
+    try:
+        return read_json(file, str, WisparseError) == identity
+    except WisparseError:
+        return False
 
 
 def identity_of(*parts: Any) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,12 @@ def write_plan(plan: SparsityPlan, path: Path) -> None:
 
 def read_plan(path: Path) -> SparsityPlan:
     """Read a plan folder, or the plan.json of one; see `SparsityPlan.load`."""
-    folder = path.parent if path.name == PLAN_FILE and path.is_file() else path
+    folder = path.parent if path.name == PLAN_FILE and os.path.isfile(path) else path
     file = folder / PLAN_FILE
-    if not file.exists():
-        found = "no such folder" if not path.exists() else f"no {PLAN_FILE} in it" if path.is_dir() else "a file"
+    if not os.path.lexists(file):  # os.path's questions have an answer for a name of any length
+        found = "no such folder"
+        if os.path.exists(path):
+            found = f"no {PLAN_FILE} in it" if path.is_dir() else "a file"
         raise PlanError(f"{path}: expected a plan folder, found {found}")
     head = read_json(file, dict[str, Any], PlanError, LARGEST_JSON)
     if "format" not in head:
@@ -94,7 +97,7 @@ def read_plan(path: Path) -> SparsityPlan:
         raise PlanError(f"{file}: format = {head['format']!r}: this version reads formats {READABLE[0]} and {FORMAT}")
     raw: _File = read_json(file, _File, PlanError, LARGEST_JSON)
     history = folder / HISTORY_FILE
-    if history.exists():
+    if os.path.lexists(history):
         raw.history = read_json(history, dict[str, Any], PlanError, LARGEST_JSON)
     try:
         plan = _parse(raw)
