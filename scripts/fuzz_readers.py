@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import copy
 import dataclasses
+import hashlib
+import io
 import json
 import resource
 import shutil
@@ -24,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
@@ -31,12 +35,17 @@ from hypothesis import strategies as st
 
 from wisparse_jax.calibration import read_settings
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.models.basis import identity_basis
 from wisparse_jax.models.checkpoint import convert, read_checkpoint
-from wisparse_jax.models.config import read_config
+from wisparse_jax.models.config import LAYERS, parse_config, read_config
+from wisparse_jax.models.fingerprint import flat
+from wisparse_jax.models.gguf import GgufFile, end_tokens, gguf_name, hf_config, read_gguf
+from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
-from wisparse_jax.models.weights import find_files, read_weights
+from wisparse_jax.models.weights import find_files, read_weights, transposed
+from wisparse_jax.search.state import SearchState
 from wisparse_jax.sparsity import SparsityPlan
-from wisparse_jax.testing import write_tiny_folder
+from wisparse_jax.testing import tiny_config, tiny_model, write_tiny_folder
 
 SLOWEST = 5.0  # seconds of this process that one input may take
 # Put in place of the string that names them, so that no serialiser judges them first.
@@ -83,6 +92,31 @@ BYTES = [
     b"? ",
 ]
 
+TOKENS = ["<unk>", "<s>", "</s>", *(chr(i) for i in range(33, 127)), "ab", "Ġ", "Ċ"]
+# Of the tiny model, as llama.cpp names it.
+METADATA: dict[str, Any] = {
+    "llama.context_length": 128,
+    "llama.embedding_length": 32,
+    "llama.block_count": 3,
+    "llama.feed_forward_length": 56,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10000.0,
+    "llama.rope.scaling.type": "linear",
+    "llama.rope.scaling.factor": 2.0,
+    "split.count": 1,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": TOKENS,
+    "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (len(TOKENS) - 3)],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.chat_template": "{{ messages }}",
+}
+
 Json = Any
 values = st.one_of(
     st.sampled_from([*RAW, *TEXTS, *NUMBERS, None, True, False, [], {}]),
@@ -120,10 +154,14 @@ def as_yaml(value: Json) -> bytes:
     return b"".join(as_json(str(key)) + b": " + as_json(entry) + b"\n" for key, entry in value.items())
 
 
+def len_of(data: bytes) -> int:
+    """The length of the header of a safetensors file."""
+    return struct.unpack("<Q", data[:8])[0]
+
+
 def header(data: bytes) -> Json:
     """The header of a safetensors file."""
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length])
+    return json.loads(data[8 : 8 + len_of(data)])
 
 
 def with_header(body: bytes) -> Callable[[Json], bytes]:
@@ -168,17 +206,85 @@ def readers(folder: Path) -> dict[str, Reader]:
     made["manifest"] = Reader(manifest / "wisparse.json", lambda: read_checkpoint(manifest, config), as_json)
     weights = work("weights", folder / "model")
     data = (weights / "model.safetensors").read_bytes()
-    body = data[8 + struct.unpack("<Q", data[:8])[0] :]
     made["weights"] = Reader(
-        weights / "model.safetensors", lambda: read_weights(weights, config), with_header(body), header, share=0.2
+        weights / "model.safetensors",
+        lambda: read_weights(weights, config),
+        with_header(data[8 + len_of(data) :]),
+        header,
+        share=0.2,
     )
     stored = work("orbax", folder / "converted")
     largest = sorted((path for path in stored.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     for file in (stored / "weights/_METADATA", stored / "weights/manifest.ocdbt", largest[-1]):
         made[f"orbax {file.name[:9]}"] = Reader(file, lambda: load(stored), share=0.005)
     tokens = work("tokenizer", folder / "model")
+    file = folder / "gguf" / "model.gguf"
+    file.parent.mkdir()
+    file.write_bytes(as_gguf(METADATA))
+
+    def read_file() -> object:
+        opened = GgufFile(file)
+        return tokenizer_files(opened), read_gguf(opened, parse_config(hf_config(opened))), end_tokens(opened)
+
+    made["gguf"] = Reader(file, read_file, as_gguf, lambda _: METADATA, share=0.02)
+    state = folder / "state"
+    SearchState(state, "a" * 64)
+
+    def resume() -> None:
+        with contextlib.redirect_stderr(io.StringIO()):  # where it says that a search goes on
+            SearchState(state, "a" * 64)
+
+    made["identity"] = Reader(state / "identity.json", resume, as_json, share=0.2)
+    full = folder / "plan with tensors"
+    config = read_config(folder / "model")
+    vectors = [{name: np.ones(config.layer_shapes[name][0], np.float32) for name in LAYERS}] * len(stated.exponents)
+    dataclasses.replace(stated, realised=stated.sparsities, gains=vectors, basis=identity_basis(config)).save(full)
+    data = (full / "tensors.safetensors").read_bytes()
+    made["tensors"] = Reader(
+        full / "tensors.safetensors",
+        lambda: load_signed(full),
+        with_header(data[8 + len_of(data) :]),
+        header,
+        share=0.1,
+    )
     made["tokenizer"] = Reader(tokens / "tokenizer.json", lambda: use(load_tokenizer(tokens)), as_json, share=0.005)
     return made
+
+
+def load_signed(folder: Path) -> SparsityPlan:
+    """A plan whose file of tensors is taken as it is."""
+    text = json.loads((folder / "plan.json").read_text())
+    text["tensors"] = hashlib.sha256((folder / "tensors.safetensors").read_bytes()).hexdigest()
+    (folder / "plan.json").write_text(json.dumps(text))
+    return SparsityPlan.load(folder)
+
+
+def as_gguf(metadata: Json) -> bytes:
+    """A GGUF file of the tiny model with this metadata, each value of the type that it has in Python."""
+    import gguf
+
+    with tempfile.TemporaryDirectory() as name:
+        writer = gguf.GGUFWriter(f"{name}/m.gguf", "llama")
+        for key, value in (metadata if isinstance(metadata, dict) else {"x": str(metadata)}).items():
+            key = key.encode("utf-8", "replace").decode()
+            if isinstance(value, bool):
+                writer.add_bool(key, value)
+            elif isinstance(value, int) and -(2**63) <= value < 2**63:
+                (writer.add_uint32 if 0 <= value < 2**32 else writer.add_int64)(key, value)
+            elif isinstance(value, float):
+                writer.add_float64(key, value)
+            elif isinstance(value, list) and value and len({type(entry) for entry in value} - {str, int}) == 0:
+                text = isinstance(value[0], str)
+                writer.add_array(key, [str(entry) if text else hash(entry) % 7 for entry in value])
+            else:
+                writer.add_string(key, str(value).encode("utf-8", "replace").decode())
+        for path, leaf in flat(tiny_model(tiny_config(vocab_size=len(TOKENS))).params).items():
+            writer.add_tensor(gguf_name(path), np.asarray(leaf.T if transposed(path) else leaf))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return Path(f"{name}/m.gguf").read_bytes()
 
 
 def use(tokenizer: Any) -> None:
@@ -296,7 +402,8 @@ def main() -> None:
                     slowest[reader] = max(slowest[reader], took)
                 except Exception:
                     wrong += 1
-                    print(f"{reader}, round {round_}:\n{traceback.format_exc(limit=-8)[-4000:]}", flush=True)
+                    lines = (line[:300] for line in traceback.format_exc(limit=-8).splitlines()[-60:])
+                    print(f"{reader}, round {round_}:", *lines, sep="\n", flush=True)
                 if time.perf_counter() - began > args.seconds:
                     break
             round_ += 1

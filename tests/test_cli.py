@@ -44,6 +44,7 @@ def files(tmp_path_factory):
     (folder / "short.txt").write_text("Too short.")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\xfa")
     (folder / "bad.yaml").write_text("tokenz: 3")
+    (folder / "dull.txt").write_text("ha " * 3000)
     (folder / "marked.txt").write_text("\ufeff" + PROSE * 20)
     (folder / "empty").mkdir()
     run("calibrate demo --out {f}/plan --config {f}/settings.yaml --text {f}/text.txt --method wina", folder)
@@ -136,6 +137,25 @@ BAD = {
     "binary text": ("evaluate demo --text {f}/binary.txt", "binary.txt: not UTF-8"),
     "short text": ("evaluate demo --text {f}/short.txt", "short.txt: holds .* tokens, too few"),
     "window": ("evaluate demo --text {f}/text.txt --window 1", "window, in tokens = 1: expected 2 or above"),
+    "a name too long": (f"evaluate {'x' * 300} --text {{f}}/text.txt", "x': no such folder: expected a model folder"),
+    "a path too long": (f"generate /{'x' * 300}/y --prompt x", "y': no such folder: expected a model folder"),
+    "a user that there is not": ("generate ~nobody.here/x --prompt x", "'~nobody.here/x': no such folder"),
+    "a long name of a plan": (f"generate demo --prompt x --plan {'x' * 300}", "expected a plan folder, found no such"),
+    "a long name of settings": (f"calibrate demo --out {{f}}/new --config {'x' * 300}", "x: no such file"),
+    "a long name of a text": (f"calibrate demo --out {{f}}/new --text {'x' * 300}", "cannot be read: File name too"),
+    "a long name of a GGUF file": (f"convert {'x' * 300}.gguf {{f}}/new", "gguf: no such file"),
+    "binary text of a search": ("calibrate demo --out {f}/new --text {f}/binary.txt", "binary.txt: not UTF-8"),
+    "short text of a search": ("calibrate demo --out {f}/new --text {f}/short.txt", "short.txt: holds .* too few"),
+    "degenerate text of a search": ("calibrate demo --out {f}/new --text {f}/dull.txt", "the text is degenerate"),
+    "no text of a search": ("calibrate demo --out {f}/new --text {f}/none.txt", "none.txt: no such file"),
+    "no model of a search": ("calibrate {f}/none --out {f}/new", "none': no such folder"),
+    "nothing held out": ("calibrate demo --out {f}/new --max-kl 0.1 --tokens 512", "max-kl needs held-out windows"),
+    "two bounds": ("calibrate demo --out {f}/new --max-kl 0.1 --sparsity 0.5", "either --sparsity or --max-kl"),
+    "tokens of tasks": ("evaluate demo --tasks arc --tokens 9", "--tokens is for a --text: tasks do not take it"),
+    "window of tasks": ("evaluate demo --tasks arc --window 9", "--window is for a --text: tasks do not take it"),
+    "seed of tasks": ("evaluate demo --tasks arc --seed 1", "--seed is for a --text: tasks do not take it"),
+    "JSON of tasks": ("evaluate demo --tasks arc --json", "--json is for a --text: tasks do not take it"),
+    "head": ("evaluate demo --text {f}/text.txt --head int4", "head = 'int4': expected int8"),
     "long window": ("evaluate demo --text {f}/text.txt --window 600", "longer than the model's context of 512"),
     "zero tokens of self": ("evaluate demo --text self --tokens 0", "tokens = 0: expected 1 or above"),
     "percent": ("evaluate demo --text self --sparse-prefill 50", r"sparse-prefill = 50.0: .* \(did you mean 0.5\?\)"),

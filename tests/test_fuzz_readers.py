@@ -16,6 +16,9 @@ EXAMPLES = {
     "manifest": 100,
     "weights": 60,
     "plan": 60,
+    "tensors": 60,
+    "identity": 60,
+    "gguf": 30,
 }
 
 

@@ -1,8 +1,8 @@
 """Lane code in NumPy, watched: what would be a race on a GPU is an error.
 
 The simulation runs all lanes in lockstep, where a missing barrier does no harm. Here it keeps an account of who wrote
-and who read each word of shared memory since the last barrier of the block, and of the warp. What warps overwrite of each
-other is left out: between phases they are held apart by posts, which are no barriers.
+and who read each word of shared memory since the last barrier of the block, and of the warp. What warps overwrite of
+each other is left out: between phases they are held apart by posts, which are no barriers.
 """
 
 from __future__ import annotations

@@ -50,6 +50,8 @@ BAD = {
     "block_tokens: 1000000000": "block_tokens = 1000000000: expected a number up to 100000000",
     "initial_std: 1.0e+39": "initial_std = 1e+39: expected a share, at most 1",
     "max_exponent: 1.0e+9": "max_exponent = 1000000000.0: expected a number up to 16",
+    "bias_rate: 2": "bias_rate = 2.0: expected a number up to 1",
+    "basis_rate: 1.0e+300": "basis_rate = 1e+300: expected a number up to 1",
     "generations: 1000000000": "generations = 1000000000: expected a number up to 100000",
     "a: [": "not readable as YAML",
 }

@@ -298,6 +298,29 @@ BAD: dict[str, tuple[dict[str, Any], type[WisparseError], str]] = {
         WisparseError,
         "tokenizer.ggml.merges: expected",
     ),
+    "type of a size": ({"block_count": "two"}, WeightsError, "llama.block_count = 'two': expected a whole number"),
+    "type of a number": ({"rope.freq_base": "x"}, WeightsError, "llama.rope.freq_base = 'x': expected a number"),
+    "type of a list": ({"tokenizer": BYTE_LEVEL | {"tokens": "x"}}, WeightsError, "tokens = 'x': expected a list"),
+    "type of an entry": (
+        {"tokenizer": BYTE_LEVEL | {"merges": [1, 2]}},
+        WeightsError,
+        "tokenizer.ggml.merges = [1, 2]: expected a list of entries that are each text",
+    ),
+    "id of a token": (
+        {"tokenizer": BYTE_LEVEL | {"eos_token_id": 9999}},
+        WisparseError,
+        "tokenizer.ggml.eos_token_id = 9999: expected a token below 96",
+    ),
+    "merge of one": (
+        {"tokenizer": BYTE_LEVEL | {"merges": ["a"]}},
+        WisparseError,
+        "no tokenizer can be made of it: not enough values",
+    ),
+    "template that is a path": (
+        {"tokenizer": BYTE_LEVEL | {"chat_templates": ["../x"], "chat_template": "x"}},
+        WisparseError,
+        "tokenizer.chat_templates holds '../x': expected names of templates",
+    ),
     "no scores": ({"tokenizer": BYTE_LEVEL | {"model": "llama"}}, WisparseError, "tokenizer.ggml.scores: expected"),
     "no tokenizer": (
         {"tokenizer": {"model": "gpt2"}},

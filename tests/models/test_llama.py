@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wisparse_jax.models.fingerprint import flat
+import wisparse_jax as ws
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.fingerprint import flat, model_fingerprint
 from wisparse_jax.models.llama import Llama, param_shapes
 from wisparse_jax.testing import tiny_config
 
@@ -60,3 +63,33 @@ def test_shapes_and_modules_of_a_deep_model_take_no_time() -> None:
     model = Llama.from_params(config, jax.tree.map(lambda _: one, shapes))
     assert len(model.params["blocks"]) == 250
     assert time.perf_counter() - started < 5
+
+
+def test_a_fingerprint_is_that_of_the_checkpoint_until_the_weights_change(folder: Path) -> None:
+    """Arrays do not change; a parameter that is set holds another one, and so the model is another one."""
+    model = ws.load(folder)
+    loaded, kernel = model_fingerprint(model), cast(Any, model.blocks[1]).down.kernel
+    assert model.fingerprint == loaded
+    before = kernel[...]
+    kernel[...] = before.at[3, 5].add(1.0)  # not one of the elements that are sampled
+    assert model.fingerprint is None
+    kernel[...] = 2 * before
+    assert model_fingerprint(model) != loaded
+    kernel[...] = before + 0  # the same numbers in another array
+    assert model.fingerprint is None and model_fingerprint(model) == loaded
+    made = Llama.from_params(model.config, model.params)
+    made.fingerprint = loaded
+    assert made.fingerprint == loaded
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_a_plan_is_not_for_weights_that_were_changed_since(folder: Path, weights: str | None) -> None:
+    model = ws.load(folder, weights=weights)
+    zero = np.zeros((model.config.num_blocks, len(LAYERS)))
+    sizes = model.config.layer_weights
+    plan = ws.SparsityPlan("uniform", 0.0, zero, zero, zero, sizes, model_fingerprint(model), 0, zero)
+    ws.apply(model, plan)
+    norm = cast(Any, model.norm)
+    norm[...] = norm[...] * 2
+    with pytest.raises(ws.PlanError, match="plan is for another model"):
+        ws.apply(model, plan)

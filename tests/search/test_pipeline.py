@@ -225,6 +225,14 @@ def test_bad_arguments_are_refused(tiny_model, tiny_tokens, name):
         calibrate(tiny_model, tiny_tokens, **arguments)
 
 
+def test_degenerate_text_is_warned_about(tiny_model):
+    """The command refuses it; in Python who calls may know better."""
+    dull = np.tile(np.asarray([5, 5, 5, 5, 7, 9], np.int32), (4, 8))
+    with pytest.warns(UserWarning, match="calibration: the text is degenerate: in 4 of 4 windows"):
+        plan = calibrate(tiny_model, dull, 0.5, "uniform", settings=QUICK)
+    assert plan.mean_sparsity == 0.5
+
+
 def test_tokens_that_the_model_cannot_read_are_refused(tiny_model, tiny_tokens, tiny_config):
     with pytest.raises(WisparseError, match=f"outside the vocabulary of {tiny_config.vocab_size}"):
         calibrate(tiny_model, np.asarray(tiny_tokens) + tiny_config.vocab_size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -146,9 +147,9 @@ def test_damaged_state_is_refused_in_one_line(tmp_path):
     with pytest.raises(WisparseError, match="a_b: the state of the search is damaged") as caught:
         SearchState(tmp_path / "state", "x").keep("a b", dict)
     assert "\n" not in str(caught.value)
-    (tmp_path / "state" / "identity.json").write_text("{")
-    with pytest.raises(WisparseError, match="cannot be kept here"):
-        SearchState(tmp_path / "state", "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WisparseError, match="file: the state of the search cannot be kept here"):
+        SearchState(tmp_path / "file", "x")
 
 
 def test_answers_are_replayed_in_order_and_not_asked_again(tmp_path):
@@ -167,3 +168,41 @@ def test_identities_tell_what_differs_apart():
     made = [identity_of(*parts) for parts in ((a,), (a.reshape(2, 3),), (a.astype(np.int64),), ("a", "b"), ("ab", ""))]
     assert len({*made, identity_of(json.loads('{"x": 1}'))}) == 6
     assert identity_of({"x": 1, "y": 2}) == identity_of({"y": 2, "x": 1})
+
+
+IDENTITIES = {
+    "another": '"other"',
+    "no JSON": "{",
+    "another type": "[]",
+    "a number of 5,000 digits": "9" * 5000,
+    "deep": "[" * 100_000,
+    "no text": b"\xff",
+    "large": " " * (2 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", [*IDENTITIES, "a pipe", "a folder", "missing beside others"])
+def test_a_folder_of_something_else_is_refused(tmp_path, kind):
+    known = tmp_path / "identity.json"
+    if kind == "a pipe":
+        os.mkfifo(known)
+    elif kind == "a folder":
+        known.mkdir()
+    elif kind == "missing beside others":
+        (tmp_path / "stage").mkdir()
+    else:
+        text = IDENTITIES[kind]
+        known.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(WisparseError) as caught:
+        SearchState(tmp_path, "own")
+    assert str(caught.value) == f"{tmp_path}: is of another search, or damaged; remove it, or name another folder"
+
+
+@pytest.mark.parametrize("left", [[], ["identity.json.new"]])
+def test_a_run_that_was_killed_at_its_beginning_is_gone_on_with(tmp_path, capsys, left):
+    for name in left:
+        (tmp_path / name).write_text('"ow')
+    SearchState(tmp_path, "own")
+    assert capsys.readouterr().err == ""
+    SearchState(tmp_path, "own")
+    assert capsys.readouterr().err == f"wisparse: going on with the search in {tmp_path}\n"

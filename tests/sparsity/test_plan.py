@@ -1,5 +1,8 @@
+import dataclasses
 import json
+import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -115,3 +118,25 @@ def test_what_is_not_a_plan_is_refused(tmp_path):
     (tmp_path / "empty" / "plan.json").write_text("{truncated")
     with pytest.raises(PlanError, match="not readable as JSON"):
         SparsityPlan.load(tmp_path / "empty")
+
+
+def test_a_plan_of_other_sizes_than_the_models_is_refused(plan, tiny_model, tiny_config):
+    """Its fingerprint may be right: a file can be edited. A vector of one number would fit everywhere."""
+    from wisparse_jax.models.basis import identity_basis
+
+    shapes = tiny_config.layer_shapes
+    basis = identity_basis(tiny_config)
+    blocks = range(tiny_config.num_blocks)
+    gains = [{name: jnp.ones(shape[0]) for name, shape in shapes.items()} for _ in blocks]
+    biases = [{name: jnp.zeros(shape[1]) for name, shape in shapes.items()} for _ in blocks]
+    apply(tiny_model, dataclasses.replace(plan, gains=gains, biases=biases, basis=basis))
+    weights = tuple(2 * weight for weight in plan.layer_weights)
+    for changes, message in (
+        ({"layer_weights": weights}, f"layer_weights: expected the model's {plan.layer_weights}, found {weights}"),
+        ({"gains": [*gains[:2], gains[2] | {"up": jnp.ones(1)}]}, "gains[2].up: expected the model's shape (32,), "),
+        ({"biases": [biases[0] | {"k": jnp.ones(1)}, *biases[1:]]}, "biases[0].k: expected the model's shape (16,), "),
+        ({"basis": basis._replace(stream=jnp.eye(8))}, "basis.stream: expected the model's shape (32, 32), "),
+        ({"basis": basis._replace(heads=basis.heads[:1])}, "basis.heads: expected the model's shape (3, 2, 8, 8), "),
+    ):
+        with pytest.raises(PlanError, match=re.escape(message)):
+            apply(tiny_model, dataclasses.replace(plan, **changes))

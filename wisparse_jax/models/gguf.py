@@ -6,6 +6,7 @@ are reordered, so that the two features which rotate together stand side by side
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
+from wisparse_jax.files import shown
 from wisparse_jax.models.config import LlamaConfig, parse_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
 from wisparse_jax.models.llama import param_shapes
@@ -41,6 +43,37 @@ _NAMES = (
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
+_WHOLE, _NUMBER, _TEXT, _FLAG = (int,), (int, float), (str,), (bool,)
+# Metadata that is read, without the architecture's name: of which type it is, or its entries where it is a list.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("context_length", "embedding_length", "block_count", "feed_forward_length"), _WHOLE),
+    **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "expert_count", "split.count"), _WHOLE),
+    **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), _WHOLE),
+    **dict.fromkeys(("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor"), _NUMBER),
+    **dict.fromkeys(("general.architecture", "rope.scaling.type"), _TEXT),
+    **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), _TEXT),
+    **{f"tokenizer.ggml.{name}_token_id": _WHOLE for name in ("bos", "eos", "eot", "eom", "unknown", "padding")},
+    **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"), _FLAG),
+}
+_LISTS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.chat_templates"), _TEXT),
+    "tokenizer.ggml.token_type": _WHOLE,
+    "tokenizer.ggml.scores": _NUMBER,
+}
+_IN_WORDS = {_WHOLE: "a whole number", _NUMBER: "a number", _TEXT: "text", _FLAG: "true or false"}
+
+
+def _check_type(path: Path, key: str, value: Any, name: str) -> None:
+    kinds = _LISTS.get(name, _TYPES.get(name))
+    if kinds is None:
+        return
+    entries = value if name in _LISTS and isinstance(value, list) else [value]
+    fits = all(isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool)) for v in entries)
+    if not fits or isinstance(value, list) != (name in _LISTS):
+        expected = f"a list of entries that are each {_IN_WORDS[kinds]}" if name in _LISTS else _IN_WORDS[kinds]
+        raise WeightsError(f"{path}: {key} = {shown(value)}: expected {expected}")
+
+
 class GgufFile:
     """An open GGUF file: `file[key]` is a metadata value or None, `file.tensors` the tensors by name.
 
@@ -56,7 +89,7 @@ class GgufFile:
             raise WisparseError(
                 f"{path}: reading GGUF files needs the gguf library: pip install 'wisparse-jax[gguf]'"
             ) from None
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise WisparseError(f"{path}: no such file")
         self.path = path
         try:
@@ -64,6 +97,9 @@ class GgufFile:
             self._values = {key: field.contents() for key, field in reader.fields.items()}
         except Exception as error:  # the library raises many kinds for damaged files
             raise WeightsError(f"{path}: not readable as GGUF (damaged or truncated?): {error}") from None
+        family = self._values.get("general.architecture")
+        for key, value in self._values.items():
+            _check_type(path, key, value, key.removeprefix(f"{family}."))
         self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
         if (parts := self["split.count"] or 1) > 1:
             raise WeightsError(f"{path}: one of {parts} parts; join them first: llama-gguf-split --merge FIRST OUT")
@@ -159,7 +195,7 @@ def read_gguf(file: GgufFile, config: LlamaConfig) -> tuple[dict[str, Any], str]
     """
     shapes = param_shapes(config)
     leaves = flat(shapes)
-    wanted = {_gguf_name(path): path for path in leaves}
+    wanted = {gguf_name(path): path for path in leaves}
     if absent := sorted(wanted.keys() - file.tensors.keys()):
         raise WeightsError(f"{file.path}: tensor {absent[0]} is missing ({len(absent)} in all)")
     if extra := sorted(file.tensors.keys() - wanted.keys() - {ROPE_FACTORS}):
@@ -179,7 +215,8 @@ def read_gguf(file: GgufFile, config: LlamaConfig) -> tuple[dict[str, Any], str]
     return jax.tree.unflatten(jax.tree.structure(shapes), [values[path] for path in leaves]), digest(config, samples)
 
 
-def _gguf_name(path: str) -> str:
+def gguf_name(path: str) -> str:
+    """The name in a GGUF file of the parameter at a path such as `blocks.0.q.kernel`."""
     number = re.search(r"\d+", path)
     name = _NAMES[re.sub(r"\d+", "*", path)]
     return name.replace("*", number.group()) if number else name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import shown
 from wisparse_jax.models.gguf import GgufFile
+from wisparse_jax.models.tokenizer_check import contained
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # kinds of token in tokenizer.ggml.token_type
 
@@ -46,27 +49,35 @@ def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
     if model not in ("gpt2", "llama"):
         raise WisparseError(f"{file.path}: tokenizer.ggml.model = {model!r} is not supported; expected gpt2 or llama")
     marked = list(zip(tokens, kinds, strict=True))
-    built = _byte_level(file, tokens) if model == "gpt2" else _sentencepiece(file, marked)
-    built.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in marked if k == _CONTROL])
-    built.add_tokens([AddedToken(t, special=False, normalized=False) for t, k in marked if k == _USER_DEFINED])
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: file[f"tokenizer.ggml.{key}_token_id"] for name, key in names.items()}
+    for name, i in ids.items():
+        if i is not None and not 0 <= i < len(tokens):
+            key = f"tokenizer.ggml.{names[name]}_token_id"
+            raise WisparseError(f"{file.path}: {key} = {i}: expected a token below {len(tokens)}")
+    named = file["tokenizer.chat_templates"] or ()
+    if odd := [name for name in named if not re.fullmatch(r"\w[\w-]*", name)]:
+        raise WisparseError(f"{file.path}: tokenizer.chat_templates holds {shown(odd[0])}: expected names of templates")
     special = {name: tokens[i] for name, i in ids.items() if i is not None}
-    if _adds_bos(file, model) and "bos_token" in special:
-        bos = special["bos_token"]
-        built.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, ids["bos_token"])]
-        )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=built, clean_up_tokenization_spaces=False, **special)
-    templates = {name: file[f"tokenizer.chat_template.{name}"] for name in file["tokenizer.chat_templates"] or ()}
-    if (default := file["tokenizer.chat_template"]) is not None:
-        templates["default"] = default
-    if templates:
-        wrapped.chat_template = templates["default"] if list(templates) == ["default"] else templates
-    with tempfile.TemporaryDirectory() as folder:
-        wrapped.save_pretrained(folder)
-        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    with contained(f"{file.path}: no tokenizer can be made of it"):
+        built = _byte_level(file, tokens) if model == "gpt2" else _sentencepiece(file, marked)
+        built.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in marked if k == _CONTROL])
+        built.add_tokens([AddedToken(t, special=False, normalized=False) for t, k in marked if k == _USER_DEFINED])
+        if _adds_bos(file, model) and "bos_token" in special:
+            bos = special["bos_token"]
+            built.post_processor = processors.TemplateProcessing(
+                single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, ids["bos_token"])]
+            )
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=built, clean_up_tokenization_spaces=False, **special)
+        templates = {name: file[f"tokenizer.chat_template.{name}"] for name in named}
+        if (default := file["tokenizer.chat_template"]) is not None:
+            templates["default"] = default
+        if templates:
+            wrapped.chat_template = templates["default"] if list(templates) == ["default"] else templates
+        with tempfile.TemporaryDirectory() as folder:
+            wrapped.save_pretrained(folder)
+            files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _adds_bos(file: GgufFile, model: str) -> bool:

@@ -33,7 +33,7 @@ def load(
     basis: Basis | None = None,
     verify: bool = True,
     head: str | None = None,
-    check: Callable[[str, int], None] | None = None,
+    check: Callable[[str, LlamaConfig], None] | None = None,
 ) -> Llama:
     """Load a model onto the default device.
 
@@ -46,7 +46,7 @@ def load(
         basis: a plan's, to fold the weights into; tensor by tensor, before any rounding to int8 or int4.
         verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
         head: "int8" for the head in int8, one scale per token of the vocabulary; None keeps it as it is.
-        check: called with the fingerprint and the number of blocks before anything is folded; raises to refuse.
+        check: called with the fingerprint and the architecture before anything is folded; raises to refuse.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
@@ -60,7 +60,7 @@ def load(
     config = read_model_config(folder)
     params, stored = read_params(folder, config, dtype, verify)
     if check is not None:
-        check(stored, config.num_blocks)
+        check(stored, config)
     if basis is not None:
         config, params = folded_config(config), fold(config, params, basis, consume=True)
     model = Llama.from_params(config, params)

@@ -71,7 +71,7 @@ def apply(model: Llama, plan: SparsityPlan) -> SparseLlama:
         PlanError: the plan was made for another model, or has a basis while the model is folded into another, or its
             weights are quantised already.
     """
-    plan.check_model(model_fingerprint(model), model.config.num_blocks)
+    plan.check_model(model_fingerprint(model), model.config)
     config, params, basis = model.config, model.params, plan.basis
     folded = model.basis_digest
     wanted = None if basis is None else basis.digest()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float64
 
 from wisparse_jax.errors import PlanError
 from wisparse_jax.models.basis import Basis
-from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.config import LAYERS, LlamaConfig
 
 PLAN_FILE = "plan.json"
 HISTORY_FILE = "history.json"
@@ -68,19 +68,33 @@ class SparsityPlan:
         weights = np.asarray(self.layer_weights, np.float64)
         return float((table @ (weights / weights.sum())).mean())
 
-    def check_model(self, fingerprint: str, num_blocks: int) -> None:
+    def check_model(self, fingerprint: str, config: LlamaConfig) -> None:
         """Refuse a model that the plan was not made for.
 
         Raises:
-            PlanError: another number of blocks, or other weights.
+            PlanError: another number of blocks, other weights, or tensors and sizes that are not those of the model.
         """
-        if len(self.exponents) != num_blocks:
-            raise PlanError(f"plan is for a model of {len(self.exponents)} blocks; this model has {num_blocks}")
+        if len(self.exponents) != config.num_blocks:
+            raise PlanError(f"plan is for a model of {len(self.exponents)} blocks; this model has {config.num_blocks}")
         if self.fingerprint != fingerprint:
             raise PlanError(
                 f"plan is for another model: its fingerprint is {self.fingerprint[:16]!r}, "
                 f"this model's is {fingerprint[:16]!r}"
             )
+        if self.layer_weights != config.layer_weights:
+            raise PlanError(f"layer_weights: expected the model's {config.layer_weights}, found {self.layer_weights}")
+        expected = {}
+        if self.basis is not None:
+            expected |= {"basis.stream": (self.basis.stream, (config.hidden_size,) * 2)}
+            size = (config.num_blocks, config.num_kv_heads, config.head_dim, config.head_dim)
+            expected |= {"basis.heads": (self.basis.heads, size)}
+        for field, axis in (("gains", 0), ("biases", 1)):
+            for b, block in enumerate(getattr(self, field) or ()):
+                for name, vector in block.items():
+                    expected[f"{field}[{b}].{name}"] = vector, config.layer_shapes[name][axis : axis + 1]
+        for name, (tensor, shape) in expected.items():
+            if tuple(tensor.shape) != shape:
+                raise PlanError(f"{name}: expected the model's shape {shape}, found {tuple(tensor.shape)}")
 
     def save(self, path: str | Path) -> None:
         """Write the plan as a folder; it appears whole or not at all.
