@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from decode_table import report
+from decode_table import add_ratios, report
 from dense_step import dense_logits, fused
 from device_time import PEAK_BANDWIDTH, measure
 from random_model import CALIBRATION_STEPS, CONFIGS, calibrated, random_cache, random_params
@@ -147,10 +147,7 @@ def compare(
             row["profile"] = kernels(measure(lambda run=run: run(PROFILED)), config, PROFILED)
         out.append(row)
         print(json.dumps({k: v for k, v in row.items() if k != "profile"}), file=sys.stderr, flush=True)
-    for row in out:
-        for column, kind in (("ratio", row["weights"]), ("ratio_to_stored", "stored")):
-            dense = [r["tokens_per_second"] for r in out if r["weights"] == kind and "sparsity" not in r]
-            row[column] = row["tokens_per_second"] / max(dense) if dense else None
+    add_ratios(out)
     return out
 
 

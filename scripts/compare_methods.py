@@ -76,6 +76,8 @@ class Comparison:
 
     def __init__(self, args: Arguments):
         self.args = args
+        if EVALUATION_SEED in args.seeds:
+            raise WisparseError(f"seeds: {EVALUATION_SEED} is that of the texts that plans are scored on")
         # TEAL is one of the methods here: no need for each plan to search it for its held-out figures.
         self.settings = dataclasses.replace(read_settings(args.config), compare_teal=False)
         self.variants = variants_of(args.methods, args.ablations, args.allocators, args.allocators_with)

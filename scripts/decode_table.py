@@ -10,6 +10,14 @@ def times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Put beside each run how many times the fastest dense one it is, in the same weights and in those as stored."""
+    for row in rows:
+        for column, kind in (("ratio", row["weights"]), ("ratio_to_stored", "stored")):
+            dense = [r["tokens_per_second"] for r in rows if r["weights"] == kind and "sparsity" not in r]
+            row[column] = row["tokens_per_second"] / max(dense) if dense else None
+
+
 def report(title: str, runs: list[dict[str, Any]]) -> str:
     """All runs as a Markdown table, and where their time goes."""
     lines = [

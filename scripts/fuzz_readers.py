@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
@@ -220,6 +221,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     tokens = work("tokenizer", folder / "model")
     file = folder / "gguf" / "model.gguf"
     file.parent.mkdir()
+    as_gguf = gguf_maker(folder / "gguf" / "scratch")
     file.write_bytes(as_gguf(METADATA))
 
     def read_file() -> object:
@@ -237,7 +239,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     made["identity"] = Reader(state / "identity.json", resume, as_json, share=0.2)
     full = folder / "plan with tensors"
     config = read_config(folder / "model")
-    vectors = [{name: np.ones(config.layer_shapes[name][0], np.float32) for name in LAYERS}] * len(stated.exponents)
+    vectors = [{name: jnp.ones(config.layer_shapes[name][0]) for name in LAYERS}] * len(stated.exponents)
     dataclasses.replace(stated, realised=stated.sparsities, gains=vectors, basis=identity_basis(config)).save(full)
     data = (full / "tensors.safetensors").read_bytes()
     made["tensors"] = Reader(
@@ -259,37 +261,51 @@ def load_signed(folder: Path) -> SparsityPlan:
     return SparsityPlan.load(folder)
 
 
-def as_gguf(metadata: Json) -> bytes:
-    """A GGUF file of the tiny model with this metadata, each value of the type that it has in Python."""
+def gguf_maker(scratch: Path) -> Callable[[Json], bytes]:
+    """What makes a GGUF file of the tiny model with given metadata, each value of the type that it has in Python."""
     import gguf
 
-    with tempfile.TemporaryDirectory() as name:
-        writer = gguf.GGUFWriter(f"{name}/m.gguf", "llama")
-        for key, value in (metadata if isinstance(metadata, dict) else {"x": str(metadata)}).items():
-            key = key.encode("utf-8", "replace").decode()
+    params = flat(tiny_model(tiny_config(vocab_size=len(TOKENS))).params)
+    tensors = {gguf_name(path): np.asarray(leaf.T if transposed(path) else leaf) for path, leaf in params.items()}
+
+    def text(value: Json) -> str:
+        return str(value).encode("utf-8", "replace").decode()
+
+    def make(metadata: Json) -> bytes:
+        writer = gguf.GGUFWriter(scratch, "llama")
+        for key, value in (metadata if isinstance(metadata, dict) else {"x": metadata}).items():
             if isinstance(value, bool):
-                writer.add_bool(key, value)
+                writer.add_bool(text(key), value)
             elif isinstance(value, int) and -(2**63) <= value < 2**63:
-                (writer.add_uint32 if 0 <= value < 2**32 else writer.add_int64)(key, value)
+                (writer.add_uint32 if 0 <= value < 2**32 else writer.add_int64)(text(key), value)
             elif isinstance(value, float):
-                writer.add_float64(key, value)
-            elif isinstance(value, list) and value and len({type(entry) for entry in value} - {str, int}) == 0:
-                text = isinstance(value[0], str)
-                writer.add_array(key, [str(entry) if text else hash(entry) % 7 for entry in value])
+                writer.add_float64(text(key), value)
+            elif isinstance(value, list) and value and isinstance(value[0], str | int):
+                kind = text if isinstance(value[0], str) else lambda entry: len(str(entry))
+                writer.add_array(text(key), [kind(entry) for entry in value])
             else:
-                writer.add_string(key, str(value).encode("utf-8", "replace").decode())
-        for path, leaf in flat(tiny_model(tiny_config(vocab_size=len(TOKENS))).params).items():
-            writer.add_tensor(gguf_name(path), np.asarray(leaf.T if transposed(path) else leaf))
+                writer.add_string(text(key), text(value))
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return Path(f"{name}/m.gguf").read_bytes()
+        return scratch.read_bytes()
+
+    return make
 
 
 def use(tokenizer: Any) -> None:
     """What a calibration does with a tokenizer."""
     tokenizer.decode(tokenizer.encode("The harbour, né 你 \U0001f600.\n"))
+
+
+class Data(bytes):
+    """A file's bytes, of which hypothesis shows the first."""
+
+    def __repr__(self) -> str:
+        return f"{self[:200]!r} and {len(self[200:])} more"
 
 
 @st.composite
@@ -357,7 +373,7 @@ def fuzz(reader: Reader, examples: int, seed: int, counts: collections.Counter[s
         suppress_health_check=tuple(HealthCheck),  # pyright: ignore[reportArgumentType]
         phases=[Phase.generate, Phase.shrink],
     )
-    @given(mutated(reader, original))
+    @given(mutated(reader, Data(original)).map(Data))
     def attempt(data: bytes) -> None:
         nonlocal slowest
         reader.file.write_bytes(data)

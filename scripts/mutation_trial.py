@@ -186,11 +186,10 @@ def main() -> None:
     args = parser.parse_args()
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    import evosax.algorithms  # noqa: F401
+    # Nothing that starts threads, which a fork would wait for: no test framework and no backend of JAX.
     import flax.nnx  # noqa: F401
     import jax  # noqa: F401
     import optax  # noqa: F401
-    import orbax.checkpoint  # noqa: F401
     import pydantic  # noqa: F401
     import yaml  # noqa: F401
 

@@ -13,6 +13,10 @@ if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 
+# Numbers of two types meet only where the code says so; a user's own setting is not overridden in processes of tests.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
 def pytest_collection_modifyitems(items):
     """Long tests first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -28,7 +28,15 @@ def test_every_seed_has_a_key_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("value", "hint"), [(50, r" \(did you mean 0.5\?\)"), (0, "$"), (-0.1, "$"), (101, "$"), ("half", "$")]
+    ("value", "hint"),
+    [
+        (50, r" \(did you mean 0.5\?\)"),
+        (0, "$"),
+        (-0.1, "$"),
+        (100, r" \(did you mean 1\?\)"),
+        (101, "$"),
+        ("half", "$"),
+    ],
 )
 def test_a_percentage_is_no_share(value, hint):
     with pytest.raises(WisparseError, match=f"x = .*: expected a share, above 0, at most 1{hint}"):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_table import add_ratios
 from dense_step import dense_logits, fused
 from random_model import calibrated, random_cache, random_params
 
@@ -42,3 +43,14 @@ def test_every_layer_of_a_random_model_skips_its_share():
         for names in INPUT_GROUPS.values():
             kept = float(keep_mask(record[names[0]], limits[names[0]]).mean())
             assert abs(1 - kept - 0.6) < 0.1
+
+
+def test_ratios_are_to_the_fastest_dense_run_in_the_same_weights_and_as_stored():
+    def row(weights, speed, **sparse):
+        return {"weights": weights, "tokens_per_second": speed, **sparse}
+
+    rows = [row("stored", 100.0), row("stored", 125.0), row("stored", 200.0, sparsity=0.5)]
+    rows += [row("int8", 160.0), row("int8", 320.0, sparsity=0.5), row("int4", 500.0, sparsity=0.5)]
+    add_ratios(rows)
+    assert [r["ratio"] for r in rows] == [0.8, 1.0, 1.6, 1.0, 2.0, None]
+    assert [r["ratio_to_stored"] for r in rows] == [0.8, 1.0, 1.6, 1.28, 2.56, 4.0]

@@ -4,6 +4,7 @@ import dataclasses
 import lzma
 import math
 
+import compare_methods
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,23 @@ def test_every_ablation_is_a_method_that_the_search_takes():
     assert len({variant.name for variant in ABLATIONS}) == len(ABLATIONS)
     with pytest.raises(WisparseError, match="methods: 'no'"):
         variants_of(("no",), False, (), "uniform")
+
+
+def test_plans_are_scored_on_other_text_than_they_are_made_of(tmp_path, monkeypatch, tiny_model):
+    """Sampled text of the calibration's seed would be the calibration text."""
+    seeds = []
+    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
+    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(compare_methods, "read_windows", lambda *args: seeds.append(args[-1]))
+    arguments = compare_methods.Arguments("tiny", tmp_path / "out", seeds=(0, 1, 2))
+    comparison = compare_methods.Comparison(arguments)
+    monkeypatch.setattr(comparison, "_compare", lambda *_: None)
+    monkeypatch.setattr(compare_methods, "write_summary", lambda out, *_: (out / "summary.md").write_text(""))
+    comparison.run()
+    scored, *calibrated = seeds
+    assert scored not in calibrated and calibrated == [0, 1, 2]
+    with pytest.raises(WisparseError, match=f"seeds: {scored} is that of the texts"):
+        compare_methods.Comparison(dataclasses.replace(arguments, out=tmp_path / "other", seeds=(0, scored)))
 
 
 def test_likelihoods_of_padded_sentences_are_those_of_each_by_itself(tiny_model):

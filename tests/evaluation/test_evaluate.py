@@ -7,6 +7,8 @@ from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import evaluate, split_windows, text_windows
 from wisparse_jax.models.basis import Basis, fold, folded_config, identity_basis
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import SparseLlama, apply
 from wisparse_jax.testing import tiny_config, tiny_model
@@ -48,6 +50,24 @@ def test_realised_sparsity_on_the_calibration_text_is_the_target(sparse, tiny_to
     score = evaluate(sparse, tiny_tokens[:3]).sparse["plan"]  # the fourth window was held out
     assert score.layer_sparsity == pytest.approx(0.5, abs=0.03)
     assert score.token_sparsity.std() > 0 and score.layer_sparsity.shape == (tiny_blocks(sparse), 7)
+
+
+def test_a_layer_counts_by_its_weights_and_a_block_like_any_other(tiny_model, tiny_tokens):
+    """Of each block one layer is skipped whole."""
+    config = tiny_model.config
+    skipped = ["q", "up", "k"]
+    rules = [
+        {
+            name: ChannelRule(jnp.full(config.layer_shapes[name][0], jnp.inf if name == layer else 0.0))
+            for name in LAYERS
+        }
+        for layer in skipped
+    ]
+    score = evaluate(SparseLlama(config, tiny_model.params, rules), tiny_tokens).sparse["plan"]
+    weights = dict(zip(LAYERS, config.layer_weights, strict=True))
+    expected = sum(weights[name] for name in skipped) / (3 * sum(weights.values()))
+    assert score.sparsity.mean == pytest.approx(expected, rel=1e-6) and expected == pytest.approx(13 / 99)
+    np.testing.assert_array_equal(score.layer_sparsity, [[name == layer for name in LAYERS] for layer in skipped])
 
 
 def tiny_blocks(sparse):

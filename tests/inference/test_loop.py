@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
-from wisparse_jax.inference import GREEDY, loop
+from wisparse_jax.inference import GREEDY, Sample, loop
 from wisparse_jax.inference.loop import LoopState, decode_implementation, token_loop
 from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.testing import tiny_config
@@ -56,6 +56,25 @@ def test_what_comes_after_the_last_row_has_finished_is_no_token():
     assert bool(several.finished[0]) and (np.asarray(several.tokens)[0, at + 1 :] == -1).all()
 
 
+def test_every_token_of_a_row_has_noise_of_its_own():
+    """All tokens are equally likely whatever came before: with the noise of one step they would all be the same."""
+
+    @jax.jit
+    def sampled(state):
+        def flat(tokens, slot, start, cache):
+            return jnp.zeros((len(tokens), VOCAB)), cache
+
+        values = Sample().values(VOCAB)
+        return token_loop(flat, state, jnp.int32(ROOM), jnp.zeros(2, jnp.int32), values, jnp.asarray([-2]), 4).tokens
+
+    rows = np.asarray(sampled(first([3, 8])))[:, 1:]
+    assert all(len(set(row.tolist())) >= VOCAB // 2 for row in rows) and (rows[0] != rows[1]).any()
+    # The steps' keys are those of the prompt's end and of every token behind it.
+    key = jax.random.split(jax.random.key(1), 2)[0]
+    draws = [int(jax.random.categorical(jax.random.fold_in(key, step), jnp.zeros(VOCAB))) for step in range(1, ROOM)]
+    assert rows[0].tolist() == draws
+
+
 def test_the_loop_goes_on_where_it_was_left():
     whole, state = run(first([3, 8]), 22, jnp.asarray([-2]), 4), first([3, 8])
     for until in (7, 8, 17, 22):
@@ -64,20 +83,23 @@ def test_the_loop_goes_on_where_it_was_left():
 
 
 @pytest.mark.parametrize(
-    ("sparse", "batch", "hopper", "expected"),
+    ("sparse", "batch", "hopper", "fits", "expected"),
     [
-        (True, 1, True, "mosaic"),
-        (False, 1, True, "mosaic"),
-        (True, 1, False, "triton"),
-        (False, 1, False, "xla"),
-        (True, 2, True, "xla"),
-        (False, 2, True, "xla"),
+        (True, 1, True, True, "mosaic"),
+        (False, 1, True, True, "mosaic"),
+        (True, 1, False, True, "triton"),
+        (False, 1, False, True, "xla"),
+        (True, 1, True, False, "triton"),
+        (False, 1, True, False, "xla"),
+        (True, 2, True, True, "xla"),
+        (False, 2, True, True, "xla"),
+        (True, 16, True, True, "xla"),
     ],
 )
-def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, expected):
+def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, fits, expected):
     monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
     monkeypatch.setattr(loop, "mosaic_problem", lambda: None if hopper else "needs another GPU")
-    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None)
+    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None if fits else "has no room")
     rules = [{"q": ChannelRule(jnp.zeros(2))}] if sparse else None
     assert decode_implementation(tiny_config(), {}, rules, batch) == expected
 
@@ -86,3 +108,14 @@ def test_a_dense_model_is_not_for_the_triton_step(monkeypatch):
     monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
     with pytest.raises(ws.WisparseError, match="'triton' runs sparse models only; this one is dense"):
         decode_implementation(tiny_config(), {}, None, 1, "triton")
+
+
+def test_what_a_step_that_is_named_cannot_run_is_refused(monkeypatch):
+    monkeypatch.setattr(loop, "choose_kernels", lambda named, **_: named)
+    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: "has no room")
+    rules = [{"q": ChannelRule(jnp.zeros(2))}]
+    assert decode_implementation(tiny_config(), {}, rules, 16, "triton") == "triton"
+    with pytest.raises(ws.WisparseError, match="'triton' takes at most 16 sequences, found 17"):
+        decode_implementation(tiny_config(), {}, rules, 17, "triton")
+    with pytest.raises(ws.WisparseError, match="'mosaic' has no room"):
+        decode_implementation(tiny_config(), {}, rules, 1, "mosaic")

@@ -45,6 +45,41 @@ def test_exponents_stay_when_nothing_is_better():
     assert len(errors) == 2  # one pass sees that nothing changes
 
 
+def test_every_layer_is_tried_at_its_own_sparsity():
+    """Whatever the candidates are, a layer's threshold is that of its own sparsity."""
+    own, seen = np.linspace(0.1, 0.7, 7), []
+
+    def loss(alphas, taus):
+        seen.append(taus)
+        return (alphas - 0.5).__pow__(2).sum(axis=1)
+
+    found, _ = search_exponents(loss, IDENTITY, np.zeros(7), own, (0.0, 0.5, 1.0), 2)
+    np.testing.assert_array_equal(found, 0.5)
+    for taus in seen:
+        np.testing.assert_array_equal(taus, np.tile(own, (3, 1)))
+
+
+def test_a_thresholds_share_of_the_error_is_that_of_its_exponent():
+    """Candidates differ in their thresholds too, of which the best one's is kept for the layers behind."""
+
+    class Rising(Identity):
+        def threshold(self, layer, exponent, sparsity):
+            return exponent + sparsity
+
+        def thresholds(self, exponents, sparsities):
+            return exponents + sparsities
+
+    own = np.linspace(0.1, 0.7, 7)
+
+    def loss(alphas, taus):
+        np.testing.assert_allclose(taus, alphas + own)
+        return ((alphas - 1) ** 2).sum(axis=1)
+
+    found, errors = search_exponents(loss, Rising({}, {}), np.zeros(7), own, (0.0, 0.5, 1.0), 3)
+    np.testing.assert_array_equal(found, 1.0)
+    assert errors == [7.0, 0.0, 0.0]
+
+
 def layer_loss(costs):
     return lambda alphas, taus: (costs * WEIGHTS / WEIGHTS.sum() * taus**2).sum(axis=1)
 
@@ -60,6 +95,9 @@ def test_the_greedy_path_grows_one_layer_a_step_to_its_target(path):
     assert (np.diff(steps, axis=0) >= 0).all() and ((np.diff(steps, axis=0) > 0).sum(axis=1) == 1).all()
     assert steps[0].max() == 0 and steps.max() <= 0.95
     assert steps[-1] @ WEIGHTS / WEIGHTS.sum() >= 0.7 and len(errors) == len(steps)
+    # Equal work a step, but for small layers, of which a step would skip a fifth at once.
+    largest = np.diff(steps, axis=0).max(axis=0)
+    np.testing.assert_allclose(largest, [0.055, 0.1, 0.1, 0.055, 0.02, 0.02, 0.02], atol=1e-12)
 
 
 def test_the_greedy_path_finds_the_optimum_of_a_separable_convex_loss(path):

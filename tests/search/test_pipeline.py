@@ -197,6 +197,24 @@ def test_a_stage_that_does_not_improve_is_dropped(tiny_model, tiny_tokens, monke
     assert plan.biases is None and any(note.startswith("biases at 0.5: dropped") for note in plan.history["notes"])
 
 
+def test_the_second_search_of_exponents_goes_on_from_the_first(tiny_model, tiny_tokens, monkeypatch):
+    """The first at uniform sparsity, the second at every layer's own, from what the first has found."""
+    calls = []
+
+    def found(loss, statistics, start, sparsities, *_):
+        calls.append((start, sparsities))
+        return start + 0.5, [2.0, 1.0]
+
+    monkeypatch.setattr(stages, "search_exponents", found)
+    settings = dataclasses.replace(QUICK, allocator="greedy", held_out_share=0.0)
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
+    blocks = tiny_model.config.num_blocks
+    np.testing.assert_array_equal([start for start, _ in calls], np.repeat([0.0, 0.5], blocks)[:, None] * np.ones(7))
+    np.testing.assert_array_equal([own for _, own in calls[:blocks]], np.full((blocks, 7), 0.5))
+    np.testing.assert_array_equal([own for _, own in calls[blocks:]], plan.sparsities)
+    assert np.ptp(plan.sparsities) > 0.1 and (plan.exponents == 1.0).all()
+
+
 def test_exponents_that_do_not_improve_are_dropped(tiny_model, tiny_tokens, monkeypatch):
     monkeypatch.setattr(
         stages, "search_exponents", lambda *a, **k: (np.array([1.5, 0, 1.5, 0, 1.5, 0, 1.5]), [1.0, 0.5])

@@ -188,7 +188,8 @@ def _descend_some(
         skew, state = carry
         own = jax.random.fold_in(key, number)
         value, gradient = jax.value_and_grad(lambda s: loss(_cayley(start, s), own, sparsity, *data))(skew)
-        change, state = optimiser.update(gradient, state)
+        with jax.numpy_dtype_promotion("standard"):  # Optax takes powers of whole numbers, which a user may forbid
+            change, state = optimiser.update(gradient, state)
         return (jnp.add(skew, jnp.asarray(change)), state), value
 
     (skew, state), values = jax.lax.scan(step, (skew, state), first + jnp.arange(count))

@@ -135,5 +135,6 @@ def _step(
     *windows: Any,
 ) -> tuple[Biases, Any]:
     gradient = jax.grad(lambda own: jnp.mean(_divergence(config, first, params, rules, own, *windows)))(biases)
-    change, state = _optimiser(learning_rate, steps).update(gradient, state)
+    with jax.numpy_dtype_promotion("standard"):  # Optax takes powers of whole numbers, which a user may forbid
+        change, state = _optimiser(learning_rate, steps).update(gradient, state)
     return jax.tree.map(jnp.add, biases, change), state

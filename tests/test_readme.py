@@ -1,0 +1,73 @@
+"""README's example runs as it is written, on a small part of the text and with next to no search."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wisparse_jax as ws
+from wisparse_jax import inference
+from wisparse_jax.calibration import SearchSettings
+
+LEAST = {
+    "absolute_steps": 2,
+    "skipped_steps": 2,
+    "heads_steps": 2,
+    "gradient_tokens": 64,
+    "bias_steps": 2,
+    "statistics_tokens": 64,
+    "compare_teal": False,
+}
+
+
+@pytest.fixture
+def example(repository: Path) -> str:
+    """The code of the section on use."""
+    section = (repository / "README.md").read_text(encoding="utf-8").split("## Use it")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return code
+
+
+def test_the_example_runs(
+    example: str,
+    demo_text: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = []
+
+    def sample_windows(model: Any, windows: int, length: int, seed: int) -> np.ndarray:
+        asked.append((windows, length, seed))
+        return demo_text["held_out" if seed else "calibration"][:4, :48]
+
+    def settings(**given: Any) -> SearchSettings:
+        asked.append(SearchSettings(**given))
+        return SearchSettings(**LEAST)
+
+    def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        asked.append(max_new_tokens)
+        return write(model, prompts, max_new_tokens=4)
+
+    write = ws.generate
+    monkeypatch.setattr(inference, "sample_windows", sample_windows)
+    monkeypatch.setattr(ws, "SearchSettings", settings, raising=False)
+    monkeypatch.setattr(ws, "generate", generate, raising=False)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    (first, chosen, second, new) = asked
+    assert first == (16, 512, 0) and second == (8, 512, 1) and new == 40
+    assert isinstance(chosen, SearchSettings) and chosen.gradient_tokens == 4096
+    plan = ws.SparsityPlan.load(tmp_path / "plan")
+    assert plan.method == "wisparse-plus" and plan.target == 0.5 and plan.mean_sparsity == pytest.approx(0.5)
+    held_out, figures, text = capsys.readouterr().out.split("\n", 2)
+    assert "'kl':" in held_out and text.strip()
+    dense, divergence, sparsity = (float(number) for number in re.findall(r"mean=([\d.]+)", figures))
+    assert 1 < dense < 4096 and 0 < divergence < math.log(4096) and 0.3 < sparsity < 0.7
