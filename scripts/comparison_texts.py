@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from wisparse_jax.calibration import check_variety
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import split_windows
-from wisparse_jax.inference import check_variety, sample_windows
+from wisparse_jax.inference import sample_windows
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.tokenizer import Tokenizer
 

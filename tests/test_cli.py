@@ -226,3 +226,20 @@ def test_an_interruption_is_one_line(files, capsys, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main(["generate", "demo", "--prompt", "x"])
     assert caught.value.code == 130 and capsys.readouterr().err == "wisparse: interrupted\n"
+
+
+def test_a_plan_that_cannot_be_written_where_it_was_wanted_is_written_elsewhere(files, tmp_path, capsys, monkeypatch):
+    """Its place became a file's while the search ran."""
+    from wisparse_jax.commands.calibrate import _save
+    from wisparse_jax.sparsity import SparsityPlan
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plan = SparsityPlan.load(files / "plan")
+    (tmp_path / "file").write_text("")
+    rescued = _save(plan, tmp_path / "file" / "out")
+    assert rescued.name == "out" and rescued.parent.parent == tmp_path
+    assert SparsityPlan.load(rescued).fingerprint == plan.fingerprint
+    err = capsys.readouterr().err
+    assert err.startswith(f"wisparse: {tmp_path}/file/out: cannot be written") and err.count("\n") == 1
+    assert err.endswith(f"; the plan was written to {rescued} instead\n")
+    assert _save(plan, tmp_path / "right") == tmp_path / "right" and capsys.readouterr().err == ""

@@ -1,8 +1,7 @@
-"""README's example runs as it is written, on a small part of the text and with next to no search."""
+"""README's example runs as it is written: on a tiny model, on a small part of the text and with next to no search."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ import pytest
 import wisparse_jax as ws
 from wisparse_jax import inference
 from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.models import hub
+from wisparse_jax.testing import write_tiny_folder
 
 LEAST = {
     "absolute_steps": 2,
@@ -36,7 +37,6 @@ def example(repository: Path) -> str:
 
 def test_the_example_runs(
     example: str,
-    demo_text: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -45,7 +45,7 @@ def test_the_example_runs(
 
     def sample_windows(model: Any, windows: int, length: int, seed: int) -> np.ndarray:
         asked.append((windows, length, seed))
-        return demo_text["held_out" if seed else "calibration"][:4, :48]
+        return sample(model, 4, 48, seed)
 
     def settings(**given: Any) -> SearchSettings:
         asked.append(SearchSettings(**given))
@@ -55,7 +55,9 @@ def test_the_example_runs(
         asked.append(max_new_tokens)
         return write(model, prompts, max_new_tokens=4)
 
-    write = ws.generate
+    write_tiny_folder(tmp_path / "model")
+    monkeypatch.setattr(hub, "resolve", lambda *_: tmp_path / "model")
+    sample, write = inference.sample_windows, ws.generate
     monkeypatch.setattr(inference, "sample_windows", sample_windows)
     monkeypatch.setattr(ws, "SearchSettings", settings, raising=False)
     monkeypatch.setattr(ws, "generate", generate, raising=False)
@@ -70,4 +72,4 @@ def test_the_example_runs(
     held_out, figures, text = capsys.readouterr().out.split("\n", 2)
     assert "'kl':" in held_out and text.strip()
     dense, divergence, sparsity = (float(number) for number in re.findall(r"mean=([\d.]+)", figures))
-    assert 1 < dense < 4096 and 0 < divergence < math.log(4096) and 0.3 < sparsity < 0.7
+    assert dense > 1 and divergence > 0 and 0.3 < sparsity < 0.7

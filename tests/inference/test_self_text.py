@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wisparse_jax.calibration import check_variety
+from wisparse_jax.calibration.variety import effective_distinct
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference import check_variety, sample_windows
-from wisparse_jax.inference.variety import effective_distinct
+from wisparse_jax.inference import sample_windows
 from wisparse_jax.testing import tiny_config, tiny_model
 
 

@@ -109,6 +109,18 @@ def test_the_greedy_path_finds_the_optimum_of_a_separable_convex_loss(path):
     assert layer_loss(costs)(None, at[None])[0] < 1.05 * layer_loss(costs)(None, expected[None])[0]
 
 
+def test_the_greedy_path_takes_no_step_beyond_its_target():
+    """Seven steps of a tenth of a seventh each, and no eighth for a rounding; up to the bound itself, if need be."""
+    even = np.ones(7)
+    found = greedy_path(lambda a, t: (t**2).sum(axis=1), IDENTITY, np.zeros(7), even, 0.1, 0.1, 0.95)
+    np.testing.assert_allclose(found.sparsities[-1], 0.1)
+    assert len(found.errors) == 8 and found.errors[0] == 0
+    np.testing.assert_allclose(found.errors[-1], 7 * 0.1**2)
+    np.testing.assert_allclose(found.at(even, found.sparsities @ even / 7), found.sparsities, atol=1e-12)
+    whole = greedy_path(lambda a, t: (t**2).sum(axis=1), IDENTITY, np.zeros(7), even, 0.95, 0.1, 0.95)
+    np.testing.assert_allclose(whole.sparsities[-1], 0.95)
+
+
 @settings(max_examples=50, deadline=None)
 @given(target=st.floats(0.0, 0.7))
 def test_a_point_on_the_path_meets_its_target_exactly(path, target):

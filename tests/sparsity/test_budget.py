@@ -24,6 +24,14 @@ def test_projection_keeps_what_already_fits():
     np.testing.assert_allclose(project_to_mean(values, np.ones(3), 0.5), values, atol=1e-12)
 
 
+def test_bounds_are_those_of_a_share_unless_others_are_given_and_may_be_met_everywhere():
+    np.testing.assert_allclose(project_to_mean(np.array([-3.0, 3.0]), np.ones(2), 0.5), [0, 1])
+    np.testing.assert_allclose(project_to_mean(np.array([0.1, 0.7]), np.ones(2), 0.95, 0.0, 0.95), 0.95, rtol=1e-12)
+    np.testing.assert_array_equal(project_to_mean(np.array([0.1, 0.7]), np.ones(2), 0.0), 0.0)
+    with pytest.raises(ValueError, match=r"target sparsity 1.5 is outside the bounds \[0.0, 1.0\]"):
+        project_to_mean(np.zeros(2), np.ones(2), 1.5)
+
+
 def test_projection_refuses_what_cannot_be_met():
     with pytest.raises(ValueError, match="outside the bounds"):
         project_to_mean(np.zeros(3), np.ones(3), 0.97, 0.0, 0.95)

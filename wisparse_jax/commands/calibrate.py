@@ -41,10 +41,10 @@ class Calibrate:
     def run(self) -> None:
         """Search and save the plan."""
         from wisparse_jax.arguments import check_count, check_seed
-        from wisparse_jax.calibration import read_settings
+        from wisparse_jax.calibration import check_variety, read_settings
         from wisparse_jax.evaluation import text_windows
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.inference import check_variety, sample_windows
+        from wisparse_jax.inference import sample_windows
         from wisparse_jax.models.hub import resolve as resolve_model
         from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
         from wisparse_jax.presets import settings_file

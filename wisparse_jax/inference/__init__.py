@@ -8,4 +8,3 @@ from wisparse_jax.inference.self_text import sample_windows as sample_windows
 from wisparse_jax.inference.stream import TextStream as TextStream
 from wisparse_jax.inference.text import encode_prompt as encode_prompt
 from wisparse_jax.inference.text import stream as stream
-from wisparse_jax.inference.variety import check_variety as check_variety

@@ -15,8 +15,8 @@ from wisparse_jax.arguments import check_seed
 from wisparse_jax.calibration.dense import Calibration, Tokens
 from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.sparse_run import sparse_thresholds
+from wisparse_jax.calibration.variety import check_variety
 from wisparse_jax.errors import PlanError, WisparseError
-from wisparse_jax.inference.variety import check_variety
 from wisparse_jax.models.basis import is_rounded
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
@@ -56,7 +56,7 @@ def calibrate(
         state: folder to keep what is found in, so that a killed search goes on; removed at the end.
 
     Warns:
-        UserWarning: the text is degenerate, see `inference.check_variety`: the plan will fit no other.
+        UserWarning: the text is degenerate, see `calibration.check_variety`: the plan will fit no other.
 
     Raises:
         WisparseError: unknown method, a sparsity that the settings do not allow, or tokens the model cannot read.
