@@ -69,3 +69,52 @@ def test_bad_settings_name_file_and_field(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         read_settings(tmp_path / "none.yaml")
+
+
+BOUNDS = {  # the least and the largest that are accepted, and a step beyond
+    "window": (2, 2**24, 1),
+    "tokens": (1, 10**8, 1),
+    "sparse_share": (1e-9, 1.0, 1e-9),
+    "held_out_share": (0.0, 1.0, 1e-9),
+    "max_sparsity": (1e-9, 1.0, 1e-9),
+    "basis_sparsity": (1e-9, 1.0, 1e-9),
+    "chunk": (1, 2**14, 1),
+    "absolute_steps": (0, 10**6, 1),
+    "skipped_steps": (0, 10**6, 1),
+    "heads_steps": (0, 10**6, 1),
+    "bias_steps": (0, 10**6, 1),
+    "bias_every": (1, 10**6, 1),
+    "basis_rate": (1e-9, 1.0, 1e-9),
+    "bias_rate": (1e-9, 1.0, 1e-9),
+    "exponent_step": (1e-3, 10.0, 1e-9),
+    "max_exponent": (1e-9, 16.0, 1e-9),
+    "exponent_passes": (1, 10**5, 1),
+    "population": (4, 2**14, 2),
+    "generations": (1, 10**5, 1),
+    "initial_std": (1e-9, 1.0, 1e-9),
+    "paper_generations": (1, 10**5, 1),
+    "paper_offspring": (1, 2**14, 1),
+    "layer_step": (1e-4, 1.0, 1e-9),
+    "block_tokens": (1, 10**8, 1),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_every_number_has_its_bounds(name):
+    least, largest, step = BOUNDS[name]
+    for value in (least, largest):
+        assert getattr(SearchSettings(**{name: value}), name) == value
+    refused = [least - step] if name == "exponent_step" else [least - step, largest + step]
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"^{name} = "):
+            SearchSettings(**{name: value})
+
+
+def test_a_grid_of_exponents_ends_at_or_below_its_largest():
+    assert SearchSettings(max_exponent=0.96, exponent_step=0.5).exponents == (0.0, 0.5)
+    assert SearchSettings(max_exponent=0.3, exponent_step=0.1).exponents == (0.0, 0.1, 0.2, 0.3)
+    assert SearchSettings(max_exponent=0.1, exponent_step=0.2).exponents == (0.0,)
+
+
+def test_at_least_one_position_is_sparse():
+    assert [SearchSettings(sparse_share=share).sparse_positions(512) for share in (1e-6, 0.25, 1.0)] == [1, 128, 512]

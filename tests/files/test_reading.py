@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from wisparse_jax.errors import ConfigError, PlanError, WisparseError
-from wisparse_jax.files import check_regular, read_bytes, read_json, read_yaml, shown
+from wisparse_jax.files import check_regular, read_bytes, read_json, read_yaml, reading, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,3 +206,25 @@ def test_reading_leaves_the_recursion_limit_alone(tmp_path: Path) -> None:
     before = sys.getrecursionlimit()
     refused(read_json, write(tmp_path, "[" * 1000), dict, PlanError)
     assert sys.getrecursionlimit() == before
+
+
+def test_files_are_read_up_to_their_bounds(tmp_path: Path) -> None:
+    """64 bits, 64 levels; a megabyte of a configuration, 64 kilobytes of settings, 16 megabytes of a list."""
+    assert (reading.SMALL, reading.SETTINGS, reading.LARGE) == (1_048_576, 65_536, 16_777_216)
+    for number in (-(2**63), 2**63 - 1):
+        assert read_json(write(tmp_path, f"[{number}]"), list[Any], PlanError) == [number]
+        assert read_yaml(write(tmp_path, f"- {number}"), list[Any], PlanError) == [number]
+    for number in (-(2**63) - 1, 2**63):
+        for read in (read_json, read_yaml):
+            assert (
+                refused(read, write(tmp_path, f"[{number}]"), list[Any], PlanError)
+                == "[0]: a whole number beyond 64 bits"
+            )
+    deep = "[" * 64 + "]" * 64
+    assert read_json(write(tmp_path, deep), list[Any], PlanError) and read_yaml(
+        write(tmp_path, deep), list[Any], PlanError
+    )
+    for read in (read_json, read_yaml):
+        assert refused(read, write(tmp_path, f"[{deep}]"), list[Any], PlanError).endswith(
+            "nested deeper than 64 levels"
+        )
