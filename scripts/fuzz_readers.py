@@ -28,25 +28,24 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from tiny_gguf import METADATA, gguf_maker
 
 from wisparse_jax.calibration import read_settings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.basis import identity_basis
 from wisparse_jax.models.checkpoint import convert, read_checkpoint
 from wisparse_jax.models.config import LAYERS, parse_config, read_config
-from wisparse_jax.models.fingerprint import flat
-from wisparse_jax.models.gguf import GgufFile, end_tokens, gguf_name, hf_config, read_gguf
+from wisparse_jax.models.gguf import GgufFile, end_tokens, hf_config, read_gguf
 from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
-from wisparse_jax.models.weights import find_files, read_weights, transposed
+from wisparse_jax.models.weights import find_files, read_weights
 from wisparse_jax.search.state import SearchState
 from wisparse_jax.sparsity import SparsityPlan
-from wisparse_jax.testing import tiny_config, tiny_model, write_tiny_folder
+from wisparse_jax.testing import write_tiny_folder
 
 SLOWEST = 5.0  # seconds of this process that one input may take
 # Put in place of the string that names them, so that no serialiser judges them first.
@@ -92,31 +91,6 @@ BYTES = [
     b"\xef\xbb\xbf",
     b"? ",
 ]
-
-TOKENS = ["<unk>", "<s>", "</s>", *(chr(i) for i in range(33, 127)), "ab", "Ġ", "Ċ"]
-# Of the tiny model, as llama.cpp names it.
-METADATA: dict[str, Any] = {
-    "llama.context_length": 128,
-    "llama.embedding_length": 32,
-    "llama.block_count": 3,
-    "llama.feed_forward_length": 56,
-    "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.freq_base": 10000.0,
-    "llama.rope.scaling.type": "linear",
-    "llama.rope.scaling.factor": 2.0,
-    "split.count": 1,
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "gpt-2",
-    "tokenizer.ggml.tokens": TOKENS,
-    "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (len(TOKENS) - 3)],
-    "tokenizer.ggml.merges": ["a b"],
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.ggml.add_bos_token": True,
-    "tokenizer.chat_template": "{{ messages }}",
-}
 
 Json = Any
 values = st.one_of(
@@ -259,41 +233,6 @@ def load_signed(folder: Path) -> SparsityPlan:
     text["tensors"] = hashlib.sha256((folder / "tensors.safetensors").read_bytes()).hexdigest()
     (folder / "plan.json").write_text(json.dumps(text))
     return SparsityPlan.load(folder)
-
-
-def gguf_maker(scratch: Path) -> Callable[[Json], bytes]:
-    """What makes a GGUF file of the tiny model with given metadata, each value of the type that it has in Python."""
-    import gguf
-
-    params = flat(tiny_model(tiny_config(vocab_size=len(TOKENS))).params)
-    tensors = {gguf_name(path): np.asarray(leaf.T if transposed(path) else leaf) for path, leaf in params.items()}
-
-    def text(value: Json) -> str:
-        return str(value).encode("utf-8", "replace").decode()
-
-    def make(metadata: Json) -> bytes:
-        writer = gguf.GGUFWriter(scratch, "llama")
-        for key, value in (metadata if isinstance(metadata, dict) else {"x": metadata}).items():
-            if isinstance(value, bool):
-                writer.add_bool(text(key), value)
-            elif isinstance(value, int) and -(2**63) <= value < 2**63:
-                (writer.add_uint32 if 0 <= value < 2**32 else writer.add_int64)(text(key), value)
-            elif isinstance(value, float):
-                writer.add_float64(text(key), value)
-            elif isinstance(value, list) and value and isinstance(value[0], str | int):
-                kind = text if isinstance(value[0], str) else lambda entry: len(str(entry))
-                writer.add_array(text(key), [kind(entry) for entry in value])
-            else:
-                writer.add_string(text(key), text(value))
-        for name, tensor in tensors.items():
-            writer.add_tensor(name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return scratch.read_bytes()
-
-    return make
 
 
 def use(tokenizer: Any) -> None:

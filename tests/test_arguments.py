@@ -30,6 +30,7 @@ def test_every_seed_has_a_key_of_its_own():
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
+        (1.5, r" \(did you mean 0.015\?\)"),
         (50, r" \(did you mean 0.5\?\)"),
         (0, "$"),
         (-0.1, "$"),
@@ -47,7 +48,7 @@ def test_what_lies_on_a_bound_is_accepted():
     assert [arguments.check_count(least, "x", least) for least in (0, 1, 2)] == [0, 1, 2]
     with pytest.raises(WisparseError, match=r"x = 1: expected 2 or above, a whole number"):
         arguments.check_count(1, "x", 2)
-    assert (arguments.check_share(1, "x"), arguments.check_share(0, "x", "0 or above")) == (1, 0)
+    assert (arguments.check_share(1.0, "x"), arguments.check_share(0.0, "x", "0 or above")) == (1, 0)
     assert (arguments.check_seed(0), arguments.check_seed(2**63 - 1)) == (0, 2**63 - 1)
     assert [arguments.percent_hint(value) for value in (1, 1.5, 100, 100.5, True)] == [
         "",

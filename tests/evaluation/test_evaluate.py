@@ -64,7 +64,7 @@ def test_a_layer_counts_by_its_weights_and_a_block_like_any_other(tiny_model, ti
         for layer in skipped
     ]
     score = evaluate(SparseLlama(config, tiny_model.params, rules), tiny_tokens).sparse["plan"]
-    weights = dict(zip(LAYERS, config.layer_weights, strict=True))
+    weights: dict[str, int] = dict(zip(LAYERS, config.layer_weights, strict=True))
     expected = sum(weights[name] for name in skipped) / (3 * sum(weights.values()))
     assert score.sparsity.mean == pytest.approx(expected, rel=1e-6) and expected == pytest.approx(13 / 99)
     np.testing.assert_array_equal(score.layer_sparsity, [[name == layer for name in LAYERS] for layer in skipped])

@@ -31,7 +31,7 @@ def config(repository: Path) -> LlamaConfig:
     return dataclasses.replace(config, num_blocks=2, windows=config.windows[:2])
 
 
-def numbers(*shape: int, dtype: Any = jnp.float32) -> Shape:
+def numbers(*shape: int, dtype: Any = jnp.float32) -> Any:
     return Shape(shape, dtype)
 
 

@@ -89,8 +89,12 @@ def fingerprint(config: LlamaConfig, params: dict[str, Any]) -> str:
 class Fingerprinted(Protocol):
     """A model that may know the fingerprint of the checkpoint it came from."""
 
-    fingerprint: str | None
     config: LlamaConfig
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The checkpoint's, where these are its weights."""
+        ...
 
     @property
     def params(self) -> dict[str, Any]:

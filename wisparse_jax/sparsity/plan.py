@@ -83,7 +83,7 @@ class SparsityPlan:
             )
         if self.layer_weights != config.layer_weights:
             raise PlanError(f"layer_weights: expected the model's {config.layer_weights}, found {self.layer_weights}")
-        expected = {}
+        expected: dict[str, tuple[Any, tuple[int, ...]]] = {}
         if self.basis is not None:
             expected |= {"basis.stream": (self.basis.stream, (config.hidden_size,) * 2)}
             size = (config.num_blocks, config.num_kv_heads, config.head_dim, config.head_dim)
