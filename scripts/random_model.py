@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, head, hidden_states, layout
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import Thresholds, rules_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -17,7 +17,7 @@ from wisparse_jax.inference.loop import decode_implementation, token_logits
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import rules_of
 from wisparse_jax.sparsity import SparseLlama
 from wisparse_jax.testing import count_compilations

@@ -13,7 +13,7 @@ import pytest
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.testing import lower_for_gpu
 from wisparse_jax.testing.lowering import MOSAIC_CALL, TRITON_CALL

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from wisparse_jax.models.fingerprint import flat
-from wisparse_jax.models.llama import Llama, param_shapes
+from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.testing import tiny_config
 
 VARIANTS = {

@@ -20,7 +20,7 @@ from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.weights import place, read_weights
 

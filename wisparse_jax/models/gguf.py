@@ -17,7 +17,7 @@ import numpy as np
 from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.models.config import LlamaConfig, parse_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rope import Rope
 from wisparse_jax.models.weights import place, transposed
 

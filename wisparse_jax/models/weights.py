@@ -21,35 +21,11 @@ from wisparse_jax.files import check_regular, read_json, shown
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import hf_name, param_shapes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Parameter path -> Hugging Face tensor name; * is the number of the block.
-HF_NAMES = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "lm_head": "lm_head.weight",
-    "blocks.*.attn_norm": "model.layers.*.input_layernorm.weight",
-    "blocks.*.mlp_norm": "model.layers.*.post_attention_layernorm.weight",
-    "blocks.*.q_norm": "model.layers.*.self_attn.q_norm.weight",
-    "blocks.*.k_norm": "model.layers.*.self_attn.k_norm.weight",
-    "blocks.*.q.kernel": "model.layers.*.self_attn.q_proj.weight",
-    "blocks.*.k.kernel": "model.layers.*.self_attn.k_proj.weight",
-    "blocks.*.v.kernel": "model.layers.*.self_attn.v_proj.weight",
-    "blocks.*.o.kernel": "model.layers.*.self_attn.o_proj.weight",
-    "blocks.*.gate.kernel": "model.layers.*.mlp.gate_proj.weight",
-    "blocks.*.up.kernel": "model.layers.*.mlp.up_proj.weight",
-    "blocks.*.down.kernel": "model.layers.*.mlp.down_proj.weight",
-    "blocks.*.q.bias": "model.layers.*.self_attn.q_proj.bias",
-    "blocks.*.k.bias": "model.layers.*.self_attn.k_proj.bias",
-    "blocks.*.v.bias": "model.layers.*.self_attn.v_proj.bias",
-    "blocks.*.o.bias": "model.layers.*.self_attn.o_proj.bias",
-    "blocks.*.gate.bias": "model.layers.*.mlp.gate_proj.bias",
-    "blocks.*.up.bias": "model.layers.*.mlp.up_proj.bias",
-    "blocks.*.down.bias": "model.layers.*.mlp.down_proj.bias",
-}
 # Constants that old checkpoints carry; the configuration gives them.
 IGNORED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -60,14 +36,7 @@ class _Index:
 
 
 _DTYPES = ("BF16", "F16", "F32")
-_EMBED, _HEAD = HF_NAMES["embed"], HF_NAMES["lm_head"]
-
-
-def hf_name(path: str) -> str:
-    """The Hugging Face name of the parameter at a path such as `blocks.0.q.kernel`."""
-    number = re.search(r"\d+", path)
-    name = HF_NAMES[re.sub(r"\d+", "*", path)]
-    return name.replace("*", number.group()) if number else name
+_EMBED, _HEAD = hf_name("embed"), hf_name("lm_head")
 
 
 def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:
