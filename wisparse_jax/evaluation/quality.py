@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32
 
 from kernels_pallas.sparse_linear.reference import keep_mask
@@ -19,6 +20,7 @@ from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihood
 from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import data_size, mesh_of, on_host, spread
 from wisparse_jax.models.rules import Rules
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.apply import SparseLlama
@@ -149,9 +151,10 @@ def evaluate(
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: leaves nothing to score in windows of {length} tokens")
 
     params, config = model.params, model.config
+    mesh = mesh_of(params)
     dense: list[np.ndarray] = []
     sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans or {}}
-    for batch in _bar(_batches(ids), progress):
+    for batch in _bar(_batches(ids, mesh), progress):
         batch_ids, rows = batch
         nll, reference, cache = _dense(config, first, params, batch_ids)
         dense.append(_finite("dense", nll)[:rows])
@@ -172,7 +175,7 @@ def evaluate(
 
 def _finite(name: str, values: Array) -> np.ndarray:
     """What was measured, on the host; NaN and infinity are refused."""
-    found = np.asarray(values)
+    found = on_host(values)
     if not np.isfinite(found).all():
         raise WisparseError(f"{name}: the losses are not finite: the model's activations overflow on this text")
     return found
@@ -184,12 +187,16 @@ def _same_weights(one: Params, other: Params) -> bool:
     return len(one["blocks"]) == len(other["blocks"]) and all(a is b for a, b in pairs)
 
 
-def _batches(ids: Int32[np.ndarray, "windows length"]) -> list[tuple[Array, int]]:
-    """Windows in batches of one shape, the last filled up with its own last window, and how many rows are real."""
-    size = max(1, min(len(ids), TOKENS_AT_ONCE // ids.shape[1]))
+def _batches(ids: Int32[np.ndarray, "windows length"], mesh: Mesh | None = None) -> list[tuple[Array, int]]:
+    """Windows in batches of one shape, the last filled up with its own last window, and how many rows are real.
+
+    On a mesh every part of its data axis gets as many as a device would alone.
+    """
+    parts = data_size(mesh)
+    size = parts * max(1, min(-(-len(ids) // parts), TOKENS_AT_ONCE // ids.shape[1]))
     starts = range(0, len(ids), size)
     return [
-        (jnp.asarray(ids[np.minimum(np.arange(at, at + size), len(ids) - 1)]), min(size, len(ids) - at))
+        (spread(mesh, ids[np.minimum(np.arange(at, at + size), len(ids) - 1)]), min(size, len(ids) - at))
         for at in starts
     ]
 

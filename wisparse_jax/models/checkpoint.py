@@ -13,14 +13,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
-from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.parameters import param_shapes
+from wisparse_jax.models.fingerprint import digest, sample
+from wisparse_jax.models.mesh import param_shardings
+from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.weights import place, read_weights
 
@@ -111,19 +113,19 @@ def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]
 
 
 def read_params(
-    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True
+    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True, mesh: Mesh | None = None
 ) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a model folder of either format; see `weights.read_weights`.
 
     `verify` is for `read_checkpoint`: Hugging Face folders hold no digests.
     """
     if is_checkpoint(folder):
-        return read_checkpoint(folder, config, dtype, verify)
-    return read_weights(folder, config, dtype)
+        return read_checkpoint(folder, config, dtype, verify, mesh)
+    return read_weights(folder, config, dtype, mesh)
 
 
 def read_checkpoint(
-    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True
+    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True, mesh: Mesh | None = None
 ) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a folder that `convert` wrote; see `weights.read_weights`.
 
@@ -131,7 +133,9 @@ def read_checkpoint(
         folder: the folder.
         config: the architecture.
         dtype: of the parameters; None keeps each tensor's own.
-        verify: compare every tensor and file with its digest; some 0.1 s for every gigabyte.
+        verify: compare every tensor and file with its digest; some 0.1 s for every gigabyte. Of tensors that are spread
+            over several hosts, none of which sees them whole, only the fingerprint is compared.
+        mesh: the devices that the parameters are spread over; None is this host's first one.
 
     Raises:
         WeightsError: another version, or damaged: files, structure, values that are not finite or not those that
@@ -151,9 +155,11 @@ def read_checkpoint(
         _check_files(folder, manifest.files)
     values: dict[str, jax.Array] = {}
     samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
-    for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}):
+    shardings = None if mesh is None else flat(param_shardings(config, shapes, mesh))
+    for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}, shardings):
         where = f"{folder / WEIGHTS}: tensor {path}"
-        if verify and manifest.tensors[path].digest not in (None, _digest(stored)):
+        whole = stored.is_fully_addressable
+        if verify and whole and manifest.tensors[path].digest not in (None, _digest(stored)):
             raise WeightsError(f"{where} is not the one that was converted: its values have another digest")
         samples[path] = (stored.shape, sample(stored))
         # Integers and what they are multiplied with stay what they are.
@@ -205,8 +211,10 @@ def _save(folder: Path, params: dict[str, Any], out: str | Path) -> None:
         log.disabled = False
 
 
-def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, jax.Array]]:
-    """The stored arrays in their own dtypes, one by one."""
+def _restore(
+    folder: Path, tensors: dict[str, _Tensor], shardings: dict[str, Any] | None
+) -> Iterator[tuple[str, jax.Array]]:
+    """The stored arrays in their own dtypes, one by one; with shardings every device reads its own part."""
     import orbax.checkpoint as ocp
 
     if not folder.is_dir():
@@ -214,10 +222,11 @@ def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, j
     for path in folder.rglob("*"):
         if not path.is_dir():
             check_regular(path, WeightsError)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         # One call for each: of many reads at once, those behind the first failure go on to complain by themselves.
         for path, leaf in tensors.items():
+            sharding = first if shardings is None else shardings[path]
             item = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=sharding)}
             how = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.forward import logits
+from wisparse_jax.models.mesh import mesh_of, spread
 from wisparse_jax.models.parameters import Params, param_shapes, random_values
 from wisparse_jax.models.tokens import token_rows
 
@@ -87,8 +88,9 @@ class Llama(nnx.Module):
         """
         # Of a function that is being compiled no values are known.
         traced = isinstance(tokens, Tracer)
-        ids = tokens if traced else jnp.asarray(token_rows(tokens, self.config.vocab_size))
-        return logits(self.config, self.params, ids, start)
+        params = self.params
+        ids = tokens if traced else spread(mesh_of(params), token_rows(tokens, self.config.vocab_size))
+        return logits(self.config, params, ids, start)
 
 
 def _arrays(value: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from wisparse_jax.errors import ConfigError, WisparseError
 from wisparse_jax.files import read_json
@@ -16,6 +17,7 @@ from wisparse_jax.models.basis import Basis, fold, folded_config
 from wisparse_jax.models.checkpoint import read_params
 from wisparse_jax.models.config import LlamaConfig, read_config
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import make_mesh, place_on
 from wisparse_jax.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,8 +36,9 @@ def load(
     verify: bool = True,
     head: str | None = None,
     check: Callable[[str, int], None] | None = None,
+    mesh: str | Mapping[str, int] | Mesh | None = None,
 ) -> Llama:
-    """Load a model onto the default device.
+    """Load a model onto the default device, or spread over several.
 
     Args:
         name: a folder (in Hugging Face format, or written by `wisparse convert`), a hub id `org/name`, or `demo`.
@@ -47,29 +50,37 @@ def load(
         verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
         head: "int8" for the head in int8, one scale per token of the vocabulary; None keeps it as it is.
         check: called with the fingerprint and the number of blocks before anything is folded; raises to refuse.
+        mesh: the devices to spread it over, such as "data=2,model=4" or `jax.sharding.Mesh`, see `models.mesh`; every
+            device reads its own part of the weights.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
-        WisparseError: no such model, or an unknown dtype or kind of weights.
+        WisparseError: no such model, an unknown dtype or kind of weights, or a mesh that the model or the devices do
+            not fit.
     """
     check_kinds(dtype, weights, head)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = hub.resolve(name, ("config", "weights"))
     config = read_model_config(folder)
-    params, stored = read_params(folder, config, dtype, verify)
+    made = None if mesh is None else make_mesh(mesh, config, weights)
+    params, stored = read_params(folder, config, dtype, verify, made)
     if check is not None:
         check(stored, config.num_blocks)
     if basis is not None:
         config, params = folded_config(config), fold(config, params, basis, consume=True)
-    model = Llama.from_params(config, params)
+    model = Llama.from_params(config, params if made is None else place_on(made, config, params))
     model.fingerprint = stored
     model.basis_digest = None if basis is None else basis.digest()
     if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
 
-        return quantise(model, weights, head)
+        model = quantise(model, weights, head)
+        if made is not None:
+            placed = Llama.from_params(config, place_on(made, config, model.params))
+            placed.fingerprint, placed.basis_digest = model.fingerprint, model.basis_digest
+            return placed
     return model
 
 

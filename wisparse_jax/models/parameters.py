@@ -66,6 +66,12 @@ def hf_name(path: str) -> str:
     return name.replace("*", number.group()) if number else name
 
 
+def flat(params: Any) -> dict[str, Any]:
+    """The leaves of a parameter pytree by their path, such as `blocks.0.q.kernel`, in the order of `jax.tree`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 def axis_sizes(config: LlamaConfig) -> dict[str, int]:
     """The size of every logical axis."""
     return {

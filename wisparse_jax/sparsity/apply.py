@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64, Int
 
 from wisparse_jax.errors import PlanError, WisparseError
@@ -16,6 +19,7 @@ from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.forward import Params, logits
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import mesh_of, spread
 from wisparse_jax.models.rules import BlockRules, Rules, Thresholds, thresholds_of
 from wisparse_jax.sparsity.plan import SparsityPlan
 from wisparse_jax.sparsity.score import ChannelGains, block_rules, model_norms
@@ -61,7 +65,9 @@ class SparseLlama:
         start: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch length vocab"]:
         """Next-token logits, float32; `start[b]` is where row b begins in a left-padded batch (default 0)."""
-        return logits(self.config, self.params, jnp.asarray(tokens), start, self.rules)
+        mesh = None if isinstance(tokens, Tracer) else mesh_of(self.params)
+        ids = jnp.asarray(tokens) if mesh is None else spread(mesh, np.asarray(tokens))
+        return logits(self.config, self.params, ids, start, self.rules)
 
 
 def apply(model: Llama, plan: SparsityPlan) -> SparseLlama:
@@ -115,6 +121,7 @@ def load_sparse(
     dtype: str | None = None,
     weights: str | None = None,
     head: str | None = None,
+    mesh: str | Mapping[str, int] | Mesh | None = None,
 ) -> SparseLlama:
     """Load a model together with a plan: a basis is folded in tensor by tensor, before any rounding to integers.
 
@@ -122,4 +129,4 @@ def load_sparse(
     """
     from wisparse_jax.models.loading import load
 
-    return apply(load(name, dtype, weights, plan.basis, head=head, check=plan.check_model), plan)
+    return apply(load(name, dtype, weights, plan.basis, head=head, check=plan.check_model, mesh=mesh), plan)
