@@ -128,7 +128,7 @@ def token_stream(
         if at >= max_new_tokens or finished:
             return
         until = max_new_tokens if every is None else min(max_new_tokens, at + max(every, tokens_together()))
-        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen, mesh)
 
 
 def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[Int32[np.ndarray, " _"]]:
