@@ -20,6 +20,7 @@ from wisparse_jax.commands.calibrate import Calibrate
 from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
+from wisparse_jax.commands.devices import Devices
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
@@ -29,6 +30,7 @@ from wisparse_jax.commands.presets import Presets
 from wisparse_jax.commands.report import Report
 from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.processes import part
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -94,8 +96,13 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
             _check_words(given)
             program = tyro.cli(Program, args=given, prog="wisparse")
         use_compilation_cache(program.compilation_cache)
+        several = isinstance(program.command, Devices)
+        if several:
+            program.command.start()
         _check_environment(program.command)
         program.command.run()
+        if several:
+            part()
         if sys.stdout is not None:
             sys.stdout.flush()
     except WisparseError as error:

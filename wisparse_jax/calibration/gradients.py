@@ -25,6 +25,7 @@ from wisparse_jax.calibration.statistics import GROUP_OF
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm
 from wisparse_jax.models.keys import random_key
+from wisparse_jax.models.mesh import on_host
 from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -159,7 +160,7 @@ def layer_costs(
         gains = calibration.gains[b]
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, taus)]
         sums[b] = sums[b] + _level_costs(made, gains, *table)
-    costs = np.stack([np.asarray(one, np.float64) for one in sums]) / count
+    costs = np.stack([on_host(one).astype(np.float64) for one in sums]) / count
     return np.maximum.accumulate(costs, axis=2)
 
 

@@ -19,6 +19,7 @@ from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.statistics import spaced_tokens, tau_between
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Params, after_attention, layout, rms_norm, self_attention
+from wisparse_jax.models.mesh import on_host
 from wisparse_jax.models.rules import BlockRules, ChannelRule
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -48,7 +49,7 @@ def sparse_thresholds(
         x, tau, share = _sparse_block(config, config.windows[b], first, *arguments)
         taus.append(tau)
         realised.append(share)
-    return Thresholds(*(np.stack([np.asarray(row, np.float64) for row in rows]) for rows in (taus, realised)))
+    return Thresholds(*(np.stack([on_host(row).astype(np.float64) for row in rows]) for rows in (taus, realised)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.devices import Devices
 from wisparse_jax.errors import PlanError, WisparseError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrate:
+class Calibrate(Devices):
     """Search a sparsity plan for a model."""
 
     model: Positional[str]
@@ -40,13 +41,18 @@ class Calibrate:
 
     def run(self) -> None:
         """Search and save the plan."""
+        import jax
+
         from wisparse_jax.arguments import check_seed
         from wisparse_jax.calibration import read_settings
         from wisparse_jax.evaluation import text_windows
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.inference import check_variety, sample_windows
-        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.models import hub
+        from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+        from wisparse_jax.models.mesh import make_mesh
         from wisparse_jax.presets import settings_file
+        from wisparse_jax.processes import is_first
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.pipeline import check_sparsity, resolve
@@ -77,19 +83,26 @@ class Calibrate:
         tokens = settings.tokens if self.tokens is None else self.tokens
         if self.text != "self" and not Path(self.text).is_file():
             raise WisparseError(f"{self.text}: no such file")
-        model = load(self.model)
+        mesh = None
+        if self.mesh is not None:
+            mesh = make_mesh(self.mesh, read_model_config(hub.resolve(self.model, ("config",))))
+        model, first = load(self.model, mesh=mesh), is_first()
         window = min(settings.window, model.config.context)
         if self.text == "self":
-            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
+            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=first)
         else:
             windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
         check_variety(windows, model.config.vocab_size)
         source = self.text if self.text == "self" else Path(self.text).name
-        how = {"progress": True, "text": source, "state": self.out.with_name(f".{self.out.name}.search")}
+        # What one process reads from a state and others compute would leave them waiting for each other.
+        state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
+        how = {"progress": first, "text": source, "state": state}
         if self.max_kl is None:
             plans = calibrate_targets(model, windows, sparsities, self.method, self.seed, settings, **how)
         else:
             plans = [calibrate_to_divergence(model, windows, self.max_kl, self.method, self.seed, settings, **how)]
+        if not first:
+            return
         show = console()
         for plan, place in zip(plans, places, strict=True):
             written = _save(plan, place)

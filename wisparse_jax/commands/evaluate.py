@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.devices import Devices
+
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Devices):
     """Measure perplexity, KL(dense || sparse) and realised sparsity on a text, or the scores of tasks."""
 
     model: Positional[str]
@@ -45,11 +47,15 @@ class Evaluate:
         from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.llama import Llama
         from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
+        from wisparse_jax.models.mesh import make_mesh
+        from wisparse_jax.processes import is_first
         from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
 
         # Everything that can be refused is refused before the model is loaded.
         if (self.text is None) == (self.tasks is None):
             raise WisparseError("expected either --text FILE or --tasks NAMES")
+        if self.tasks is not None and self.mesh is not None:
+            raise WisparseError("mesh: expected --text, as --tasks runs on one device")
         check_seed(self.seed)
         check_share(self.sparse_prefill, "sparse-prefill")
         check_kinds(weights=self.weights)
@@ -63,24 +69,25 @@ class Evaluate:
         window = min(config.context, 2048) if self.window is None else self.window
         if check_count(window, "window, in tokens", least=2) > config.context:
             raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")
+        mesh = None if self.mesh is None else make_mesh(self.mesh, config, self.weights)
         windows = None
         if self.text != "self":
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
-        model = load(self.model, check=None if plan is None else plan.check_model)
+        model = load(self.model, check=None if plan is None else plan.check_model, mesh=mesh)
         rounded = [kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None]
         basis = None if plan is None or not rounded else plan.basis
-        measured = load(self.model, weights=self.weights, basis=basis, head=self.head) if rounded else model
+        measured = load(self.model, weights=self.weights, basis=basis, head=self.head, mesh=mesh) if rounded else model
         sparse = None if plan is None else apply(measured, plan)
         if windows is None:
             tokens = 16_384 if self.tokens is None else self.tokens
-            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
+            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=is_first())
         plans: dict[str, Llama | SparseLlama] = {}
         if rounded:
             plans[f"dense {', '.join(rounded)}"] = measured
         if plan is not None and sparse is not None:
             plans[plan.method] = sparse
-        result = evaluate(model, windows, plans, self.sparse_prefill, progress=True)
+        result = evaluate(model, windows, plans, self.sparse_prefill, progress=is_first())
         if self.json:
             settings = {"model": self.model, "text": self.text, "plan": None if self.plan is None else str(self.plan)}
             settings |= {"weights": self.weights, "head": self.head}

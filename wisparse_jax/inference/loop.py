@@ -85,6 +85,7 @@ def decode_implementation(
     rules: Rules | None,
     batch: int,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> str:
     """What `decode` runs.
 
@@ -98,21 +99,22 @@ def decode_implementation(
         batch: sequences.
         implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
             Mosaic kernel if it can run the model. On a mesh it never can, and sequences are those of a device.
+        mesh: that the weights will lie on, before there are any.
 
     Raises:
         WisparseError: the named one cannot run: the reason is in the message.
     """
-    try:
-        chosen = choose_kernels(implementation, offered=("triton", "mosaic", "xla"))
-    except ValueError as error:
-        raise WisparseError(str(error)) from None
-    mesh = mesh_of(params)
-    batch = -(-batch // data_size(mesh))
+    mesh = mesh_of(params) if mesh is None else mesh
     if mesh is not None and implementation == "mosaic":
         raise WisparseError(
             "implementation = 'mosaic' runs whole blocks in one launch, which a mesh cannot split: expected triton "
             "or xla"
         )
+    batch = -(-batch // data_size(mesh))
+    try:
+        chosen = choose_kernels(implementation, offered=("triton", "mosaic", "xla"))
+    except ValueError as error:
+        raise WisparseError(str(error)) from None
     if implementation in ("triton", "mosaic"):
         if rules is None and implementation == "triton":
             raise WisparseError("implementation = 'triton' runs sparse models only; this one is dense")

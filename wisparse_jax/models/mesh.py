@@ -6,6 +6,7 @@ The weights of heads, of the MLP's features and of the vocabulary are split over
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ def make_mesh(
         missing = [axis for axis in (DATA, MODEL) if axis not in mesh.shape]
         devices = mesh.devices.reshape(*mesh.devices.shape, *(1,) * len(missing))
         order = [*mesh.axis_names, *missing]
-        made = Mesh(devices.transpose([order.index(axis) for axis in (DATA, MODEL)]), (DATA, MODEL))
+        devices = devices.transpose([order.index(axis) for axis in (DATA, MODEL)])
+        made = Mesh(devices, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
     else:
         sizes = _parsed(mesh) if isinstance(mesh, str) else dict(mesh)
         _check_axes(sizes)
@@ -130,6 +132,12 @@ def param_shardings(config: LlamaConfig, params: Params, mesh: Mesh) -> Params:
     """The sharding of each parameter, or of its shape."""
     specs = param_specs(config, params, mesh.shape[MODEL])
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def part_of(config: LlamaConfig, size: int) -> LlamaConfig:
+    """The sizes of one device's part of a model that is split over a model axis of some size."""
+    heads, kv_heads, features = config.num_heads // size, config.num_kv_heads // size, config.intermediate_size // size
+    return dataclasses.replace(config, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=features)
 
 
 def place_on(mesh: Mesh, config: LlamaConfig, params: Params) -> Params:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.decode import SUMMED, GroupThresholds, kernel_token_logits
 from wisparse_jax.models.forward import Cache, Params
-from wisparse_jax.models.mesh import DATA, MODEL, param_specs
+from wisparse_jax.models.mesh import DATA, MODEL, param_specs, part_of
 
 
 def mesh_token_logits(
@@ -39,12 +38,7 @@ def mesh_token_logits(
     if implementation == "mosaic":
         raise ValueError("implementation = 'mosaic' runs whole blocks in one launch, which a mesh cannot split")
     size = mesh.shape[MODEL]
-    part = dataclasses.replace(
-        config,
-        num_heads=config.num_heads // size,
-        num_kv_heads=config.num_kv_heads // size,
-        intermediate_size=config.intermediate_size // size,
-    )
+    part = part_of(config, size)
 
     def step(
         params: Params, tokens: Array, start: Array, cache: Cache, limits: Any, slot: Array

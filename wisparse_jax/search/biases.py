@@ -21,6 +21,7 @@ from wisparse_jax.calibration.sparse_run import Biases
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
+from wisparse_jax.models.mesh import on_host
 from wisparse_jax.models.rules import Rules
 from wisparse_jax.sparsity.apply import with_biases
 
@@ -99,7 +100,7 @@ def _mean_divergence(calibration: Calibration, rules: Rules, biases: Biases, bat
         values = _divergence(
             config, first, calibration.params, rules, biases, jnp.asarray(rows), *_windows(calibration)
         )
-        sums += float(np.sum(np.asarray(values, np.float64)[: count - at]))
+        sums += float(np.sum(on_host(values).astype(np.float64)[: count - at]))
     return sums / count
 
 
