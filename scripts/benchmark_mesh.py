@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -88,7 +89,9 @@ def main() -> None:
     print(f"prepared in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     results = {run.name: measured(args, run, *programs[run.name]) for run in runs}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    title = f"{args.shape}, {args.dtype}, weights {args.weights}, {args.sparsity:.0%}, context {args.context}, {device}"
+    flags = f", {os.environ['XLA_FLAGS']}" if "XLA_FLAGS" in os.environ else ""
+    what = f"{args.shape}, {args.dtype}, weights {args.weights}, {args.sparsity:.0%}, context {args.context}"
+    title = f"{what}, {device}{flags}"
     rows = [{"run": name, **result.row} for name, result in results.items()]
     print(json.dumps({"title": title, "runs": rows, "checks": checks(args, results)}) if args.json else title)
     if not args.json:
