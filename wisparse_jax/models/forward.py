@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas import sparse_linear
 from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
@@ -179,10 +178,7 @@ def _linear(params: Params, rules: BlockRules | None, record: dict[str, Any] | N
         record[name] = inputs
     layer, rule = params[name], None if rules is None else rules[name]
     weight = Weight.of(layer)
-    if rule is None or rule.thresholds is None:
-        out = dot(inputs, weight)
-    else:
-        out = sparse_linear(inputs, weight, rule.thresholds, implementation="xla")
+    out = dot(inputs, weight) if rule is None else rule.product(inputs, weight)
     if "bias" in layer:
         out = out + layer["bias"]
     return out if rule is None or rule.bias is None else out + rule.bias.astype(out.dtype)
@@ -223,6 +219,11 @@ def hidden_states(
             )
         new.append(kept)
     return rms_norm(x, params["norm"], config.norm_eps), new
+
+
+def top_params(params: Params) -> Params:
+    """What is no block's, which a program of the last norm and the head takes."""
+    return {name: params[name] for name in ("norm", "lm_head", "embed") if name in params}
 
 
 def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from kernels_pallas import sparse_linear
+from kernels_pallas.sparse_linear.reference import dot
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LAYERS
 
 
@@ -17,6 +20,12 @@ class ChannelRule(NamedTuple):
 
     thresholds: Float[Array, " in_channels"] | None
     bias: Float[Array, "*tokens out"] | None = None
+
+    def product(self, inputs: Float[Array, "*batch in_channels"], weight: Weight) -> Float[Array, "*batch out"]:
+        """What the kept channels add up to, without any bias."""
+        if self.thresholds is None:
+            return dot(inputs, weight)
+        return sparse_linear(inputs, weight, self.thresholds, implementation="xla")
 
 
 # One block's rules by layer name; a model's: one such dict per block.
