@@ -37,7 +37,7 @@ absolute_steps: 2
 skipped_steps: 2
 heads_steps: 0
 gradient_tokens: 64
-bias_steps: 2
+training_steps: 2
 """
 SEARCH = ".out.search"  # where calibrate goes on from, on purpose
 COMMANDS = {

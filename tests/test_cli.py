@@ -21,8 +21,8 @@ absolute_steps: 2
 skipped_steps: 2
 heads_steps: 2
 gradient_tokens: 64
-bias_steps: 2
-bias_every: 1
+training_steps: 2
+training_every: 1
 """
 PROSE = (
     "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "

@@ -38,14 +38,25 @@ def sparse_thresholds(
     exponents: Float64[np.ndarray, "blocks 7"],
     sparsities: Float64[np.ndarray, "blocks 7"],
     biases: Biases | None = None,
+    more: Calibration | None = None,
 ) -> Thresholds:
-    """The thresholds that realise the sparsities on the calibration text, layer after layer."""
+    """The thresholds that realise the sparsities on the calibration text, layer after layer.
+
+    Args:
+        calibration: the dense run, with the gains of the score.
+        exponents: of every layer.
+        sparsities: of every layer.
+        biases: that the sparse model adds.
+        more: the same model's run on further windows of the text.
+    """
     config, first = calibration.config, calibration.dense_positions
-    x, taus, realised = calibration.inputs[0], [], []
+    runs = [calibration] if more is None else [calibration, more]
+    x, taus, realised = jnp.concatenate([run.inputs[0] for run in runs]), [], []
     for b, weights in enumerate(calibration.params["blocks"]):
+        cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(run.caches[b] for run in runs))
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, sparsities)]
         own = None if biases is None else biases[b]
-        arguments = weights, x, calibration.caches[b], calibration.gains[b], *table, own
+        arguments = weights, x, cache, calibration.gains[b], *table, own
         x, tau, share = _sparse_block(config, config.windows[b], first, *arguments)
         taus.append(tau)
         realised.append(share)

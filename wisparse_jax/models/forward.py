@@ -20,7 +20,7 @@ from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.rules import BlockRules, Rules
+from wisparse_jax.models.rules import LayerRules, Rules
 
 Params = dict[str, Any]
 
@@ -104,7 +104,7 @@ def block(
     x: Float[Array, "batch length hidden"],
     where: Layout,
     cache: BlockCache | None = None,
-    rules: BlockRules | None = None,
+    rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
     """One decoder block.
@@ -132,7 +132,7 @@ def self_attention(
     x: Float[Array, "batch length hidden"],
     where: Layout,
     cache: BlockCache | None = None,
-    rules: BlockRules | None = None,
+    rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length features"], BlockCache]:
     """What attention hands to the o projection, and the cache; see `block` for the arguments."""
@@ -160,7 +160,7 @@ def after_attention(
     params: Params,
     x: Float[Array, "batch length hidden"],
     attention: Float[Array, "batch length features"],
-    rules: BlockRules | None = None,
+    rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> Float[Array, "batch length hidden"]:
     """The rest of a block, from the o projection on; see `block` for the arguments."""
@@ -172,7 +172,7 @@ def after_attention(
         return x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
 
 
-def _linear(params: Params, rules: BlockRules | None, record: dict[str, Any] | None, name: str, inputs: Array) -> Array:
+def _linear(params: Params, rules: LayerRules | None, record: dict[str, Any] | None, name: str, inputs: Array) -> Array:
     """One linear layer of a block, dense or by its rule."""
     if record is not None:
         record[name] = inputs
@@ -192,22 +192,19 @@ def hidden_states(
     cache: Cache | None = None,
     rules: Rules | None = None,
     records: list[dict[str, Any]] | None = None,
-    rematerialise: bool = False,
 ) -> tuple[Float[Array, "batch length hidden"], Cache]:
     """The final normed hidden states, and the cache; see `block` for the arguments.
 
-    `records`, if given, receives one `record` of linear inputs per block. `rematerialise` computes every block once
-    more in a backward pass, which then keeps the blocks' inputs alone; it takes no records.
+    `records`, if given, receives one `record` of linear inputs per block.
     """
     x = params["embed"][tokens]
-    run = jax.checkpoint(block, static_argnums=(0, 1)) if rematerialise else block
     new = []
     for i, weights in enumerate(params["blocks"]):
         record = None
         if records is not None:
             records.append(record := {})
         with jax.named_scope(f"block_{i}"):
-            x, kept = run(
+            x, kept = block(
                 config,
                 config.windows[i],
                 weights,

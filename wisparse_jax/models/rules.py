@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -10,6 +11,20 @@ from kernels_pallas import sparse_linear
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LAYERS
+
+
+@runtime_checkable
+class LayerRule(Protocol):
+    """What a block's arithmetic asks of a layer's rule; the searches have rules of their own."""
+
+    @property
+    def bias(self) -> Array | None:
+        """Added to the layer's output, or None."""
+        ...
+
+    def product(self, inputs: Array, weight: Weight) -> Array:
+        """What the kept channels add up to, without any bias."""
+        ...
 
 
 class ChannelRule(NamedTuple):
@@ -28,6 +43,8 @@ class ChannelRule(NamedTuple):
         return sparse_linear(inputs, weight, self.thresholds, implementation="xla")
 
 
+# One block's by layer name, of any kind.
+LayerRules = Mapping[str, LayerRule]
 # One block's rules by layer name; a model's: one such dict per block.
 BlockRules = dict[str, ChannelRule]
 Rules = list[BlockRules]
