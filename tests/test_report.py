@@ -109,3 +109,22 @@ def test_the_command_draws_plans_of_any_format(repository, tmp_path, capsys):
 def test_no_plans_are_refused(tmp_path):
     with pytest.raises(WisparseError, match="expected at least one plan"):
         write_report({}, tmp_path / "report")
+
+
+def test_a_plan_is_shown_on_one_screen(repository, tmp_path, capsys):
+    plan = a_plan(blocks=12, calibration={"text": "self", "tokens": 8192, "window": 512})
+    plan.save(tmp_path / "new")
+    main(["show", str(tmp_path / "new")])
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 40 and max(map(len, out.splitlines())) <= 120
+    order, blocks = plan.block_sparsities.argsort(), plan.block_sparsities
+    assert f"least sparse blocks: {order[0]} ({blocks[order[0]]:.3f}), {order[1]} (" in out
+    assert f"most sparse blocks: {order[-1]} ({blocks[order[-1]]:.3f}), {order[-2]} (" in out
+    words = re.sub(r"[^\w.,]+", " ", out)
+    assert "wisparse plan target 0.5000, realised 0.5000" in words and "self 8,192 tokens in windows of 512" in words
+    assert " ".join(f"{value:.3f}" for value in plan.sparsities.mean(axis=0)) + " 0.5000" in words
+    assert "uniform 15.50 0.2345 0.5001" in words and "wisparse 13.50 0.1234 0.5012" in words
+    assert "time 22 s statistics 1.5, budgets 20.0" in words and "note a search on 7 positions" in words
+    main(["show", str(repository / "tests" / "fixtures" / "format-1" / "plan")])
+    out = capsys.readouterr().out
+    assert "wisparse plan: target 0.5000" in out and "realised" not in out.split("by layer")[1]

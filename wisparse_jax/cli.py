@@ -27,6 +27,7 @@ from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
 from wisparse_jax.commands.presets import Presets
 from wisparse_jax.commands.report import Report
+from wisparse_jax.commands.show import Show
 from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
 
@@ -39,10 +40,23 @@ Command = (
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Presets, subcommand("presets")]
+    | Annotated[Show, subcommand("show")]
     | Annotated[Report, subcommand("report")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
-NAMES = ("demo", "calibrate", "evaluate", "generate", "chat", "convert", "methods", "presets", "report", LM_EVAL)
+NAMES = (
+    "demo",
+    "calibrate",
+    "evaluate",
+    "generate",
+    "chat",
+    "convert",
+    "methods",
+    "presets",
+    "show",
+    "report",
+    LM_EVAL,
+)
 REPEATED = ("--stop",)
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "

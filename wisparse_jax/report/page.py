@@ -7,8 +7,6 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.report.figures import Plans, draw, drawable
@@ -60,7 +58,7 @@ def render(plans: Plans, figures: list[dict[str, Any]], title: str) -> str:
 
 
 def _row(name: str, plan: SparsityPlan) -> dict[str, str]:
-    blocks = plan.sparsities @ (np.asarray(plan.layer_weights, np.float64) / sum(plan.layer_weights))
+    blocks = plan.block_sparsities
     return {
         "name": name,
         "method": plan.method,

@@ -58,6 +58,20 @@ def plan_table(plan: SparsityPlan) -> Table:
     return table
 
 
+def budget_table(plan: SparsityPlan) -> Table:
+    """Mean sparsity, realised sparsity and exponent of each of a block's layers, over the blocks."""
+    table = Table(title="by layer, mean over blocks")
+    for column in ("", *LAYERS, "all"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    rows = [("sparsity", plan.sparsities, plan.mean_sparsity)]
+    if plan.realised is not None:
+        rows.append(("realised", plan.realised, plan.mean_realised))
+    for name, values, mean in rows:
+        table.add_row(name, *(f"{value:.3f}" for value in values.mean(axis=0)), f"{mean:.4f}")
+    table.add_row("exponent", *(f"{value:.3g}" for value in plan.exponents.mean(axis=0)), "")
+    return table
+
+
 def timing_table(timings: Mapping[str, Mapping[str, float]]) -> Table:
     """Seconds that each stage of each method took."""
     table = Table(title="seconds per stage")

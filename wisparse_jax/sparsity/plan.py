@@ -64,6 +64,12 @@ class SparsityPlan:
         """The same mean of what the thresholds skip on the calibration text, as far as the plan knows."""
         return self._mean(self.sparsities if self.realised is None else self.realised)
 
+    @property
+    def block_sparsities(self) -> Float64[np.ndarray, " blocks"]:
+        """Each block's mean over its layers, weighted by parameter count."""
+        weights = np.asarray(self.layer_weights, np.float64)
+        return self.sparsities @ (weights / weights.sum())
+
     def _mean(self, table: Float64[np.ndarray, "blocks 7"]) -> float:
         weights = np.asarray(self.layer_weights, np.float64)
         return float((table @ (weights / weights.sum())).mean())
