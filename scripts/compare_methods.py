@@ -33,10 +33,8 @@ from tyro.conf import Positional
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.models.basis import fold, folded_config
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.llama import Llama
-from wisparse_jax.sparsity import SparseLlama, SparsityPlan
+from wisparse_jax.sparsity import SparsityPlan
 
 EVALUATION_SEED = 1000  # of sampled text, the same for every calibration seed
 
@@ -114,7 +112,7 @@ class Comparison:
                 print(f"  {note}", file=sys.stderr)
             plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
         self._record_layers(text, seed, plans)
-        sparse = self._sparse(plans)
+        sparse = ws.apply_plans(self.model, {_key(*which): plan for which, plan in plans.items()})
         task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
         rows = []
         for evaluated, ids in self.held_out.items():
@@ -148,20 +146,6 @@ class Comparison:
         self.rows += rows
         _append(self.args.out / "comparison.csv", COLUMNS, rows)
 
-    def _sparse(self, plans: dict[tuple[str, float], SparsityPlan]) -> dict[str, SparseLlama]:
-        """The models of all plans; plans of one basis share one folded copy of the weights."""
-        folded: dict[str, Llama] = {}
-        out = {}
-        for (name, target), plan in plans.items():
-            model = self.model
-            if plan.basis is not None:
-                digest = plan.basis.digest()
-                if digest not in folded:
-                    folded[digest] = _folded(self.model, plan)
-                model = folded[digest]
-            out[_key(name, target)] = ws.apply(model, plan)
-        return out
-
     def _record_layers(self, text: str, seed: int, plans: dict[tuple[str, float], SparsityPlan]) -> None:
         rows = []
         for (name, target), plan in plans.items():
@@ -175,13 +159,6 @@ class Comparison:
 
 def _key(name: str, target: float) -> str:
     return f"{name} {target:g}"
-
-
-def _folded(model: Llama, plan: SparsityPlan) -> Llama:
-    assert plan.basis is not None
-    made = Llama.from_params(folded_config(model.config), fold(model.config, model.params, plan.basis))
-    made.fingerprint, made.basis_digest = plan.fingerprint, plan.basis.digest()
-    return made
 
 
 def _append(file: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

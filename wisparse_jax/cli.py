@@ -57,7 +57,7 @@ NAMES = (
     "report",
     LM_EVAL,
 )
-REPEATED = ("--stop",)
+REPEATED = {"generate": "--stop", "evaluate": "--plan"}
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
     "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
@@ -138,7 +138,8 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"there is no command {args[0]!r}: {hint}")
     options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
     counts = Counter(option[1].replace("_", "-") for option in options if option)
-    if twice := [name for name, count in counts.items() if count > 1 and name not in REPEATED]:
+    command = next((word for word in args if word in NAMES), "")
+    if twice := [name for name, count in counts.items() if count > 1 and name != REPEATED.get(command)]:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
 
 

@@ -45,8 +45,9 @@ def _lines(plan: SparsityPlan) -> Iterator[str]:
     """What it is, in words."""
     made = f"wisparse_jax {plan.version or 'of an unknown version'}, seed {plan.seed}"
     yield f"{plan.method} plan: target {plan.target:.4f}, realised {plan.mean_realised:.4f}"
-    yield f"for the model {plan.fingerprint[:16]} of {len(plan.sparsities)} blocks; made by {made}"
     found = plan.calibration
+    model = f"{found['model']} ({plan.fingerprint[:16]})" if found.get("model") else plan.fingerprint[:16]
+    yield f"for the model {model} of {len(plan.sparsities)} blocks; made by {made}"
     if "tokens" in found:
         windows = f" in windows of {found['window']}" if "window" in found else ""
         yield f"calibrated on {found.get('text', 'unknown text')}: {found['tokens']:,} tokens{windows}"

@@ -47,14 +47,12 @@ def layer_table(score: SparseScore) -> Table:
 def plan_table(plan: SparsityPlan) -> Table:
     """What a plan costs on its held-out windows, beside the plans that it was compared with and the dense model."""
     held = plan.held_out
-    table = Table(title=f"{plan.method}, {plan.target:.0%} sparse, on {held['windows']} held-out windows")
+    table = Table(title=f"{plan.method}, {plan.target:.0%} sparse, on {held.get('windows')} held-out windows")
     for column in ("", "perplexity", "KL, nats/token", "realised sparsity"):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("dense", f"{held['dense_perplexity']:.2f}", "0", "0")
-    for name, found in held.items():
-        if isinstance(found, dict):
-            title = plan.method if name == "plan" else name
-            table.add_row(title, f"{found['perplexity']:.2f}", f"{found['kl']:.4f}", f"{found['sparsity']:.4f}")
+    table.add_row("dense", f"{held['dense_perplexity']:.2f}" if held.get("dense_perplexity") else "-", "0", "0")
+    for name, *figures in plan.held_out_rows():
+        table.add_row(plan.method if name == "plan" else name, *figures)
     return table
 
 

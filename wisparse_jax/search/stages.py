@@ -186,7 +186,7 @@ class Search:
             basis=calibration.basis,
             gains=calibration.gains if self.method.gains == "gradients" else None,
             biases=biases,
-            calibration={**calibration.record, "held_out_windows": len(self.judge.windows)},
+            calibration={"model": self.model.name, **calibration.record, "held_out_windows": len(self.judge.windows)},
             settings=dataclasses.asdict(self.settings),
             version=__version__,
         )

@@ -68,21 +68,28 @@ class _File:
     tensors: str | None = None  # sha256 of the file of tensors
 
 
-def write_plan(plan: SparsityPlan, path: Path) -> None:
-    """Write a plan as a new folder, whole or not at all; see `SparsityPlan.save`."""
+def plan_files(plan: SparsityPlan) -> dict[str, bytes]:
+    """The files of a plan's folder by name; see `SparsityPlan.save`."""
     from safetensors.numpy import save
 
     check_numbers(plan)
-    tensors = _tensors(plan)
+    files: dict[str, bytes] = {}
+    digest = None
+    if tensors := _tensors(plan):
+        files[TENSORS_FILE] = save(tensors)
+        digest = hashlib.sha256(files[TENSORS_FILE]).hexdigest()
+    files[PLAN_FILE] = _text(_as_json(plan, digest)).encode()
+    if plan.history:
+        files[HISTORY_FILE] = _text(_short(plan.history)).encode()
+    return files
+
+
+def write_plan(plan: SparsityPlan, path: Path) -> None:
+    """Write a plan as a new folder, whole or not at all; see `SparsityPlan.save`."""
+    files = plan_files(plan)
     with new_folder(path, PlanError) as folder:
-        digest = None
-        if tensors:
-            data = save(tensors)
-            digest = hashlib.sha256(data).hexdigest()
-            (folder / TENSORS_FILE).write_bytes(data)
-        (folder / PLAN_FILE).write_text(_text(_as_json(plan, digest)), encoding="utf-8")
-        if plan.history:
-            (folder / HISTORY_FILE).write_text(_text(_short(plan.history)), encoding="utf-8")
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
 
 
 def read_plan(path: Path) -> SparsityPlan:
