@@ -173,6 +173,17 @@ BAD = {
     "several plans on tasks": ("evaluate demo --tasks a --plan {f}/plan --plan {f}/empty", "expected at most one with"),
     "plan of another model": ("convert {f}/none {f}/new --plan {f}/none", "none: expected a plan folder"),
     "a type of numbers": ("convert demo {f}/new --dtype float16", "dtype = 'float16': expected float32 or bfloat16"),
+    "a method twice": (
+        "sweep demo --out {f}/new --methods teal teal",
+        "methods = teal teal: expected at least one, and",
+    ),
+    "a method of a sweep": ("sweep demo --out {f}/new --methods magic", "expected one of wisparse-plus"),
+    "a sweep over a folder": ("sweep demo --out {f}/empty", "empty: exists already"),
+    "one text for both": (
+        "sweep demo --out {f}/new --text {f}/text.txt --evaluate {f}/text.txt",
+        "expected another text to measure on than to calibrate on",
+    ),
+    "no text of a sweep": ("sweep demo --out {f}/new --evaluate {f}/none.txt", "none.txt: no such file"),
     "an option twice, spelled otherwise": ("generate demo --top-k 3 --top_k 4 --prompt a", "--top-k is given 2 times"),
     "negative seed of a search": (
         "calibrate demo --out {f}/new --seed -1",

@@ -28,6 +28,7 @@ from wisparse_jax.commands.methods import Methods
 from wisparse_jax.commands.presets import Presets
 from wisparse_jax.commands.report import Report
 from wisparse_jax.commands.show import Show
+from wisparse_jax.commands.sweep import Sweep
 from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
 
@@ -35,6 +36,7 @@ Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
@@ -48,6 +50,7 @@ NAMES = (
     "demo",
     "calibrate",
     "evaluate",
+    "sweep",
     "generate",
     "chat",
     "convert",
@@ -149,7 +152,7 @@ def _check_environment(command: object) -> None:
     Raises:
         WisparseError: with the variable and its value.
     """
-    searches = isinstance(command, Calibrate | Demo)
+    searches = isinstance(command, Calibrate | Demo | Sweep)
     for names, refused, reason in _JAX_SETTINGS:
         for name in names.split():
             value = os.environ.get(name, "")

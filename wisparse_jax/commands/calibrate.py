@@ -42,10 +42,9 @@ class Calibrate:
         """Search and save the plan."""
         from wisparse_jax.arguments import check_seed
         from wisparse_jax.calibration import read_settings
-        from wisparse_jax.evaluation import text_windows
+        from wisparse_jax.commands.texts import check_text, read_windows, short_name
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.inference import check_variety, sample_windows
-        from wisparse_jax.models.loading import load, load_tokenizer
+        from wisparse_jax.models.loading import load
         from wisparse_jax.presets import settings_file
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
@@ -75,17 +74,10 @@ class Calibrate:
         if self.tokens is not None and self.tokens < 1:
             raise WisparseError(f"tokens = {self.tokens}: expected 1 or above")
         tokens = settings.tokens if self.tokens is None else self.tokens
-        if self.text != "self" and not Path(self.text).is_file():
-            raise WisparseError(f"{self.text}: no such file")
+        check_text(self.text)
         model = load(self.model)
-        window = min(settings.window, model.config.context)
-        if self.text == "self":
-            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=True)
-        else:
-            windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
-        check_variety(windows, model.config.vocab_size)
-        source = self.text if self.text == "self" else Path(self.text).name
-        how = {"progress": True, "text": source, "state": self.out.with_name(f".{self.out.name}.search")}
+        windows = read_windows(self.model, model, self.text, settings.window, tokens, self.seed)
+        how = {"progress": True, "text": short_name(self.text), "state": self.out.with_name(f".{self.out.name}.search")}
         if self.max_kl is None:
             plans = calibrate_targets(model, windows, sparsities, self.method, self.seed, settings, **how)
         else:

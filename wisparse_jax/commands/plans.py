@@ -22,13 +22,14 @@ def named_plans(places: Sequence[str]) -> dict[str, SparsityPlan]:
     from wisparse_jax.sparsity import SparsityPlan
 
     plans: dict[str, SparsityPlan] = {}
+    seen = set()
     for place in places:
-        path = Path(place)
-        name = path.resolve().name if path.name != "plan.json" else path.resolve().parent.name
-        name = place if name in plans or not path.exists() else name
-        if name in plans:
+        path = Path(place).resolve()
+        path = path.parent if path.name == "plan.json" else path
+        if path in seen:
             raise WisparseError(f"{place}: named twice")
-        plans[name] = SparsityPlan.load(place)
+        seen.add(path)
+        plans[place if path.name in plans or not path.exists() else path.name] = SparsityPlan.load(place)
     return plans
 
 
