@@ -13,6 +13,7 @@ from wisparse_jax.report.figures import drawable
 from wisparse_jax.report.page import write_report
 from wisparse_jax.sparsity import SparsityPlan
 
+DRAWN = ("budgets", "exponents", "divergence", "predicted", "convergence", "stages")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,7 +40,10 @@ def a_plan(seed=0, blocks=4, **changes):
         "seed": 0,
         "held_out": held_out,
         "timings": {"statistics": 1.5, "budgets": 20.0},
-        "history": {"budgets 0.5": {"best": [0.3, 0.2, 0.15, 0.14]}, "notes": ["a search on 7 positions"]},
+        "history": {
+            "budgets 0.5": {"best": [0.3, 0.2, 0.15, 0.14], "predicted": 0.11},
+            "notes": ["a search on 7 positions"],
+        },
         "calibration": {"text": "self"},
     }
     return SparsityPlan(**fields | changes)
@@ -50,10 +54,10 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     text = page.read_text()
     assert page == tmp_path / "report" / "index.html" and "<h1>Two plans</h1>" in text
     sources = re.findall(r'(?:src|srcset|href)="([^"]*)"', text)
-    assert len(sources) == 2 * 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 2 * 6 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub(r'"data:[^"]*"', "", text) and "<script" not in text
     names = {file.name for file in page.parent.iterdir()} - {"index.html"}
-    assert names == {f"{n}.png" for n in ("budgets", "exponents", "divergence", "convergence", "stages")}
+    assert names == {f"{n}.png" for n in DRAWN}
     embedded = {base64.b64decode(source.partition(",")[2]) for source in sources}
     assert {(page.parent / name).read_bytes() for name in names} < embedded and all(e.startswith(PNG) for e in embedded)
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
@@ -90,7 +94,7 @@ def test_text_of_a_plan_is_no_markup(tmp_path):
 
 
 def test_only_what_there_is_is_drawn():
-    bare = a_plan(held_out={"forward_tokens": 12}, timings={}, history={}, exponents=np.zeros((4, 7)))
+    bare = a_plan(held_out={"forward_tokens": 12}, timings={}, history={}, exponents=np.ones((4, 7)))
     assert set(drawable({"bare": bare})) == {"budgets"}
 
 

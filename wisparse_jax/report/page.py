@@ -66,7 +66,7 @@ def _row(name: str, plan: SparsityPlan) -> dict[str, str]:
     return {
         "name": name,
         "method": plan.method,
-        "model": plan.fingerprint[:12],
+        "model": str(plan.calibration.get("model") or plan.fingerprint[:12]),
         "target": f"{plan.target:.3f}",
         "realised": f"{plan.mean_realised:.3f}",
         "densest": f"{int(blocks.argmin())} ({blocks.min():.3f})",
