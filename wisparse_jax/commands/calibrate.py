@@ -45,11 +45,10 @@ class Calibrate(Devices):
 
         from wisparse_jax.arguments import check_seed
         from wisparse_jax.calibration import read_settings
-        from wisparse_jax.evaluation import text_windows
+        from wisparse_jax.commands.texts import check_text, read_windows, short_name
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.inference import check_variety, sample_windows
         from wisparse_jax.models import hub
-        from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+        from wisparse_jax.models.loading import load, read_model_config
         from wisparse_jax.models.mesh import make_mesh
         from wisparse_jax.presets import settings_file
         from wisparse_jax.processes import is_first
@@ -81,22 +80,15 @@ class Calibrate(Devices):
         if self.tokens is not None and self.tokens < 1:
             raise WisparseError(f"tokens = {self.tokens}: expected 1 or above")
         tokens = settings.tokens if self.tokens is None else self.tokens
-        if self.text != "self" and not Path(self.text).is_file():
-            raise WisparseError(f"{self.text}: no such file")
+        check_text(self.text)
         mesh = None
         if self.mesh is not None:
             mesh = make_mesh(self.mesh, read_model_config(hub.resolve(self.model, ("config",))))
         model, first = load(self.model, mesh=mesh), is_first()
-        window = min(settings.window, model.config.context)
-        if self.text == "self":
-            windows = sample_windows(model, -(-tokens // window), window, seed=self.seed, progress=first)
-        else:
-            windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
-        check_variety(windows, model.config.vocab_size)
-        source = self.text if self.text == "self" else Path(self.text).name
+        windows = read_windows(self.model, model, self.text, settings.window, tokens, self.seed)
         # What one process reads from a state and others compute would leave them waiting for each other.
         state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
-        how = {"progress": first, "text": source, "state": state}
+        how = {"progress": first, "text": short_name(self.text), "state": state}
         if self.max_kl is None:
             plans = calibrate_targets(model, windows, sparsities, self.method, self.seed, settings, **how)
         else:

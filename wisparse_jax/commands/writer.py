@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ Prompt = str | list[dict[str, Any]]
 class Writing:
     """Options of whatever writes text."""
 
-    plan: Path | None = None
-    """The plan; without one the model is dense."""
+    plan: str | None = None
+    """The plan, a folder or a hub id; without one the model is dense, unless it was converted with one."""
     max_new_tokens: int = 128
     """At most so many new tokens."""
     temperature: float = 0.0
@@ -50,18 +49,18 @@ class Writer:
 
     def __init__(self, options: Writing, name: str):
         from wisparse_jax.arguments import check_seed
+        from wisparse_jax.commands.plans import plan_of
         from wisparse_jax.inference import Sample, decode_implementation
         from wisparse_jax.inference.timing import CompileClock
         from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.loading import check_kinds, load_tokenizer, read_model_config
         from wisparse_jax.models.mesh import make_mesh
-        from wisparse_jax.sparsity import SparsityPlan
 
         self.options, self.name, self.clock = options, name, CompileClock()
         self.sampler = Sample(options.temperature, options.top_k, options.top_p)
         check_seed(options.seed)
         check_kinds(weights=options.weights, head=options.head)
-        self.plan = None if options.plan is None else SparsityPlan.load(options.plan)
+        self.plan = plan_of(name, options.plan)
         self.config = read_model_config(resolve(name, ("config",)))
         asked = getattr(options, "mesh", None)
         self.mesh = None if asked is None else make_mesh(asked, self.config, options.weights)

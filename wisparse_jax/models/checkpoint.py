@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models.basis import Basis, fold
 from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, sample
 from wisparse_jax.models.mesh import param_shardings
@@ -29,7 +30,8 @@ from wisparse_jax.models.weights import place, read_weights
 MANIFEST = "wisparse.json"
 WEIGHTS = "weights"
 FORMAT, VERSION = "wisparse-checkpoint", 2
-LARGEST_FILE = 256 << 20  # bytes of a configuration or tokenizer file
+LARGEST_FILE = 1 << 30  # bytes of a file beside the weights: configuration, tokenizer, a plan's tensors
+_DTYPES = ("float32", "bfloat16")  # float16 would change the fingerprint, which is of numbers in bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _Manifest:
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests, by name
     weights: Literal["int8", "int4"] | None = None  # what the block linears were rounded to
     head: Literal["int8"] | None = None
+    basis: str | None = None  # digest of the basis that the weights are folded into
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -57,7 +60,25 @@ def is_checkpoint(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST)
 
 
-def convert(name: str | Path, out: str | Path, weights: str | None = None, head: str | None = None) -> None:
+def stored_basis(folder: Path) -> str | None:
+    """The digest of the basis that a folder's weights are folded into, None for those as they were.
+
+    Raises:
+        WeightsError: a manifest that cannot be read.
+    """
+    return read_json(folder / MANIFEST, _Manifest, WeightsError, LARGE).basis if is_checkpoint(folder) else None
+
+
+def convert(
+    name: str | Path,
+    out: str | Path,
+    weights: str | None = None,
+    head: str | None = None,
+    dtype: str | None = None,
+    basis: Basis | None = None,
+    beside: Mapping[str, bytes] | None = None,
+    check: Callable[[str, int], None] | None = None,
+) -> None:
     """Write a model as an Orbax checkpoint folder: its weights as stored or rounded, configuration and tokenizer.
 
     The folder appears whole or not at all, with a digest of every tensor and file in it.
@@ -68,19 +89,33 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
         out: the new folder; missing folders above it are made.
         weights: "int8" or "int4" rounds the block linears; plans for the model apply as before.
         head: "int8" rounds the head.
+        dtype: "float32" or "bfloat16" for weights that are not rounded to integers; None keeps each tensor's own.
+        basis: a plan's, to fold the weights into before they are rounded.
+        beside: further files to write, by name.
+        check: called with the fingerprint and the number of blocks before anything is folded; raises to refuse.
 
     Raises:
         WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
     check_new_folder(out, WisparseError)
-    files, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
+    if dtype not in (None, *_DTYPES):
+        raise WisparseError(f"dtype = {dtype!r}: expected {' or '.join(_DTYPES)}, or nothing for the model's own")
+    opened = _open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder
+    config, files, params, stored = opened(name, dtype)
+    if check is not None:
+        check(stored, config.num_blocks)
+    if basis is not None:
+        params = fold(config, params, basis, consume=True)
     params = quantise_params(params, weights, head)
+    files |= beside or {}
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
         for path, leaf in flat(params).items()
     }
     manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
-    manifest |= {kind: value for kind, value in (("weights", weights), ("head", head)) if value is not None}
+    folded = None if basis is None else basis.digest()
+    stated = {"weights": weights, "head": head, "basis": folded}
+    manifest |= {kind: value for kind, value in stated.items() if value is not None}
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
@@ -90,17 +125,25 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
-    """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
+_Opened = tuple[LlamaConfig, dict[str, bytes], dict[str, Any], str]
+
+
+def _open_folder(name: str | Path, dtype: str | None) -> _Opened:
+    """A model's configuration, the files of it and of the tokenizer, its parameters, and its fingerprint."""
     source = hub.resolve(name)
+    if stored_basis(source) is not None:
+        raise WisparseError(
+            f"{source}: its weights are folded into a plan's basis already; convert the model as it was"
+        )
     if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
         raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
-    params, stored = read_params(source, read_config(source))
+    config = read_config(source)
+    params, stored = read_params(source, config, dtype)
     names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
-    return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
+    return config, {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
 
 
-def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+def _open_gguf(name: str | Path, dtype: str | None) -> _Opened:
     """The same of a GGUF file."""
     from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 
@@ -109,7 +152,8 @@ def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]
     ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
     texts = {"config.json": raw, "generation_config.json": ends}
     files = {name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()}
-    return files | tokenizer_files(file), *gguf.read_gguf(file, parse_config(raw))
+    config = parse_config(raw)
+    return config, files | tokenizer_files(file), *gguf.read_gguf(file, config, dtype)
 
 
 def read_params(
@@ -165,8 +209,8 @@ def read_checkpoint(
         # Integers and what they are multiplied with stay what they are.
         kept = path.endswith(".scale") or jnp.issubdtype(stored.dtype, jnp.integer)
         values[path] = stored if kept else place(stored, dtype, False, where)
-    # Of rounded weights the fingerprint is that of the model as it was, which they do not tell.
-    if not _kinds(manifest) and (found := digest(config, samples)) != manifest.fingerprint:
+    # Of rounded and of folded weights the fingerprint is that of the model as it was, which they do not tell.
+    if not _kinds(manifest) and manifest.basis is None and (found := digest(config, samples)) != manifest.fingerprint:
         raise WeightsError(
             f"{folder}: the weights or the configuration are not those that were converted: expected fingerprint "
             f"{manifest.fingerprint}, found {found}"

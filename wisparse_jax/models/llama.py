@@ -44,6 +44,7 @@ class Llama(nnx.Module):
     compiled function takes. Weights are `[in, out]`.
     """
 
+    name: str | None = None  # of the folder or the hub id that it was loaded from
     fingerprint: str | None = None  # of the checkpoint that it was loaded from
     basis_digest: str | None = None  # of the basis that its weights are folded into
 

@@ -14,7 +14,7 @@ from wisparse_jax.errors import ConfigError, WisparseError
 from wisparse_jax.files import read_json
 from wisparse_jax.models import hub
 from wisparse_jax.models.basis import Basis, fold, folded_config
-from wisparse_jax.models.checkpoint import read_params
+from wisparse_jax.models.checkpoint import read_params, stored_basis
 from wisparse_jax.models.config import LlamaConfig, read_config
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.mesh import make_mesh, place_on
@@ -56,8 +56,8 @@ def load(
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
-        WisparseError: no such model, an unknown dtype or kind of weights, or a mesh that the model or the devices do
-            not fit.
+        WisparseError: no such model, an unknown dtype or kind of weights, one that is folded into another basis, or a
+            mesh that the model or the devices do not fit.
     """
     check_kinds(dtype, weights, head)
     if dtype is None:
@@ -68,11 +68,14 @@ def load(
     params, stored = read_params(folder, config, dtype, verify, made)
     if check is not None:
         check(stored, config.num_blocks)
-    if basis is not None:
-        config, params = folded_config(config), fold(config, params, basis, consume=True)
+    folded = stored_basis(folder)
+    if basis is not None and folded is not None and folded != basis.digest():
+        raise WisparseError(f"{folder}: its weights are folded into the basis of another plan")
+    if basis is not None and folded is None:
+        config, params, folded = folded_config(config), fold(config, params, basis, consume=True), basis.digest()
     model = Llama.from_params(config, params if made is None else place_on(made, config, params))
-    model.fingerprint = stored
-    model.basis_digest = None if basis is None else basis.digest()
+    model.name = str(name) if hub.is_hub_id(name) else folder.resolve().name
+    model.fingerprint, model.basis_digest = stored, folded
     if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
 
@@ -114,8 +117,11 @@ def read_model_config(folder: Path) -> LlamaConfig:
 
     Raises:
         ConfigError: see `config.read_config`; also a damaged generation_config.json.
+        WeightsError: a damaged manifest of a converted checkpoint.
     """
     config = read_config(folder)
+    if stored_basis(folder) is not None:
+        config = folded_config(config)
     path = folder / "generation_config.json"
     if not os.path.lexists(path):
         return config

@@ -194,7 +194,7 @@ class Search:
             basis=calibration.basis,
             gains=calibration.gains if own_gains else None,
             biases=biases,
-            calibration={**calibration.record, "held_out_windows": len(self.judge.windows)},
+            calibration={"model": self.model.name, **calibration.record, "held_out_windows": len(self.judge.windows)},
             settings=dataclasses.asdict(self.settings),
             version=__version__,
         )
