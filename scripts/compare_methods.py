@@ -12,12 +12,9 @@ summary.md. Rows are written as they come. `scripts/plot_comparison.py` draws th
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import jax
 import numpy as np
 import tyro
 from blimp import accuracies, read_pairs
-from comparison_report import COLUMNS, LAYER_COLUMNS, write_summary
+from comparison_report import LAYER_COLUMNS, write_summary
 from comparison_texts import read_windows, split_name
 from comparison_variants import variants_of
 from tyro.conf import Positional
@@ -33,12 +30,9 @@ from tyro.conf import Positional
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.models.basis import fold, folded_config
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.llama import Llama
-from wisparse_jax.sparsity import SparseLlama, SparsityPlan
-
-EVALUATION_SEED = 1000  # of sampled text, the same for every calibration seed
+from wisparse_jax.report.comparison import COLUMNS, EVALUATION_SEED, append_rows, conditions, figures, key
+from wisparse_jax.sparsity import SparsityPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,53 +110,26 @@ class Comparison:
                 print(f"  {note}", file=sys.stderr)
             plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
         self._record_layers(text, seed, plans)
-        sparse = self._sparse(plans)
+        sparse = ws.apply_plans(self.model, {key(*which): plan for which, plan in plans.items()})
         task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
         rows = []
         for evaluated, ids in self.held_out.items():
             result = ws.evaluate(self.model, ids, sparse)
             for variant in self.variants:
                 for target in self.args.sparsities:
-                    name, teal = _key(variant.name, target), _key("teal", target)
-                    score, plan = result.sparse[name], plans[variant.name, target]
+                    name = key(variant.name, target)
                     row: dict[str, Any] = {
                         "model": self.args.model, "group": variant.group, "variant": variant.name,
                         "method": variant.method, "switches": json.dumps(variant.switches) if variant.switches else "",
                         "sparsity": target, "calibration": text, "evaluation": evaluated, "seed": seed,
-                        "calibration_tokens": windows.size, "evaluation_tokens": result.tokens,
-                        "kl": score.divergence.mean, "kl_error": score.divergence.error,
-                        "perplexity": score.perplexity.mean, "perplexity_error": score.perplexity.error,
-                        "dense_perplexity": result.dense.perplexity.mean,
-                        "realised": score.sparsity.mean, "realised_error": score.sparsity.error,
-                        "realised_calibration": plan.mean_realised,
-                        "held_out_kl": plan.held_out.get("plan", {}).get("kl"),
-                        "forward_tokens": plan.held_out["forward_tokens"],
-                        "seconds": sum(plan.timings.values()),
+                        "calibration_tokens": windows.size,
                         "blimp": task.get(name), "dense_blimp": task.get("dense"),
                         "blimp_pairs": None if self.pairs is None else len(self.pairs),
                     }  # fmt: skip
-                    if teal in result.sparse:
-                        gap = result.paired(name, teal)
-                        row |= {"minus_teal": gap.mean, "minus_teal_error": gap.error}
-                        row["teal_ratio"] = score.divergence.mean / result.sparse[teal].divergence.mean
-                    row |= {f"seconds_{stage.replace(' ', '_')}": took for stage, took in plan.timings.items()}
+                    row |= figures(result, variant.name, target, plans[variant.name, target])
                     rows.append(row)
         self.rows += rows
-        _append(self.args.out / "comparison.csv", COLUMNS, rows)
-
-    def _sparse(self, plans: dict[tuple[str, float], SparsityPlan]) -> dict[str, SparseLlama]:
-        """The models of all plans; plans of one basis share one folded copy of the weights."""
-        folded: dict[str, Llama] = {}
-        out = {}
-        for (name, target), plan in plans.items():
-            model = self.model
-            if plan.basis is not None:
-                digest = plan.basis.digest()
-                if digest not in folded:
-                    folded[digest] = _folded(self.model, plan)
-                model = folded[digest]
-            out[_key(name, target)] = ws.apply(model, plan)
-        return out
+        append_rows(self.args.out / "comparison.csv", COLUMNS, rows)
 
     def _record_layers(self, text: str, seed: int, plans: dict[tuple[str, float], SparsityPlan]) -> None:
         rows = []
@@ -172,41 +139,15 @@ class Comparison:
                 values["layer_weights"] = plan.layer_weights[i]
                 where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
                 rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
-        _append(self.args.out / "layers.csv", LAYER_COLUMNS, rows)
-
-
-def _key(name: str, target: float) -> str:
-    return f"{name} {target:g}"
-
-
-def _folded(model: Llama, plan: SparsityPlan) -> Llama:
-    assert plan.basis is not None
-    made = Llama.from_params(folded_config(model.config), fold(model.config, model.params, plan.basis))
-    made.fingerprint, made.basis_digest = plan.fingerprint, plan.basis.digest()
-    return made
-
-
-def _append(file: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    new = not file.exists()
-    with file.open("a", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, columns, restval="")
-        if new:
-            writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        append_rows(self.args.out / "layers.csv", LAYER_COLUMNS, rows)
 
 
 def _conditions(args: Arguments, settings: SearchSettings) -> dict[str, Any]:
-    device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "evosax")
     return {
         "command": " ".join(["python", "scripts/compare_methods.py", *sys.argv[1:]]),
         "model": args.model,
-        "date": time.strftime("%Y-%m-%d"),
-        "device": f"{len(jax.local_devices())} x {device.device_kind}",
         "dtype": "float32, matmul precision highest",
-        "versions": {"wisparse_jax": ws.__version__} | {name: version(name) for name in packages},
-        "settings": dataclasses.asdict(settings),
-    }
+    } | conditions(settings)
 
 
 if __name__ == "__main__":

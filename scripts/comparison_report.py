@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wisparse_jax.report.tables import STAGES
+from wisparse_jax.report.comparison import Row, grouped, mean
 
-COLUMNS = (
-    "model", "group", "variant", "method", "switches", "sparsity", "calibration", "evaluation", "seed",
-    "calibration_tokens", "evaluation_tokens", "kl", "kl_error", "perplexity", "perplexity_error", "dense_perplexity",
-    "realised", "realised_error", "realised_calibration", "minus_teal", "minus_teal_error", "teal_ratio", "held_out_kl",
-    "blimp", "dense_blimp", "blimp_pairs", "forward_tokens", "seconds",
-    *(f"seconds_{stage.replace(' ', '_')}" for stage in STAGES),
-)  # fmt: skip
 LAYER_COLUMNS = (
     "model", "variant", "sparsity", "calibration", "seed", "block", "layer", "layer_weights", "exponent",
     "layer_sparsity",
 )  # fmt: skip
 # Increases of perplexity for which the summary names a sparsity.
 INCREASES = (0.05, 0.1, 0.2)
-Row = dict[str, Any]
 
 
 def write_summary(folder: Path, rows: list[Row], conditions: dict[str, Any]) -> None:
@@ -51,20 +43,6 @@ def write_summary(folder: Path, rows: list[Row], conditions: dict[str, Any]) -> 
         if len({row["sparsity"] for row in same}) > 1:
             lines += ["### Sparsity at a given increase of perplexity\n", *_reached(same), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows by the values of some columns, in the order in which these come first."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return list(found.items())
-
-
-def mean(rows: list[Row], column: str) -> float:
-    """Of a column, over the rows that have it; nan if none has."""
-    values: list[float] = [row[column] for row in rows if row.get(column) is not None]
-    return float(np.mean(values)) if values else math.nan
 
 
 def _error(rows: list[Row], column: str) -> float:

@@ -2,14 +2,14 @@
 
     python scripts/plot_comparison.py runs/comparison runs/predicted --out runs/figures
 
-Draws what the folders hold, for each model and pair of texts: KL and perplexity against sparsity, the ablations, cost
-against quality, budgets and exponents by block, BLiMP, predicted against measured KL. Several folders are drawn
-together. Needs matplotlib: `pip install 'wisparse-jax[plots]'`.
+Draws what the folders of these and of `wisparse sweep` hold, for each model and pair of texts: KL and perplexity
+against sparsity, the ablations, cost against quality, budgets and exponents by block, BLiMP, predicted against measured
+KL; and the picture that the README begins with. Several folders are drawn together. Needs matplotlib:
+`pip install 'wisparse-jax[plots]'`.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import re
@@ -21,24 +21,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import tyro
-from comparison_report import Row, grouped, mean
 from tyro.conf import Positional
+
+from wisparse_jax.report.comparison import Row, grouped, mean, read_rows
+from wisparse_jax.report.curves import COLOURS, KL, STYLE, colour, draw_against_sparsity, quality_picture
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 from matplotlib.axes import Axes
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a method has the same one in every figure.
-COLOURS = {
-    "uniform": "#999999", "wina": "#E69F00", "teal": "#0072B2", "wisparse": "#009E73", "wisparse-paper": "#56B4E9",
-    "wisparse-plus": "#D55E00",
-}  # fmt: skip
-OTHERS = ("#CC79A7", "#000000", "#F0E442")
-STYLE: Any = {
-    "figure.dpi": 150, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,33 +44,33 @@ class Arguments:
 def main() -> None:
     """Draw every figure that there are rows for."""
     args = tyro.cli(Arguments, description=__doc__)
-    tables = {name: read_rows(args.folders, f"{name}.csv") for name in ("comparison", "layers", "predicted")}
+    tables = {name: read_rows(args.folders, [f"{name}.csv"]) for name in ("layers", "predicted")}
+    tables["comparison"] = read_rows(args.folders, ["comparison.csv", "sweep.csv"])
     if not any(tables.values()):
         sys.exit(f"plot_comparison: no tables in {', '.join(map(str, args.folders))}")
     args.out.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         for name, figure in figures(tables):
-            file = args.out / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}.{args.form}"
+            file = args.out / f"{_file_name(name)}.{args.form}"
             figure.savefig(file)
             plt.close(figure)
             print(file)
+    for name, picture in pictures(tables["comparison"]):
+        (args.out / name).write_bytes(picture)
+        print(args.out / name)
 
 
-def read_rows(folders: tuple[Path, ...], name: str) -> list[Row]:
-    """The rows of a table of several folders; cells that are numbers as numbers, empty ones as None."""
-    rows = []
-    for folder in folders:
-        if (folder / name).is_file():
-            with (folder / name).open(newline="", encoding="utf-8") as file:
-                rows += [{key: _value(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-    return rows
+def pictures(rows: list[Row]) -> Iterator[tuple[str, bytes]]:
+    """Names and PNGs of the methods beside each other, for light and for dark pages, as `wisparse sweep` draws them."""
+    for (model, calibration, evaluation), own in grouped(rows, ("model", "calibration", "evaluation")):
+        methods = [row for row in own if row["group"] == "method"]
+        for dark in (False, True) if methods else ():
+            name = f"{Path(str(model)).name} {calibration} {evaluation} picture{' dark' * dark}"
+            yield f"{_file_name(name)}.png", quality_picture(methods, dark)
 
 
-def _value(cell: str) -> Any:
-    try:
-        return float(cell) if cell else None
-    except ValueError:
-        return cell
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 def figures(tables: dict[str, list[Row]]) -> Iterator[tuple[str, Any]]:
@@ -89,7 +80,7 @@ def figures(tables: dict[str, list[Row]]) -> Iterator[tuple[str, Any]]:
         where = f"{Path(model).name} {calibration} {evaluation}"
         methods = [row for row in rows if row["group"] == "method"]
         if methods:
-            for column, label in (("kl", "KL(dense ‖ sparse), nats per token"), ("perplexity", "perplexity")):
+            for column, label in (("kl", KL), ("perplexity", "perplexity")):
                 yield f"{where} {column}", against_sparsity(methods, column, label, f"{Path(model).name}, {texts}")
         if any(row["blimp"] is not None for row in methods):
             yield f"{where} blimp", against_sparsity(methods, "blimp", "BLiMP accuracy", Path(model).name)
@@ -111,37 +102,11 @@ def figures(tables: dict[str, list[Row]]) -> Iterator[tuple[str, Any]]:
 
 
 def against_sparsity(rows: list[Row], column: str, label: str, title: str) -> Any:
-    """A line for each method, means over seeds; KL and perplexity on logarithmic axes, dense where there is a value."""
+    """A line for each method, means over seeds."""
     figure, axes = plt.subplots(figsize=(4.8, 3.6))
-    for (name,), own in grouped(rows, ("variant",)):
-        points = sorted(grouped(own, ("sparsity",)))
-        x = [100 * target for (target,), _ in points]
-        y = [mean(same, column) for _, same in points]
-        errors = [mean(same, f"{column}_error") for _, same in points]
-        shown = None if np.isnan(errors).any() else errors
-        axes.errorbar(x, y, shown, color=_colour(name), marker="o", ms=3.5, lw=1.4, label=name)
-    if column != "kl":
-        dense = mean(rows, f"dense_{column}")
-        axes.axhline(dense, color="black", lw=0.8, ls=":", label="dense")
-    if column != "blimp":
-        _logarithmic(axes.yaxis)
-    axes.set(xlabel="sparsity, %", ylabel=label)
+    draw_against_sparsity(axes, rows, column, label)
     axes.set_title(title, fontsize=8)
-    axes.legend(fontsize=8)
     return figure
-
-
-def _logarithmic(axis: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
-    axes, which = axis.axes, axis.axis_name
-    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
-    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _colour(name: str) -> str:
-    return COLOURS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
 
 
 def bars(rows: list[Row], all_rows: list[Row], title: str) -> Any:
@@ -181,7 +146,7 @@ def cost_against_quality(rows: list[Row], title: str) -> Any:
         if tokens <= 0:
             free.append((label, kl))
             continue
-        axes.errorbar(tokens, kl, mean(own, "kl_error"), marker="o", ms=5, color=_colour(label))
+        axes.errorbar(tokens, kl, mean(own, "kl_error"), marker="o", ms=5, color=colour(label))
         axes.annotate(f" {label}", (tokens, kl), fontsize=8, va="bottom")
     for label, kl in free:
         axes.axhline(kl, color="#999999", lw=0.8, ls=":")

@@ -28,6 +28,7 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.search import BudgetProblem
 from wisparse_jax.search.allocators import get_allocator
+from wisparse_jax.sparsity.apply import in_basis
 from wisparse_jax.sparsity.budget import project_to_mean
 
 COLUMNS = (
@@ -81,16 +82,12 @@ def compare(args: Arguments) -> None:
     problem = BudgetProblem(calibration, plan.exponents, settings, args.seed).aim(args.sparsity)
     names, tables = zip(*budgets(problem, args.plans, args.spread), strict=True)
     predicted = [problem.predicted(table) for table in tables]
-    folded = None
+    folded = in_basis(model, plan.basis)
     rows = []
     for at in range(0, len(tables), args.together):
         sparse = {}
         for k in range(at, min(at + args.together, len(tables))):
             made = ws.with_budgets(other, plan, tables[k])
-            # All plans share the first one's folded weights.
-            folded = ws.apply(model, made).model if folded is None else folded
-            folded.fingerprint = made.fingerprint
-            folded.basis_digest = None if made.basis is None else made.basis.digest()
             sparse[str(k)] = ws.apply(folded, made)
         result = ws.evaluate(model, ids, sparse)
         for key, score in result.sparse.items():

@@ -30,7 +30,8 @@ from wisparse_jax.models.config import LlamaConfig, parse_config
 from wisparse_jax.models.fingerprint import flat
 from wisparse_jax.models.forward import head, hidden_states, layout
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.weights import hf_name, transposed
+from wisparse_jax.models.parameters import hf_name
+from wisparse_jax.models.weights import transposed
 
 SEPARATOR, HELD_OUT_EVERY = "<|endofdoc|>", 40
 BOS, EOS, CONTEXT = 0, 1, 512

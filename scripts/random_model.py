@@ -9,38 +9,47 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
 
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, head, hidden_states, layout
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.mesh import param_shardings
+from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.rules import Thresholds, rules_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CALIBRATION_STEPS, ROUNDS = 16, 3
 
 
-def random_params(config: LlamaConfig, dtype: str) -> Params:
-    """Weights with standard deviation 0.02, norms of ones, made on the device tensor by tensor."""
-    leaves, tree = jax.tree.flatten(param_shapes(config, dtype))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(config, dtype))]
+def random_params(config: LlamaConfig, dtype: str, mesh: Mesh | None = None) -> Params:
+    """Weights with standard deviation 0.02, norms of ones, made tensor by tensor, on a mesh in their parts."""
+    shapes = param_shapes(config, dtype)
+    shardings = None if mesh is None else flat(param_shardings(config, shapes, mesh))
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.normal(key, shape, dtype) * jnp.asarray(0.02, dtype)
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def made(key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding | None) -> jax.Array:
+        out = jax.random.normal(key, shape, dtype) * jnp.asarray(0.02, dtype)
+        return out if sharding is None else lax.with_sharding_constraint(out, sharding)
 
-    made = []
-    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+    leaves = []
+    for i, (path, leaf) in enumerate(flat(shapes).items()):
+        sharding = None if shardings is None else shardings[path]
         if len(leaf.shape) == 2:
-            made.append(normal(jax.random.key(i), leaf.shape))
+            leaves.append(made(jax.random.key(i), leaf.shape, sharding))
         else:
-            made.append(jnp.full(leaf.shape, 0.0 if "bias" in name else 1.0, leaf.dtype))
-    return jax.tree.unflatten(tree, made)
+            same = np.full(leaf.shape, 0.0 if "bias" in path else 1.0, leaf.dtype)
+            leaves.append(jnp.asarray(same) if sharding is None else jax.device_put(same, sharding))
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def random_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any) -> Cache:
+def random_cache(
+    config: LlamaConfig, batch: int, slots: int, dtype: Any, sharding: NamedSharding | None = None
+) -> Cache:
     """Keys and values of unit variance."""
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
-    make = jax.jit(lambda i: jax.random.normal(jax.random.key(i), shape, dtype))
+    make = jax.jit(lambda i: jax.random.normal(jax.random.key(i), shape, dtype), out_shardings=sharding)
     return [BlockCache(make(2 * b), make(2 * b + 1)) for b in range(config.num_blocks)]
 
 

@@ -38,7 +38,7 @@ absolute_steps: 2
 skipped_steps: 2
 heads_steps: 0
 gradient_tokens: 64
-bias_steps: 2
+training_steps: 2
 """
 PLAN = Path(__file__).resolve().parent.parent / "tests/fixtures/format-1/plan"
 SEARCH = ".out.search"  # where calibrate goes on from, on purpose

@@ -38,6 +38,7 @@ from kernels_pallas.sparse_product.config import heuristic, search_space, shape_
 from kernels_pallas.tuned import tuned_file
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
 from wisparse_jax.models.decode import fused_shape, fused_step_problem, group_thresholds, kernel_token_logits
+from wisparse_jax.models.mesh import part_of
 from wisparse_jax.models.quantise import quantise_params
 
 CONTEXT, STEPS = 512, 4
@@ -51,6 +52,7 @@ class Arguments:
 
     shapes: tuple[str, ...] = ("llama-3.1-8b",)  # files of configs/
     batch: tuple[int, ...] = (1,)
+    parts: int = 1  # of the model axis of a mesh that models are split over
     dtype: str = "bfloat16"
     weights: Literal["stored", "int8", "int4"] = "stored"
     trials: int = 40  # of each kernel
@@ -70,10 +72,10 @@ def main() -> None:
     tuned: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     tuned = {"triton": {}, "mosaic": {}, "microseconds": {}} | tuned
     for name in args.shapes:
-        config = read_config(CONFIGS / f"{name}.json")
+        config = part_of(read_config(CONFIGS / f"{name}.json"), args.parts)
         for batch in args.batch:
             found: dict[str, dict[str, Any]] = {"triton": tune_products(args, first_blocks(config, 1), batch)}
-            if batch == 1:
+            if batch == 1 and args.parts == 1:  # what a mesh splits is run by separate launches
                 found["mosaic"] = tune_fused(args, first_blocks(config, 2))
             for kind, by_key in found.items():
                 for key, times in by_key.items():

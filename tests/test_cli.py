@@ -21,8 +21,8 @@ absolute_steps: 2
 skipped_steps: 2
 heads_steps: 2
 gradient_tokens: 64
-bias_steps: 2
-bias_every: 1
+training_steps: 2
+training_every: 1
 """
 PROSE = (
     "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "
@@ -77,6 +77,29 @@ def test_json_is_one_object_and_nothing_else(files, capsys):
     run("evaluate demo --text {f}/text.txt --json --window 128 --tokens 256", files)
     dense = json.loads(capsys.readouterr().out)
     assert "kl" not in dense and dense["windows"] == 2 and dense["tokens"] == 2 * 63
+
+
+def test_several_plans_are_measured_in_one_run_and_paired(files, capsys):
+    run(
+        "calibrate demo --out {f}/denser --config {f}/settings.yaml --text {f}/text.txt --method wina --sparsity 0.3",
+        files,
+    )
+    capsys.readouterr()
+    command = "evaluate demo --text {f}/text.txt --window 64 --tokens 256 --plan {f}/plan --plan {f}/denser"
+    run(command + " --json", files)
+    out = json.loads(capsys.readouterr().out)
+    one, other = out["plans"]
+    assert [p["name"] for p in out["plans"]] == ["plan", "denser"] and [one["target"], other["target"]] == [0.5, 0.3]
+    (pair,) = out["paired"]
+    assert (pair["first"], pair["second"]) == ("denser", "plan")
+    assert pair["kl"] == pytest.approx(other["kl"] - one["kl"], abs=1e-9) and pair["kl"] < 0
+    # The same windows: the error of the difference is less than that of two runs.
+    assert 0 < pair["kl_error"] < (one["kl_error"] ** 2 + other["kl_error"] ** 2) ** 0.5
+    run(command.replace(" --plan {f}/denser", " --json"), files)
+    assert json.loads(capsys.readouterr().out)["kl"] == pytest.approx(one["kl"], rel=1e-6)
+    run(command, files)
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"KL of denser minus plan: {pair['kl']:+.4f} ± {pair['kl_error']:.4f} (paired over windows)" in words
 
 
 def test_tables_are_for_people(files, capsys):
@@ -162,6 +185,25 @@ BAD = {
     "a command misspelled": ("calibrat demo --out {f}/new", "there is no command 'calibrat': did you mean calibrate?"),
     "no such command": ("run demo", "there is no command 'run': expected one of demo, calibrate"),
     "an option twice": ("generate demo --prompt a --seed 1 --prompt=b", "--prompt is given 2 times: expected once"),
+    "a plan twice": ("generate demo --prompt a --plan {f}/plan --plan {f}/plan", "--plan is given 2 times"),
+    "the same plan twice": (
+        "evaluate demo --text {f}/text.txt --plan {f}/plan --plan {f}/plan",
+        "plan: named twice",
+    ),
+    "several plans on tasks": ("evaluate demo --tasks a --plan {f}/plan --plan {f}/empty", "expected at most one with"),
+    "plan of another model": ("convert {f}/none {f}/new --plan {f}/none", "none: expected a plan folder"),
+    "a type of numbers": ("convert demo {f}/new --dtype float16", "dtype = 'float16': expected float32 or bfloat16"),
+    "a method twice": (
+        "sweep demo --out {f}/new --methods teal teal",
+        "methods = teal teal: expected at least one, and",
+    ),
+    "a method of a sweep": ("sweep demo --out {f}/new --methods magic", "expected one of wisparse-plus"),
+    "a sweep over a folder": ("sweep demo --out {f}/empty", "empty: exists already"),
+    "one text for both": (
+        "sweep demo --out {f}/new --text {f}/text.txt --evaluate {f}/text.txt",
+        "expected another text to measure on than to calibrate on",
+    ),
+    "no text of a sweep": ("sweep demo --out {f}/new --evaluate {f}/none.txt", "none.txt: no such file"),
     "an option twice, spelled otherwise": ("generate demo --top-k 3 --top_k 4 --prompt a", "--top-k is given 2 times"),
     "negative seed of a search": (
         "calibrate demo --out {f}/new --seed -1",

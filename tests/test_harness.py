@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blimp import read_pairs
+from record_harness import BLIMP_PAIRS, FIXTURE, PAIRS, run_task, scored, write_task
 
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings
@@ -22,13 +24,6 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs the eval extra: pip insta
 
 # The harness and the libraries it loads data with are not ours to keep free of warnings.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-PAIRS = [
-    ("The boys were in the garden.", "The boys was in the garden."),
-    ("She had seen them before.", "She had saw them before."),
-    ("I do not know what to say.", "I does not know what to say."),
-    ("He looked at himself.", "He looked at herself."),
-]
 
 
 @pytest.fixture(scope="module")
@@ -59,33 +54,6 @@ def caches(tmp_path_factory):
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     yield
     patch.undo()
-
-
-def write_task(folder: Path, pairs: list[tuple[str, str]], name: str = "pairs") -> Path:
-    """A task of minimal pairs in the way of BLiMP: the better sentence is the likelier one."""
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps({"good": good, "bad": bad}) + "\n" for good, bad in pairs))
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": str(data)}},
-        "output_type": "multiple_choice",
-        "validation_split": "validation",
-        "doc_to_text": "",
-        "doc_to_target": 0,
-        "doc_to_choice": "{{[good, bad]}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }
-    (folder / f"{name}.yaml").write_text(json.dumps(task))  # JSON is YAML
-    return folder
-
-
-def run_task(lm, folder, name="pairs"):
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    return lm_eval.simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=True, bootstrap_iters=0)
 
 
 def log_likelihood(model, tokenizer, text):
@@ -218,6 +186,21 @@ def test_a_loaded_model_needs_its_tokenizer(sparse, tokenizer):
 DATA = os.environ.get("WISPARSE_DATA")
 
 
+def assert_agrees(lm, pairs, recorded):
+    """Same accuracy, every log-likelihood within 1e-3 of what the harness's own model says in float32."""
+    found = scored(lm, pairs)
+    np.testing.assert_allclose(found["log_likelihoods"], recorded["log_likelihoods"], rtol=0, atol=1e-3)
+    assert found["accuracy"] == recorded["accuracy"]
+
+
+def test_the_dense_model_agrees_with_the_harness_own(demo, tokenizer, repository):
+    """Recorded once with torch, by scripts/record_harness.py."""
+    from wisparse_jax.harness import WisparseLM
+
+    recorded = json.loads((repository / FIXTURE).read_text())
+    assert_agrees(WisparseLM(demo, tokenizer), PAIRS, recorded["ours"])
+
+
 @pytest.mark.skipif(DATA is None, reason="WISPARSE_DATA names no folder with blimp.jsonl.xz")
 def test_blimp(lm, demo, tokenizer, tmp_path):
     """The demo model knows agreement in number; half of its channels know most of it."""
@@ -230,3 +213,12 @@ def test_blimp(lm, demo, tokenizer, tmp_path):
     dense = run_task(WisparseLM(demo, tokenizer), folder, "blimp")["results"]["blimp"]["acc,none"]
     sparse = run_task(lm, folder, "blimp")["results"]["blimp"]["acc,none"]
     assert dense > 0.8 and sparse > 0.65
+
+
+@pytest.mark.skipif(DATA is None, reason="WISPARSE_DATA names no folder with blimp.jsonl.xz")
+def test_blimp_agrees_with_the_harness_own(demo, tokenizer, repository):
+    from wisparse_jax.harness import WisparseLM
+
+    recorded = json.loads((repository / FIXTURE).read_text())
+    pairs = read_pairs(Path(str(DATA)) / "blimp.jsonl.xz", BLIMP_PAIRS)
+    assert_agrees(WisparseLM(demo, tokenizer), pairs, recorded["blimp"])

@@ -21,7 +21,7 @@ LEAST = {
     "skipped_steps": 2,
     "heads_steps": 2,
     "gradient_tokens": 64,
-    "bias_steps": 2,
+    "training_steps": 2,
     "statistics_tokens": 64,
     "compare_teal": False,
 }

@@ -13,6 +13,7 @@ from wisparse_jax.report.figures import drawable
 from wisparse_jax.report.page import write_report
 from wisparse_jax.sparsity import SparsityPlan
 
+DRAWN = ("budgets", "exponents", "divergence", "predicted", "convergence", "stages")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,7 +40,10 @@ def a_plan(seed=0, blocks=4, **changes):
         "seed": 0,
         "held_out": held_out,
         "timings": {"statistics": 1.5, "budgets": 20.0},
-        "history": {"budgets 0.5": {"best": [0.3, 0.2, 0.15, 0.14]}, "notes": ["a search on 7 positions"]},
+        "history": {
+            "budgets 0.5": {"best": [0.3, 0.2, 0.15, 0.14], "predicted": 0.11},
+            "notes": ["a search on 7 positions"],
+        },
         "calibration": {"text": "self"},
     }
     return SparsityPlan(**fields | changes)
@@ -50,10 +54,10 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     text = page.read_text()
     assert page == tmp_path / "report" / "index.html" and "<h1>Two plans</h1>" in text
     sources = re.findall(r'(?:src|srcset|href)="([^"]*)"', text)
-    assert len(sources) == 2 * 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 2 * 6 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub(r'"data:[^"]*"', "", text) and "<script" not in text
     names = {file.name for file in page.parent.iterdir()} - {"index.html"}
-    assert names == {f"{n}.png" for n in ("budgets", "exponents", "divergence", "convergence", "stages")}
+    assert names == {f"{n}.png" for n in DRAWN}
     embedded = {base64.b64decode(source.partition(",")[2]) for source in sources}
     assert {(page.parent / name).read_bytes() for name in names} < embedded and all(e.startswith(PNG) for e in embedded)
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
@@ -90,7 +94,7 @@ def test_text_of_a_plan_is_no_markup(tmp_path):
 
 
 def test_only_what_there_is_is_drawn():
-    bare = a_plan(held_out={"forward_tokens": 12}, timings={}, history={}, exponents=np.zeros((4, 7)))
+    bare = a_plan(held_out={"forward_tokens": 12}, timings={}, history={}, exponents=np.ones((4, 7)))
     assert set(drawable({"bare": bare})) == {"budgets"}
 
 
@@ -109,3 +113,22 @@ def test_the_command_draws_plans_of_any_format(repository, tmp_path, capsys):
 def test_no_plans_are_refused(tmp_path):
     with pytest.raises(WisparseError, match="expected at least one plan"):
         write_report({}, tmp_path / "report")
+
+
+def test_a_plan_is_shown_on_one_screen(repository, tmp_path, capsys):
+    plan = a_plan(blocks=12, calibration={"text": "self", "tokens": 8192, "window": 512})
+    plan.save(tmp_path / "new")
+    main(["show", str(tmp_path / "new")])
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 40 and max(map(len, out.splitlines())) <= 120
+    order, blocks = plan.block_sparsities.argsort(), plan.block_sparsities
+    assert f"least sparse blocks: {order[0]} ({blocks[order[0]]:.3f}), {order[1]} (" in out
+    assert f"most sparse blocks: {order[-1]} ({blocks[order[-1]]:.3f}), {order[-2]} (" in out
+    words = re.sub(r"[^\w.,]+", " ", out)
+    assert "wisparse plan target 0.5000, realised 0.5000" in words and "self 8,192 tokens in windows of 512" in words
+    assert " ".join(f"{value:.3f}" for value in plan.sparsities.mean(axis=0)) + " 0.5000" in words
+    assert "uniform 15.50 0.2345 0.5001" in words and "wisparse 13.50 0.1234 0.5012" in words
+    assert "time 22 s statistics 1.5, budgets 20.0" in words and "note a search on 7 positions" in words
+    main(["show", str(repository / "tests" / "fixtures" / "format-1" / "plan")])
+    out = capsys.readouterr().out
+    assert "wisparse plan: target 0.5000" in out and "realised" not in out.split("by layer")[1]

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from wisparse_jax.sparsity import SparseLlama as SparseLlama
     from wisparse_jax.sparsity import SparsityPlan as SparsityPlan
     from wisparse_jax.sparsity import apply as apply
+    from wisparse_jax.sparsity import apply_plans as apply_plans
+    from wisparse_jax.sparsity import convert_with_plan as convert_with_plan
     from wisparse_jax.sparsity import load_sparse as load_sparse
 
 # Loaded on first use, so that `import wisparse_jax` and `wisparse --help` stay fast.
@@ -61,6 +63,8 @@ _HOME = {
     "SparseLlama": "sparsity",
     "SparsityPlan": "sparsity",
     "apply": "sparsity",
+    "apply_plans": "sparsity",
+    "convert_with_plan": "sparsity",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

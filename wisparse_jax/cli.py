@@ -20,6 +20,7 @@ from wisparse_jax.commands.calibrate import Calibrate
 from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
+from wisparse_jax.commands.devices import Devices
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
@@ -27,23 +28,41 @@ from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
 from wisparse_jax.commands.presets import Presets
 from wisparse_jax.commands.report import Report
+from wisparse_jax.commands.show import Show
+from wisparse_jax.commands.sweep import Sweep
 from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.processes import part
 
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Presets, subcommand("presets")]
+    | Annotated[Show, subcommand("show")]
     | Annotated[Report, subcommand("report")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
-NAMES = ("demo", "calibrate", "evaluate", "generate", "chat", "convert", "methods", "presets", "report", LM_EVAL)
-REPEATED = ("--stop",)
+NAMES = (
+    "demo",
+    "calibrate",
+    "evaluate",
+    "sweep",
+    "generate",
+    "chat",
+    "convert",
+    "methods",
+    "presets",
+    "show",
+    "report",
+    LM_EVAL,
+)
+REPEATED = {"generate": "--stop", "evaluate": "--plan"}
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
     "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
@@ -94,8 +113,13 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
             _check_words(given)
             program = tyro.cli(Program, args=given, prog="wisparse")
         use_compilation_cache(program.compilation_cache)
+        several = isinstance(program.command, Devices)
+        if several:
+            program.command.start()
         _check_environment(program.command)
         program.command.run()
+        if several:
+            part()
         if sys.stdout is not None:
             sys.stdout.flush()
     except WisparseError as error:
@@ -124,7 +148,8 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"there is no command {args[0]!r}: {hint}")
     options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
     counts = Counter(option[1].replace("_", "-") for option in options if option)
-    if twice := [name for name, count in counts.items() if count > 1 and name not in REPEATED]:
+    command = next((word for word in args if word in NAMES), "")
+    if twice := [name for name, count in counts.items() if count > 1 and name != REPEATED.get(command)]:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
 
 
@@ -134,7 +159,7 @@ def _check_environment(command: object) -> None:
     Raises:
         WisparseError: with the variable and its value.
     """
-    searches = isinstance(command, Calibrate | Demo)
+    searches = isinstance(command, Calibrate | Demo | Sweep)
     for names, refused, reason in _JAX_SETTINGS:
         for name in names.split():
             value = os.environ.get(name, "")

@@ -40,7 +40,7 @@ from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.loading import load, load_tokenizer
 from wisparse_jax.models.tokenizer import Tokenizer
-from wisparse_jax.sparsity import SparseLlama, SparsityPlan, load_sparse
+from wisparse_jax.sparsity import SparseLlama, SparsityPlan, load_sparse, own_plan
 
 
 class WisparseLM(TemplateLM):
@@ -51,7 +51,7 @@ class WisparseLM(TemplateLM):
     Args:
         pretrained: a loaded model, dense or sparse, or a folder, a hub id or `demo`.
         tokenizer: of a loaded model; of a named one it is loaded too.
-        plan: folder of a plan for a named model.
+        plan: a plan for a named model, a folder or a hub id; by default the one that it was converted with, if any.
         sparse_prefill: share of a prompt, at its end, that runs sparse when continuations are scored; the continuation
             is sparse as a whole, and generation starts from a dense prompt. It is stated in the results.
         weights, dtype, head: of a named model, as in `wisparse_jax.load`.
@@ -89,10 +89,11 @@ class WisparseLM(TemplateLM):
                 raise WisparseError("a loaded model: expected its tokenizer beside it, and no plan but its own")
         else:
             self.name = pretrained
-            if plan is None:
+            chosen = own_plan(pretrained) if plan is None else SparsityPlan.load(plan)
+            if chosen is None:
                 self.model = load(pretrained, dtype, weights, head=head)
             else:
-                self.model = load_sparse(pretrained, SparsityPlan.load(plan), dtype, weights, head)
+                self.model = load_sparse(pretrained, chosen, dtype, weights, head)
             tokenizer = load_tokenizer(pretrained) if tokenizer is None else tokenizer
         self.weights, self.head = weights, head
         self.tokenizer = tokenizer.inner

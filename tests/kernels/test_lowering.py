@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import re
 import sys
 from importlib import resources
 
@@ -13,7 +14,8 @@ import pytest
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.mesh_decode import mesh_token_logits
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.testing import lower_for_gpu
 from wisparse_jax.testing.lowering import MOSAIC_CALL, TRITON_CALL
@@ -62,7 +64,20 @@ def test_the_exponential_of_the_mosaic_lanes_is_the_natural_one(monkeypatch):
     assert text.startswith("ex2.approx.f32 ") and 2**power == pytest.approx(20.0855369231877, rel=1e-12)
 
 
-def lowered_step(repository, name, batch, weights, blocks, implementation):
+@pytest.mark.parametrize(
+    ("name", "parts", "weights"),
+    [("llama-3.1-8b", 2, "bfloat16"), ("llama-3-70b", 8, "int4"), ("qwen3-8b", 4, "int8")],
+)
+def test_a_step_on_a_mesh_lowers(repository, name, parts, weights):
+    """The launches of one device, and three sums: of the embedding, after o and after down."""
+    text = lowered_step(repository, name, 1, weights, 1, "triton", parts)
+    assert text.count(TRITON_CALL) == LAUNCHES and len(re.findall(r"stablehlo\.all_reduce\"", text)) == 3
+    # Each device multiplies with its own part of down alone.
+    config = read_config(repository / f"configs/{name}.json")
+    assert f"sparse_product_{config.intermediate_size // parts}x{config.hidden_size}" in text
+
+
+def lowered_step(repository, name, batch, weights, blocks, implementation, parts=1):
     folder = (
         str(resources.files("wisparse_jax") / "demo_model") if name == "demo" else repository / f"configs/{name}.json"
     )
@@ -77,7 +92,11 @@ def lowered_step(repository, name, batch, weights, blocks, implementation):
 
     def step(params, tokens, slot, start, cache, thresholds):
         grouped = group_thresholds(thresholds)
+        if parts > 1:
+            mesh = jax.sharding.get_abstract_mesh()
+            return mesh_token_logits(config, params, tokens, slot, start, cache, grouped, mesh, implementation)
         return kernel_token_logits(config, params, tokens, slot, start, cache, grouped, implementation)
 
     ids, slot = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    return lower_for_gpu(step, params, ids, slot, ids, cache, thresholds)
+    axes = {"data": 1, "model": parts} if parts > 1 else None
+    return lower_for_gpu(step, params, ids, slot, ids, cache, thresholds, axes=axes)

@@ -15,7 +15,8 @@ from flax import nnx
 import wisparse_jax as ws
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.fingerprint import flat, model_fingerprint
-from wisparse_jax.models.llama import Llama, param_shapes
+from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.testing import tiny_config
 
 VARIANTS = {

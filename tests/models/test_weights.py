@@ -22,8 +22,8 @@ from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.models import weights
 from wisparse_jax.models.config import parse_config, read_config
 from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, model_fingerprint, sample
-from wisparse_jax.models.llama import param_shapes
 from wisparse_jax.models.loading import load
+from wisparse_jax.models.parameters import hf_name, param_shapes
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -61,7 +61,7 @@ def test_every_parameter_of_every_family_has_a_name_of_its_own() -> None:
     for family in ("llama", "mistral", "qwen2", "qwen3"):
         raw = {"model_type": family, "vocab_size": 8, "attention_bias": True, "mlp_bias": True, **sizes}
         paths = list(flat(param_shapes(parse_config(raw))))
-        names = {weights.hf_name(path) for path in paths}
+        names = {hf_name(path) for path in paths}
         assert len(names) == len(paths)
         assert "model.layers.11.mlp.down_proj.weight" in names
 
@@ -168,7 +168,7 @@ def test_peak_memory_is_the_model_and_its_largest_tensor(folder: Path, tmp_path:
     tensors = {}
     for path, leaf in flat(param_shapes(read_config(big))).items():
         shape = leaf.shape[::-1] if weights.transposed(path) else leaf.shape
-        tensors[weights.hf_name(path)] = np.full(shape, 0.5, np.float32)
+        tensors[hf_name(path)] = np.full(shape, 0.5, np.float32)
     save_file(tensors, big / "model.safetensors")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", PEAK, str(folder), str(big)]

@@ -16,8 +16,8 @@ QUICK = SearchSettings(
     skipped_steps=3,
     heads_steps=3,
     gradient_tokens=64,
-    bias_steps=4,
-    bias_every=2,
+    training_steps=4,
+    training_every=2,
     exponent_step=0.75,
     exponent_passes=1,
     population=4,
@@ -125,12 +125,12 @@ def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):
         function = getattr(stages, name)
         monkeypatch.setattr(stages, name, lambda *a, **k: (ran.append(name), function(*a, **k))[1])
 
-    for name in ("run_dense", "measure_moments", "refine_basis", "gradient_gains", "train_biases"):
+    for name in ("run_dense", "measure_moments", "refine_basis", "gradient_gains", "train"):
         counted(name)
     plans = calibrate_targets(tiny_model, tiny_tokens, [0.3, 0.5], settings=QUICK)
     counts = {name: ran.count(name) for name in ran}
-    # The dense run: of the model, and of the model in its basis.
-    assert counts == {"run_dense": 2, "measure_moments": 1, "refine_basis": 1, "gradient_gains": 1, "train_biases": 2}
+    # The dense run, of the model, and of the model in its basis.
+    assert counts == {"run_dense": 2, "measure_moments": 1, "refine_basis": 1, "gradient_gains": 1, "train": 2}
     alone = calibrate(tiny_model, tiny_tokens, 0.5, settings=QUICK)
     for name in ("exponents", "sparsities", "thresholds"):
         np.testing.assert_array_equal(getattr(plans[1], name), getattr(alone, name))
@@ -186,15 +186,16 @@ def test_a_stage_that_does_not_improve_is_dropped(tiny_model, tiny_tokens, monke
     np.testing.assert_allclose(plan.sparsities, teal.sparsities)
     assert any(note.startswith("budgets at 0.5: dropped, held-out KL") for note in plan.history["notes"])
 
-    def harmful(training, held_out, rules, *_, **__):
+    def harmful(training, held_out, start, *_, **__):
         key = jax.random.key(0)
         shapes = training.config.layer_shapes
-        return [{n: jax.random.normal(key, s[1:]) for n, s in shapes.items()} for _ in rules], [1.0, 2.0]
+        biases = [{n: jax.random.normal(key, s[1:]) for n, s in shapes.items()} for _ in start.biases]
+        return start._replace(biases=biases), [1.0, 1.0, 2.0]
 
-    monkeypatch.setattr(stages, "train_biases", harmful)
+    monkeypatch.setattr(stages, "train", harmful)
     settings = dataclasses.replace(QUICK, biases="on")
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=settings)
-    assert plan.biases is None and any(note.startswith("biases at 0.5: dropped") for note in plan.history["notes"])
+    assert plan.biases is None and any(note.startswith("training at 0.5: dropped") for note in plan.history["notes"])
 
 
 def test_the_second_search_of_exponents_goes_on_from_the_first(tiny_model, tiny_tokens, monkeypatch):

@@ -18,12 +18,12 @@ from wisparse_jax.search.state import SearchState, identity_of
 ALL = SearchSettings(
     held_out_share=0.25,
     basis="eigen",
-    gains="gradients",
+    gains="trained",
     biases="on",
     statistics_tokens=64,
     gradient_tokens=64,
-    bias_steps=2,
-    bias_every=1,
+    training_steps=2,
+    training_every=1,
     exponent_step=0.5,
     exponent_passes=1,
     population=4,
@@ -41,7 +41,7 @@ STAGES = {
     "paths": (problem, "greedy_path", 2),
     "populations": (DivergenceLoss, "__call__", 8),
     "final exponents": (stages, "search_exponents", 5),
-    "biases": (stages, "train_biases", 1),
+    "training": (stages, "train", 1),
     "held out": (stages.Search, "_report", 1),
 }
 

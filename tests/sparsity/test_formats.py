@@ -38,7 +38,8 @@ def test_a_plan_of_format_1_is_written_as_format_2(repository, tmp_path):
     plan = dataclasses.replace(plan, realised=plan.sparsities)
     plan.save(tmp_path / "new")
     assert json.loads((tmp_path / "new" / "plan.json").read_text())["format"] == 2
-    np.testing.assert_array_equal(SparsityPlan.load(tmp_path / "new").thresholds, plan.thresholds)
+    found = SparsityPlan.load(tmp_path / "new").thresholds
+    np.testing.assert_array_equal(np.float32(found), np.float32(plan.thresholds))
 
 
 def test_fingerprints_are_those_of_format_1(demo, repository):
@@ -60,6 +61,32 @@ def test_a_new_field_of_the_configuration_makes_no_other_model(demo):
     assert fingerprint(config, demo.params) == DEMO
     other = dataclasses.replace(demo.config, norm_eps=1e-3)
     assert fingerprint(other, demo.params) != DEMO
+
+
+FORMAT_2 = {
+    "plan.json": "29665c862f97f2f6db6575bf85bd2a9b7d79ecd2b0386ff0de1eb78ed95408fc",
+    "history.json": "585cf2e26ec22b697dceeb31c494a4452d610cf34cc8e03ed2d0a2bb8ae7c56d",
+    "tensors.safetensors": "ad6584a24e597aa80fc4e26e4a37be5ceb0215ac946e9cd666a19243972159b7",
+}
+
+
+def test_a_plan_of_format_2_as_it_was_first_written_is_read(repository, plan):
+    """Its numbers have all digits of float64; it is the plan of the other tests."""
+    folder = repository / "tests" / "fixtures" / "format-2" / "plan"
+    assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()} == FORMAT_2
+    assert_same(SparsityPlan.load(folder), plan, decimals=16)
+
+
+def assert_same(one, other, decimals=6):
+    """Two plans of equal fields; shares, which only people read, are rounded."""
+    for field in dataclasses.fields(SparsityPlan):
+        a, b = (jax.tree.leaves(getattr(p, field.name)) for p in (one, other))
+        if field.name in ("sparsities", "realised"):
+            np.testing.assert_allclose(a, b, rtol=0, atol=0.51 * 10**-decimals)
+        elif field.name in ("thresholds", "exponents"):
+            np.testing.assert_array_equal(np.float32(a), np.float32(b))
+        else:
+            assert len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)), field.name
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +124,24 @@ def plan():
 def test_everything_survives_a_round_trip(plan, tmp_path):
     plan.save(tmp_path / "plan")
     again = SparsityPlan.load(tmp_path / "plan")
-    for field in dataclasses.fields(SparsityPlan):
-        one, other = (jax.tree.leaves(getattr(p, field.name)) for p in (plan, again))
-        assert len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), field.name
+    assert_same(again, plan)
     assert isinstance(again.basis, Basis) and again.basis.digest() == plan.basis.digest()
     assert "budgets" not in (tmp_path / "plan" / "plan.json").read_text()  # the history has a file of its own
     assert SparsityPlan.load(tmp_path / "plan" / "plan.json").target == 0.5
+    again.save(tmp_path / "again")
+    pair = [(tmp_path / name / "plan.json").read_bytes() for name in ("plan", "again")]
+    assert pair[0] == pair[1]  # what is rounded once stays
+
+
+def test_the_file_is_short_enough_to_read(plan, tmp_path):
+    """A line for each layer, and records with no more digits than were measured."""
+    dataclasses.replace(plan, held_out={"windows": 2, "plan": {"kl": 1 / 3, "perplexity": float("inf")}}).save(
+        tmp_path / "plan"
+    )
+    text = (tmp_path / "plan" / "plan.json").read_text()
+    layers = [line for line in text.splitlines() if '"threshold"' in line]
+    assert len(layers) == 3 * len(LAYERS) and max(map(len, text.splitlines())) <= 130
+    assert '"held_out": {"windows": 2, "plan": {"kl": 0.333333, "perplexity": null}}' in text
 
 
 @pytest.mark.parametrize("part", ["basis", "gains", "biases"])

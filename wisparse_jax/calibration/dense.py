@@ -20,6 +20,7 @@ from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.finite import check_activations
 from wisparse_jax.models.forward import BlockCache, Cache, Params, block, layout, rms_norm
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import mesh_of, spread
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.score import ChannelGains, model_norms
 
@@ -120,7 +121,7 @@ def _run(
     taken = _sampled_positions(count * positions, settings.statistics_tokens, seed)
     gains = model_norms(params)
 
-    x = params["embed"][jnp.asarray(windows)]
+    x = params["embed"][spread(mesh_of(params), windows)]
     inputs, caches, statistics = [x[:, first:]], [], []
     for b, weights in enumerate(params["blocks"]):
         x, cache, samples = _record_block(config, config.windows[b], first, weights, x, taken)

@@ -23,8 +23,9 @@ from kernels_pallas.weight import Weight
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.statistics import GROUP_OF
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
-from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm
+from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm, top_params
 from wisparse_jax.models.keys import random_key
+from wisparse_jax.models.mesh import on_host
 from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -54,8 +55,7 @@ def walk_gradients(
     for k in range(-(-tokens // (together * positions))):
         rows = (k * together + np.arange(together)) % windows
         key = jax.random.fold_in(jax.random.fold_in(random_key(seed), draw), k)
-        top = {name: params[name] for name in ("norm", "lm_head", "embed") if name in params}
-        gradient = _last_gradient(config, top, calibration.inputs[-1][rows], key)
+        gradient = _last_gradient(config, top_params(params), calibration.inputs[-1][rows], key)
         for b in reversed(range(config.num_blocks)):
             cache = jax.tree.map(lambda a: a[rows], calibration.caches[b])  # noqa: B023
             weights = params["blocks"][b]
@@ -159,7 +159,7 @@ def layer_costs(
         gains = calibration.gains[b]
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, taus)]
         sums[b] = sums[b] + _level_costs(made, gains, *table)
-    costs = np.stack([np.asarray(one, np.float64) for one in sums]) / count
+    costs = np.stack([on_host(one).astype(np.float64) for one in sums]) / count
     return np.maximum.accumulate(costs, axis=2)
 
 

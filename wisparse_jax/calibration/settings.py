@@ -9,16 +9,16 @@ from pathlib import Path
 from wisparse_jax.errors import ConfigError
 from wisparse_jax.files import read_yaml
 
-MAY_BE_ZERO = ("held_out_share", "absolute_steps", "skipped_steps", "heads_steps", "bias_steps")
+MAY_BE_ZERO = ("held_out_share", "absolute_steps", "skipped_steps", "heads_steps", "training_steps")
 SHARES = ("sparse_share", "max_sparsity", "held_out_share", "basis_sparsity", "layer_step", "initial_std")
 # Beyond these a search would not end in a day, or fill the memory, on any machine.
 LARGEST = {
     "window": 2**24,
     "max_exponent": 16,
-    **dict.fromkeys(("basis_rate", "bias_rate"), 1),
+    **dict.fromkeys(("basis_rate", "gain_rate", "bias_rate"), 1),
     **dict.fromkeys(("population", "paper_offspring", "chunk"), 2**14),
     **dict.fromkeys(("generations", "paper_generations", "exponent_passes"), 10**5),
-    **dict.fromkeys(("absolute_steps", "skipped_steps", "heads_steps", "bias_steps", "bias_every"), 10**6),
+    **dict.fromkeys(("absolute_steps", "skipped_steps", "heads_steps", "training_steps", "training_every"), 10**6),
     **dict.fromkeys(SHARES, 1),
 }
 LARGEST_TOKENS = 10**8
@@ -29,7 +29,7 @@ ALGORITHMS = ("CR_FM_NES", "CMA_ES", "Sep_CMA_ES", "SNES")
 # What a method chooses can be switched one by one; "method" leaves it as it is.
 SWITCHES = {
     "basis": ("none", "eigen", "refined"),
-    "gains": ("norms", "gradients"),
+    "gains": ("norms", "gradients", "trained"),
     "allocator": ("uniform", "greedy", "evolution", "evolution-equal-layers", "paper", "second-order"),
     "biases": ("on", "off"),
 }
@@ -65,10 +65,11 @@ class SearchSettings:
     basis_rate: float = 0.01
     # Gradients: sparse positions of a backward pass, for the gains, the costs and the basis
     gradient_tokens: int = 16_384
-    # Biases
-    bias_steps: int = 200
-    bias_every: int = 20
-    bias_rate: float = 0.001
+    # Gains and biases trained on KL
+    training_steps: int = 300
+    training_every: int = 25
+    gain_rate: float = 0.005
+    bias_rate: float = 0.0005
     # Exponents (Alg. 2 of the paper)
     exponent_step: float = 0.05
     max_exponent: float = 1.5

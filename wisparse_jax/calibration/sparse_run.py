@@ -19,6 +19,7 @@ from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.statistics import spaced_tokens, tau_between
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Params, after_attention, layout, rms_norm, self_attention
+from wisparse_jax.models.mesh import on_host
 from wisparse_jax.models.rules import BlockRules, ChannelRule
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -37,18 +38,29 @@ def sparse_thresholds(
     exponents: Float64[np.ndarray, "blocks 7"],
     sparsities: Float64[np.ndarray, "blocks 7"],
     biases: Biases | None = None,
+    more: Calibration | None = None,
 ) -> Thresholds:
-    """The thresholds that realise the sparsities on the calibration text, layer after layer."""
+    """The thresholds that realise the sparsities on the calibration text, layer after layer.
+
+    Args:
+        calibration: the dense run, with the gains of the score.
+        exponents: of every layer.
+        sparsities: of every layer.
+        biases: that the sparse model adds.
+        more: the same model's run on further windows of the text.
+    """
     config, first = calibration.config, calibration.dense_positions
-    x, taus, realised = calibration.inputs[0], [], []
+    runs = [calibration] if more is None else [calibration, more]
+    x, taus, realised = jnp.concatenate([run.inputs[0] for run in runs]), [], []
     for b, weights in enumerate(calibration.params["blocks"]):
+        cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(run.caches[b] for run in runs))
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, sparsities)]
         own = None if biases is None else biases[b]
-        arguments = weights, x, calibration.caches[b], calibration.gains[b], *table, own
+        arguments = weights, x, cache, calibration.gains[b], *table, own
         x, tau, share = _sparse_block(config, config.windows[b], first, *arguments)
         taus.append(tau)
         realised.append(share)
-    return Thresholds(*(np.stack([np.asarray(row, np.float64) for row in rows]) for rows in (taus, realised)))
+    return Thresholds(*(np.stack([on_host(row).astype(np.float64) for row in rows]) for rows in (taus, realised)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

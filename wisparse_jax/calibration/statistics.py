@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Float64
 
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
+from wisparse_jax.models.mesh import on_host
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
 GROUP_OF = {layer: group for group, layers in INPUT_GROUPS.items() for layer in layers}
@@ -37,9 +38,9 @@ class BlockStatistics:
         if key not in self._tables:
             scores = _scores(self.samples[GROUP_OF[layer]], self.gains[layer], jnp.float32(exponent))
             # XLA's sort on a CPU takes five times NumPy's.
-            ordered = np.sort(np.asarray(scores)) if jax.default_backend() == "cpu" else jnp.sort(scores)
+            ordered = np.sort(on_host(scores)) if jax.default_backend() == "cpu" else jnp.sort(scores)
             places = [min(k * scores.size // STEPS, scores.size - 1) for k in range(STEPS + 1)]
-            self._tables[key] = np.asarray(ordered[np.asarray(places)])
+            self._tables[key] = on_host(ordered[np.asarray(places)])
         return self._tables[key]
 
     def threshold(self, layer: str, exponent: float, sparsity: float) -> float:

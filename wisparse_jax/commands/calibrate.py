@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.devices import Devices
 from wisparse_jax.errors import PlanError, WisparseError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrate:
+class Calibrate(Devices):
     """Search a sparsity plan for a model."""
 
     model: Positional[str]
@@ -40,14 +41,17 @@ class Calibrate:
 
     def run(self) -> None:
         """Search and save the plan."""
+        import jax
+
         from wisparse_jax.arguments import check_count, check_seed
-        from wisparse_jax.calibration import check_variety, read_settings
-        from wisparse_jax.evaluation import text_windows
+        from wisparse_jax.calibration import read_settings
+        from wisparse_jax.commands.texts import SELF, file_windows, sampled_windows, short_name
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.inference import sample_windows
-        from wisparse_jax.models.hub import resolve as resolve_model
-        from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+        from wisparse_jax.models import hub
+        from wisparse_jax.models.loading import load, read_model_config
+        from wisparse_jax.models.mesh import make_mesh
         from wisparse_jax.presets import settings_file
+        from wisparse_jax.processes import is_first
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
@@ -76,25 +80,25 @@ class Calibrate:
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
         tokens = settings.tokens if self.tokens is None else self.tokens
-        config = read_model_config(resolve_model(self.model, ("config",)))
+        config = read_model_config(hub.resolve(self.model, ("config",)))
         window = min(settings.window, config.context)
-        windows, count = None, -(-tokens // window)
-        if self.text != "self":
-            windows = text_windows(load_tokenizer(self.model), self.text, window, tokens)
-            check_variety(windows, config.vocab_size)
-            count = len(windows)
+        windows = None if self.text == SELF else file_windows(self.model, self.text, window, tokens)
+        count = -(-tokens // window) if windows is None else len(windows)
         check_amount(count, settings, window, held_out=self.max_kl is not None)
-        model = load(self.model)
+        mesh = None if self.mesh is None else make_mesh(self.mesh, config)
+        model, first = load(self.model, mesh=mesh), is_first()
         check_searchable(model, method)
         if windows is None:
-            windows = sample_windows(model, count, window, seed=self.seed, progress=True)
-            check_variety(windows, config.vocab_size)
-        source = self.text if self.text == "self" else Path(self.text).name
-        how = {"progress": True, "text": source, "state": self.out.with_name(f".{self.out.name}.search")}
+            windows = sampled_windows(model, window, tokens, self.seed)
+        # What one process reads from a state and others compute would leave them waiting for each other.
+        state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
+        how = {"progress": first, "text": short_name(self.text), "state": state}
         if self.max_kl is None:
             plans = calibrate_targets(model, windows, sparsities, self.method, self.seed, settings, **how)
         else:
             plans = [calibrate_to_divergence(model, windows, self.max_kl, self.method, self.seed, settings, **how)]
+        if not first:
+            return
         show = console()
         for plan, place in zip(plans, places, strict=True):
             written = _save(plan, place)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from pathlib import Path
+import math
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
+
+if TYPE_CHECKING:
+    from wisparse_jax.evaluation import Evaluation
+    from wisparse_jax.models.config import LlamaConfig
+    from wisparse_jax.sparsity import SparsityPlan
+
+from wisparse_jax.commands.devices import Devices
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Devices):
     """Measure perplexity, KL(dense || sparse) and realised sparsity on a text, or the scores of tasks."""
 
     model: Positional[str]
@@ -19,8 +28,9 @@ class Evaluate:
     """A UTF-8 file, or `self` for text that the dense model samples."""
     tasks: str | None = None
     """Instead of a text: tasks of lm-evaluation-harness, commas between them; `wisparse lm-eval` has more options."""
-    plan: Path | None = None
-    """The plan; without one only the dense model is measured."""
+    plan: UseAppendAction[tuple[str, ...]] = ()
+    """A plan, a folder or a hub id; may be given several times, and differences of KL are then paired over windows.
+    Without one only the dense model is measured, unless it was converted with a plan."""
     tokens: int | None = None
     """Tokens of text to read, rounded up to whole windows; by default all of a file, 16,384 of `self`."""
     sparse_prefill: float = 0.5
@@ -39,23 +49,31 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate and print."""
         from wisparse_jax.arguments import check_count, check_seed, check_share
+        from wisparse_jax.commands.plans import named_plans, plan_of
         from wisparse_jax.errors import WisparseError
         from wisparse_jax.evaluation import evaluate, text_windows
         from wisparse_jax.inference import sample_windows
         from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.llama import Llama
         from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
-        from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
+        from wisparse_jax.models.mesh import make_mesh
+        from wisparse_jax.models.quantise import quantise
+        from wisparse_jax.processes import is_first
+        from wisparse_jax.sparsity import SparseLlama, apply_plans
 
         # Everything that can be refused is refused before the model is loaded.
         if (self.text is None) == (self.tasks is None):
             raise WisparseError("expected either --text FILE or --tasks NAMES")
+        if self.tasks is not None and self.mesh is not None:
+            raise WisparseError("mesh: expected --text, as --tasks runs on one device")
+        if self.tasks is not None and len(self.plan) > 1:
+            raise WisparseError(f"--plan is given {len(self.plan)} times: expected at most one with --tasks")
         seed = 1 if self.seed is None else check_seed(self.seed)
         check_share(self.sparse_prefill, "sparse-prefill")
         check_kinds(weights=self.weights, head=self.head)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
-        plan = None if self.plan is None else SparsityPlan.load(self.plan)
+        plans = named_plans(self.plan)
         if self.text is None:
             for option in ("tokens", "window", "seed", "json"):
                 if getattr(self, option) not in (None, False):
@@ -63,45 +81,71 @@ class Evaluate:
             self._run_tasks()
             return
         config = read_model_config(resolve(self.model, ("config",)))
+        if not plans and (own := plan_of(self.model, None)) is not None:
+            plans = {"its own": own}
+        if len(plans) == 1:  # a method says more than a folder
+            plans = {plan.method: plan for plan in plans.values()}
         window = min(config.context, 2048) if self.window is None else self.window
         if check_count(window, "window, in tokens", least=2) > config.context:
             raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")
+        mesh = None if self.mesh is None else make_mesh(self.mesh, config, self.weights)
         windows = None
         if self.text != "self":
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
-        model = load(self.model, check=None if plan is None else plan.check_model)
-        rounded = [kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None]
-        basis = None if plan is None or not rounded else plan.basis
-        measured = load(self.model, weights=self.weights, basis=basis, head=self.head) if rounded else model
-        sparse = None if plan is None else apply(measured, plan)
+        def check(fingerprint: str, config: LlamaConfig) -> None:
+            for plan in plans.values():
+                plan.check_model(fingerprint, config)
+
+        model = load(self.model, check=check, mesh=mesh)
+        rounded = ", ".join(kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None)
+        measured: dict[str, Llama | SparseLlama] = {}
+        if rounded:
+            measured[f"dense {rounded}"] = quantise(model, self.weights, self.head)
+        measured |= apply_plans(model, plans, self.weights, self.head)
         if windows is None:
             tokens = 16_384 if self.tokens is None else self.tokens
-            windows = sample_windows(model, -(-tokens // window), window, seed=seed, progress=True)
-        plans: dict[str, Llama | SparseLlama] = {}
-        if rounded:
-            plans[f"dense {', '.join(rounded)}"] = measured
-        if plan is not None and sparse is not None:
-            plans[plan.method] = sparse
-        result = evaluate(model, windows, plans, self.sparse_prefill, progress=True)
+            windows = sample_windows(model, -(-tokens // window), window, seed=seed, progress=is_first())
+        result = evaluate(model, windows, measured, self.sparse_prefill, progress=is_first())
         if self.json:
-            settings = {"model": self.model, "text": self.text, "plan": None if self.plan is None else str(self.plan)}
-            settings |= {"weights": self.weights, "head": self.head}
-            stated = {} if plan is None else {"method": plan.method, "target": plan.target}
-            print(json.dumps(result.as_json(next(reversed(plans), None)) | settings | stated, allow_nan=False))
-            return
+            print(json.dumps(self._as_json(result, plans), allow_nan=False))
+        else:
+            self._print(result, plans)
+
+    def _as_json(self, result: Evaluation, plans: dict[str, SparsityPlan]) -> dict[str, Any]:
+        """One object; with several plans a list of them, and the paired differences."""
+        asked = {"model": self.model, "text": self.text, "weights": self.weights, "head": self.head}
+        stated = {name: {"method": plan.method, "target": plan.target} for name, plan in plans.items()}
+        if len(plans) < 2:
+            place = {"plan": self.plan[0] if self.plan else None}
+            return result.as_json(next(reversed(result.sparse), None)) | asked | place | next(iter(stated.values()), {})
+        dense = result.as_json()
+        rows, paired = [], []
+        for name, place in zip(plans, self.plan, strict=True):
+            own = {key: value for key, value in result.as_json(name).items() if key not in dense}
+            rows.append({"name": name, "plan": place} | stated[name] | own)
+        for one, other in itertools.combinations(reversed(plans), 2):
+            gap = result.paired(one, other)
+            error = gap.error if math.isfinite(gap.error) else None
+            paired.append({"first": one, "second": other, "kl": gap.mean, "kl_error": error})
+        return dense | asked | {"plans": rows, "paired": paired}
+
+    def _print(self, result: Evaluation, plans: dict[str, SparsityPlan]) -> None:
         from wisparse_jax.report.tables import console, layer_table, quality_table
 
         show = console()
         share = f"the last {self.sparse_prefill:.0%} of each window sparse"
         show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
-        if plan is not None:
-            show.print(layer_table(result.sparse[plan.method]))
+        for one, other in itertools.combinations(reversed(plans), 2):
+            gap = result.paired(one, other)
+            show.print(f"KL of {one} minus {other}: {gap.mean:+.4f} ± {gap.error:.4f} (paired over windows)")
+        if len(plans) == 1:
+            show.print(layer_table(result.sparse[next(iter(plans))]))
 
     def _run_tasks(self) -> None:
         from wisparse_jax.commands.lm_eval import run_harness
 
-        given = {"pretrained": self.model, "plan": self.plan, "weights": self.weights, "head": self.head}
-        given["sparse_prefill"] = None if self.plan is None else self.sparse_prefill
+        given = {"pretrained": self.model, "plan": next(iter(self.plan), None), "weights": self.weights}
+        given |= {"head": self.head, "sparse_prefill": self.sparse_prefill if self.plan else None}
         words = [f"{name}={value}" for name, value in given.items() if value is not None]
         run_harness(["run", "--model_args", *words, "--tasks", str(self.tasks)])

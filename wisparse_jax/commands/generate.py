@@ -10,12 +10,13 @@ from typing import Any
 
 from tyro.conf import Positional, UseAppendAction
 
+from wisparse_jax.commands.devices import Devices
 from wisparse_jax.commands.writer import Writer, Writing
 from wisparse_jax.errors import WisparseError
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate(Writing):
+class Generate(Devices, Writing):
     """Answer or continue prompts, streaming to the terminal."""
 
     model: Positional[str]

@@ -21,6 +21,6 @@ class Presets:
             print(f"{name}: {description(file)}")
             print(
                 f"  {settings.tokens:,} tokens of text. wisparse-plus: {basis:,} steps of the basis, gradients of "
-                f"{settings.gradient_tokens:,} tokens, {settings.bias_steps:,} steps of the biases. wisparse: "
+                f"{settings.gradient_tokens:,} tokens, {settings.training_steps:,} steps of training. wisparse: "
                 f"{candidates:,} candidates on {settings.block_tokens:,} tokens each."
             )

@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ Prompt = str | list[dict[str, Any]]
 class Writing:
     """Options of whatever writes text."""
 
-    plan: Path | None = None
-    """The plan; without one the model is dense."""
+    plan: str | None = None
+    """The plan, a folder or a hub id; without one the model is dense, unless it was converted with one."""
     max_new_tokens: int = 128
     """At most so many new tokens."""
     temperature: float = 0.0
@@ -50,20 +49,23 @@ class Writer:
 
     def __init__(self, options: Writing, name: str):
         from wisparse_jax.arguments import check_seed
+        from wisparse_jax.commands.plans import plan_of
         from wisparse_jax.inference import Sample, decode_implementation
         from wisparse_jax.inference.timing import CompileClock
         from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.loading import check_kinds, load_tokenizer, read_model_config
-        from wisparse_jax.sparsity import SparsityPlan
+        from wisparse_jax.models.mesh import make_mesh
 
         self.options, self.name, self.clock = options, name, CompileClock()
         self.sampler = Sample(options.temperature, options.top_k, options.top_p)
         check_seed(options.seed)
         check_kinds(weights=options.weights, head=options.head)
-        self.plan = None if options.plan is None else SparsityPlan.load(options.plan)
+        self.plan = plan_of(name, options.plan)
         self.config = read_model_config(resolve(name, ("config",)))
-        if self.plan is None:
-            decode_implementation(self.config, {}, None, 1, options.implementation)
+        asked = getattr(options, "mesh", None)
+        self.mesh = None if asked is None else make_mesh(asked, self.config, options.weights)
+        if self.plan is None or (self.mesh is not None and options.implementation == "mosaic"):
+            decode_implementation(self.config, {}, None, 1, options.implementation, self.mesh)
         began = time.perf_counter()
         self.tokenizer = load_tokenizer(name)
         self.load_seconds = time.perf_counter() - began
@@ -82,6 +84,7 @@ class Writer:
 
     def load(self) -> None:
         """Read the weights; what was chosen is said on standard error."""
+        from kernels_pallas.implementation import mosaic_problem
         from wisparse_jax.inference import decode_implementation
         from wisparse_jax.models.loading import load
         from wisparse_jax.sparsity import load_sparse
@@ -89,15 +92,18 @@ class Writer:
         began = time.perf_counter()
         weights, head = self.options.weights, self.options.head
         self.model = (
-            load(self.name, weights=weights, head=head)
+            load(self.name, weights=weights, head=head, mesh=self.mesh)
             if self.plan is None
-            else load_sparse(self.name, self.plan, weights=weights, head=head)
+            else load_sparse(self.name, self.plan, weights=weights, head=head, mesh=self.mesh)
         )
         self.load_seconds += time.perf_counter() - began
         rules, asked = getattr(self.model, "rules", None), self.options.implementation
         self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)
         if self.plan is not None:
             how = f"sparsity {self.plan.target:g}, decoding by {self.implementation}"
+            if self.mesh is not None:
+                how += f" on {', '.join(f'{axis}={size}' for axis, size in self.mesh.shape.items())}"
+                how += " (mosaic runs on one device only)" if mosaic_problem() is None else ""
             print(f"{self.plan.method} plan, {how}", file=sys.stderr)
 
     def answer(self, prompt: Prompt, stop: Sequence[str] = (), raw: bool = False, system: str | None = None) -> Answer:

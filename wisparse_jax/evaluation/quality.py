@@ -11,15 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32
 
 from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihood
-from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
+from wisparse_jax.models.forward import BlockCache, Cache, Params, block, head, layout, rms_norm, top_params
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.rules import Rules
+from wisparse_jax.models.mesh import data_size, mesh_of, on_host, spread
+from wisparse_jax.models.rules import BlockRules, Rules
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.apply import SparseLlama
 
@@ -149,16 +151,18 @@ def evaluate(
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: leaves nothing to score in windows of {length} tokens")
 
     params, config = model.params, model.config
+    mesh = mesh_of(params)
     dense: list[np.ndarray] = []
     sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans or {}}
-    for batch in _bar(_batches(ids), progress):
+    for batch in _bar(_batches(ids, mesh), progress):
         batch_ids, rows = batch
-        nll, reference, cache = _dense(config, first, params, batch_ids)
+        hidden, cache = _dense(config, first, params, batch_ids)
+        nll, reference = _predictions(config, top_params(params), hidden, batch_ids[:, first + 1 :])
         dense.append(_finite("dense", nll)[:rows])
         for name, plan in (plans or {}).items():
             rules = plan.rules if isinstance(plan, SparseLlama) else None
             # Values in another basis, or by rounded weights, are not the model's: such a plan starts by its own.
-            own = cache if _same_weights(plan.params, params) else _dense(plan.config, first, plan.params, batch_ids)[2]
+            own = cache if _same_weights(plan.params, params) else _dense(plan.config, first, plan.params, batch_ids)[1]
             out = _sparse(plan.config, first, plan.params, batch_ids, reference, own, rules)
             sparse[name].append(tuple(_finite(name, value).astype(np.float64)[:rows] for value in out))
     scores = {}
@@ -172,7 +176,7 @@ def evaluate(
 
 def _finite(name: str, values: Array) -> np.ndarray:
     """What was measured, on the host; NaN and infinity are refused."""
-    found = np.asarray(values)
+    found = on_host(values)
     if not np.isfinite(found).all():
         raise WisparseError(f"{name}: the losses are not finite: the model's activations overflow on this text")
     return found
@@ -184,12 +188,16 @@ def _same_weights(one: Params, other: Params) -> bool:
     return len(one["blocks"]) == len(other["blocks"]) and all(a is b for a, b in pairs)
 
 
-def _batches(ids: Int32[np.ndarray, "windows length"]) -> list[tuple[Array, int]]:
-    """Windows in batches of one shape, the last filled up with its own last window, and how many rows are real."""
-    size = max(1, min(len(ids), TOKENS_AT_ONCE // ids.shape[1]))
+def _batches(ids: Int32[np.ndarray, "windows length"], mesh: Mesh | None = None) -> list[tuple[Array, int]]:
+    """Windows in batches of one shape, the last filled up with its own last window, and how many rows are real.
+
+    On a mesh every part of its data axis gets as many as a device would alone.
+    """
+    parts = data_size(mesh)
+    size = parts * max(1, min(-(-len(ids) // parts), TOKENS_AT_ONCE // ids.shape[1]))
     starts = range(0, len(ids), size)
     return [
-        (jnp.asarray(ids[np.minimum(np.arange(at, at + size), len(ids) - 1)]), min(size, len(ids) - at))
+        (spread(mesh, ids[np.minimum(np.arange(at, at + size), len(ids) - 1)]), min(size, len(ids) - at))
         for at in starts
     ]
 
@@ -200,17 +208,37 @@ def _bar(batches: list, progress: bool) -> Iterable:
     return tqdm(batches, desc="evaluate", disable=not progress, leave=False)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _dense(
-    config: LlamaConfig, first: int, params: Params, ids: Int[Array, "batch length"]
-) -> tuple[Float[Array, " batch"], Float[Array, "batch positions vocab"], Cache]:
-    """Mean nll per window, the logits of the scored positions, and the cache of the whole windows."""
-    hidden, cache = hidden_states(config, params, ids, layout(config, ids.shape[0], ids.shape[1]))
-    logits = head(params, hidden[:, first:-1])
-    return jnp.mean(negative_log_likelihood(logits, ids[:, first + 1 :]), axis=1), logits, cache
+# A program of one block serves all of them: whole models, unrolled, take minutes to compile.
+
+
+def _dense(config: LlamaConfig, first: int, params: Params, ids: Int[Array, "batch length"]) -> tuple[Array, Cache]:
+    """The final hidden states of the scored positions, before the norm, and the cache of the whole windows."""
+    x, cache = params["embed"][ids], []
+    for window, weights in zip(config.windows, params["blocks"], strict=True):
+        x, own = _dense_block(config, window, weights, x)
+        cache.append(own)
+    return x[:, first:-1], cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def _dense_block(
+    config: LlamaConfig, window: int | None, params: Params, x: Float[Array, "batch length hidden"]
+) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
+    return block(config, window, params, x, layout(config, *x.shape[:2]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predictions(
+    config: LlamaConfig,
+    params: Params,
+    x: Float[Array, "batch positions hidden"],
+    targets: Int[Array, "batch positions"],
+) -> tuple[Float[Array, " batch"], Float[Array, "batch positions vocab"]]:
+    """Mean nll per window, and the logits."""
+    logits = head(params, rms_norm(x, params["norm"], config.norm_eps))
+    return jnp.mean(negative_log_likelihood(logits, targets), axis=1), logits
+
+
 def _sparse(
     config: LlamaConfig,
     first: int,
@@ -221,25 +249,48 @@ def _sparse(
     rules: Rules | None,
 ) -> tuple[Array, Array, Float[Array, "batch positions"], Float[Array, "batch blocks 7"]]:
     """Per window: mean nll, mean KL, realised sparsity of each token and of each layer."""
-    batch, length = ids.shape
     # The last position has no next token in the window, so nothing is scored there.
-    where = layout(config, batch, length - 1 - first, first)
-    records: list[dict[str, Array]] = []
-    hidden, _ = hidden_states(config, params, ids[:, first:-1], where, cache, rules, records)
-    logits = head(params, hidden)
-    nll = jnp.mean(negative_log_likelihood(logits, ids[:, first + 1 :]), axis=1)
-    kl_by_token = kl_divergence(dense_logits, logits)
-    kl = jnp.mean(kl_by_token, axis=1)
+    x, shares = params["embed"][ids[:, first:-1]], []
+    for b, weights in enumerate(params["blocks"]):
+        own = None if rules is None else rules[b]
+        x, share = _sparse_block(config, config.windows[b], first, weights, x, cache[b], own)
+        shares.append(share)
+    nll, logits = _predictions(config, top_params(params), x, ids[:, first + 1 :])
+    return nll, *_compared(config, dense_logits, logits, shares)
 
-    def skipped(block: int, name: str) -> Float[Array, "batch positions"]:
-        limits = None if rules is None else rules[block][name].thresholds
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sparse_block(
+    config: LlamaConfig,
+    window: int | None,
+    first: int,
+    params: Params,
+    x: Float[Array, "batch positions hidden"],
+    cache: BlockCache,
+    rules: BlockRules | None,
+) -> tuple[Float[Array, "batch positions hidden"], Float[Array, "batch positions 7"]]:
+    """The block's output, and the share of channels that each layer skips for each token."""
+    record: dict[str, Array] = {}
+    out, _ = block(config, window, params, x, layout(config, *x.shape[:2], first), cache, rules, record)
+
+    def skipped(name: str) -> Float[Array, "batch positions"]:
+        limits = None if rules is None else rules[name].thresholds
         if limits is None:
-            return jnp.zeros(kl_by_token.shape, jnp.float32)
-        kept: Bool[Array, "batch positions in"] = keep_mask(records[block][name], limits)
+            return jnp.zeros(x.shape[:2], jnp.float32)
+        kept: Bool[Array, "batch positions in"] = keep_mask(record[name], limits)
         return 1.0 - jnp.mean(kept.astype(jnp.float32), axis=-1)
 
-    rows = [jnp.stack([skipped(b, name) for name in LAYERS], axis=-1) for b in range(config.num_blocks)]
-    share = jnp.stack(rows, axis=2)  # [batch, positions, blocks, 7]
+    return out, jnp.stack([skipped(name) for name in LAYERS], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compared(
+    config: LlamaConfig,
+    dense_logits: Float[Array, "batch positions vocab"],
+    logits: Float[Array, "batch positions vocab"],
+    shares: list[Float[Array, "batch positions 7"]],
+) -> tuple[Array, Float[Array, "batch positions"], Float[Array, "batch blocks 7"]]:
+    share = jnp.stack(shares, axis=2)  # [batch, positions, blocks, 7]
     weights = jnp.asarray(config.layer_weights, jnp.float32)
     by_token = jnp.mean(share @ (weights / weights.sum()), axis=2)
-    return nll, kl, by_token, jnp.mean(share, axis=1)
+    return jnp.mean(kl_divergence(dense_logits, logits), axis=1), by_token, jnp.mean(share, axis=1)

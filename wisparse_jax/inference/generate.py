@@ -14,6 +14,7 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, NOT_FINITE, Sample, random_key
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.mesh import data_size, mesh_of, on_host, spread
 from wisparse_jax.models.tokens import token_row
 
 # Tokens between two looks at what the loop has written, when somebody streams, at least.
@@ -99,25 +100,27 @@ def token_stream(
     if not rows or max_new_tokens == 0:
         return
     length = _bucket(max(map(len, rows)), config.context)
-    batch = _bucket(len(rows), None, smallest=1)
+    params, rules = model.params, getattr(model, "rules", None)
+    mesh = mesh_of(params)
+    # Whole sequences for every part of a mesh's data axis.
+    batch = -(-_bucket(len(rows), None, smallest=1) // data_size(mesh)) * data_size(mesh)
     # Padding on the left shifts slots, not positions, so the cache may be longer than the context.
     room = _bucket(max_new_tokens, config.context)
     padded, begin = np.zeros((batch, length), np.int32), np.full(batch, length - 1, np.int32)
     for b, row in enumerate(rows):
         padded[b, length - len(row) :], begin[b] = row, length - len(row)
-    start = jnp.asarray(begin)
+    start = spread(mesh, begin)
     # Only NumPy and transfers between the compiled calls: an eager operation would compile anew for every new shape.
     stops = jnp.asarray(np.asarray(config.eos_token_ids or (-2,), np.int32))
     values, real = sampler.values(config.vocab_size), jnp.asarray(np.arange(batch) < len(rows))
-    params, rules = model.params, getattr(model, "rules", None)
 
     chosen = decode_implementation(config, params, rules, batch, implementation)
-    state = prefill(config, length + room, room, params, jnp.asarray(padded), start, values, key, stops, real)
+    state = prefill(config, length + room, room, params, spread(mesh, padded), start, values, key, stops, real)
     at = 0
     while True:
         # Read before the state is handed on: the next call takes its memory.
-        done, finished = int(state.step), bool(np.asarray(state.finished).all())
-        block = np.asarray(state.tokens)[: len(rows), at:done]
+        done, finished = int(state.step), bool(on_host(state.finished).all())
+        block = on_host(state.tokens)[: len(rows), at:done]
         if (block == NOT_FINITE).any():
             raise WisparseError("the logits are not finite: the model's activations overflow on this prompt")
         yield [[int(t) for t in row if t >= 0 and int(t) not in config.eos_token_ids] for row in block]
@@ -125,7 +128,7 @@ def token_stream(
         if at >= max_new_tokens or finished:
             return
         until = max_new_tokens if every is None else min(max_new_tokens, at + max(every, tokens_together()))
-        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen)
+        state = decode(config, params, state, jnp.int32(until), start, values, stops, rules, chosen, mesh)
 
 
 def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> list[Int32[np.ndarray, " _"]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from kernels_pallas.implementation import choose as choose_kernels
@@ -21,8 +22,15 @@ from kernels_pallas.kept import LARGEST_BATCH
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
+from wisparse_jax.models.decode import (
+    fused_step_problem,
+    group_thresholds,
+    kernel_token_logits,
+    zero_thresholds,
+)
 from wisparse_jax.models.forward import Cache, Params, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.mesh import data_size, mesh_of
+from wisparse_jax.models.mesh_decode import mesh_token_logits
 from wisparse_jax.models.rules import Rules, merge_biases, thresholds_of
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
@@ -77,6 +85,7 @@ def decode_implementation(
     rules: Rules | None,
     batch: int,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> str:
     """What `decode` runs.
 
@@ -89,11 +98,19 @@ def decode_implementation(
         rules: of a sparse model, None for a dense one.
         batch: sequences.
         implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
-            Mosaic kernel if it can run the model.
+            Mosaic kernel if it can run the model. On a mesh it never can, and sequences are those of a device.
+        mesh: that the weights will lie on, before there are any.
 
     Raises:
         WisparseError: the named one cannot run: the reason is in the message.
     """
+    mesh = mesh_of(params) if mesh is None else mesh
+    if mesh is not None and implementation == "mosaic":
+        raise WisparseError(
+            "implementation = 'mosaic' runs whole blocks in one launch, which a mesh cannot split: expected triton "
+            "or xla"
+        )
+    batch = -(-batch // data_size(mesh))
     try:
         chosen = choose_kernels(implementation, offered=("triton", "mosaic", "xla"))
     except ValueError as error:
@@ -111,12 +128,12 @@ def decode_implementation(
         return chosen
     if chosen == "xla" or batch > KERNEL_BATCH:
         return "xla"
-    if mosaic_problem() is None and fused_step_problem(config, params, batch) is None:
+    if mesh is None and mosaic_problem() is None and fused_step_problem(config, params, batch) is None:
         return "mosaic"
     return "xla" if rules is None else "triton"
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 8, 9), donate_argnums=2)
 def decode(
     config: LlamaConfig,
     params: Params,
@@ -127,8 +144,12 @@ def decode(
     stops: Int[Array, " stops"],
     rules: Rules | None,
     implementation: str = "xla",
+    mesh: Mesh | None = None,
 ) -> LoopState:
-    """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`."""
+    """Choose tokens until there are `until` of them or every row is finished; see `decode_implementation`.
+
+    `mesh` is the one that the weights lie on, which the kernels have to know.
+    """
     if implementation in ("triton", "mosaic"):
         if rules is None:
             # Zeros that XLA does not know, as it would make those anew in every turn of the loop.
@@ -137,7 +158,9 @@ def decode(
             # Once, before the loop: the thresholds stacked, and biases added, since all its positions are sparse.
             params = merge_biases(params, rules)
             stacked = group_thresholds(thresholds_of(rules))
-        next_logits = functools.partial(kernel_token_logits, thresholds=stacked, implementation=implementation)
+        how = {"thresholds": stacked, "implementation": implementation}
+        kernels = kernel_token_logits if mesh is None else functools.partial(mesh_token_logits, mesh=mesh)
+        next_logits = functools.partial(kernels, **how)
     else:
         next_logits = functools.partial(token_logits, rules=rules)
 

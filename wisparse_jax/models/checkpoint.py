@@ -6,28 +6,32 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models.basis import Basis, fold
 from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
-from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.fingerprint import digest, sample
+from wisparse_jax.models.mesh import param_shardings
+from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.weights import place, read_weights
 
 MANIFEST = "wisparse.json"
 WEIGHTS = "weights"
 FORMAT, VERSION = "wisparse-checkpoint", 2
-LARGEST_FILE = 256 << 20  # bytes of a configuration or tokenizer file
+LARGEST_FILE = 1 << 30  # bytes of a file beside the weights: configuration, tokenizer, a plan's tensors
+_DTYPES = ("float32", "bfloat16")  # float16 would change the fingerprint, which is of numbers in bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class _Manifest:
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests, by name
     weights: Literal["int8", "int4"] | None = None  # what the block linears were rounded to
     head: Literal["int8"] | None = None
+    basis: str | None = None  # digest of the basis that the weights are folded into
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -55,7 +60,25 @@ def is_checkpoint(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST)
 
 
-def convert(name: str | Path, out: str | Path, weights: str | None = None, head: str | None = None) -> None:
+def stored_basis(folder: Path) -> str | None:
+    """The digest of the basis that a folder's weights are folded into, None for those as they were.
+
+    Raises:
+        WeightsError: a manifest that cannot be read.
+    """
+    return read_json(folder / MANIFEST, _Manifest, WeightsError, LARGE).basis if is_checkpoint(folder) else None
+
+
+def convert(
+    name: str | Path,
+    out: str | Path,
+    weights: str | None = None,
+    head: str | None = None,
+    dtype: str | None = None,
+    basis: Basis | None = None,
+    beside: Mapping[str, bytes] | None = None,
+    check: Callable[[str, LlamaConfig], None] | None = None,
+) -> None:
     """Write a model as an Orbax checkpoint folder: its weights as stored or rounded, configuration and tokenizer.
 
     The folder appears whole or not at all, with a digest of every tensor and file in it.
@@ -66,19 +89,33 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
         out: the new folder; missing folders above it are made.
         weights: "int8" or "int4" rounds the block linears; plans for the model apply as before.
         head: "int8" rounds the head.
+        dtype: "float32" or "bfloat16" for weights that are not rounded to integers; None keeps each tensor's own.
+        basis: a plan's, to fold the weights into before they are rounded.
+        beside: further files to write, by name.
+        check: called with the fingerprint and the architecture before anything is folded; raises to refuse.
 
     Raises:
         WisparseError: `out` exists or cannot be written, or the model cannot be read.
     """
     check_new_folder(out, WisparseError)
-    files, params, stored = (_open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder)(name)
+    if dtype not in (None, *_DTYPES):
+        raise WisparseError(f"dtype = {dtype!r}: expected {' or '.join(_DTYPES)}, or nothing for the model's own")
+    opened = _open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder
+    config, files, params, stored = opened(name, dtype)
+    if check is not None:
+        check(stored, config)
+    if basis is not None:
+        params = fold(config, params, basis, consume=True)
     params = quantise_params(params, weights, head)
+    files |= beside or {}
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
         for path, leaf in flat(params).items()
     }
     manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
-    manifest |= {kind: value for kind, value in (("weights", weights), ("head", head)) if value is not None}
+    folded = None if basis is None else basis.digest()
+    stated = {"weights": weights, "head": head, "basis": folded}
+    manifest |= {kind: value for kind, value in stated.items() if value is not None}
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
@@ -88,17 +125,25 @@ def convert(name: str | Path, out: str | Path, weights: str | None = None, head:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _open_folder(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
-    """A model's configuration and tokenizer files, its parameters, and its fingerprint."""
+_Opened = tuple[LlamaConfig, dict[str, bytes], dict[str, Any], str]
+
+
+def _open_folder(name: str | Path, dtype: str | None) -> _Opened:
+    """A model's configuration, the files of it and of the tokenizer, its parameters, and its fingerprint."""
     source = hub.resolve(name)
+    if stored_basis(source) is not None:
+        raise WisparseError(
+            f"{source}: its weights are folded into a plan's basis already; convert the model as it was"
+        )
     if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
         raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
-    params, stored = read_params(source, read_config(source))
+    config = read_config(source)
+    params, stored = read_params(source, config, dtype)
     names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
-    return {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
+    return config, {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
 
 
-def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+def _open_gguf(name: str | Path, dtype: str | None) -> _Opened:
     """The same of a GGUF file."""
     from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 
@@ -107,23 +152,24 @@ def _open_gguf(name: str | Path) -> tuple[dict[str, bytes], dict[str, Any], str]
     ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
     texts = {"config.json": raw, "generation_config.json": ends}
     files = {name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()}
-    return files | tokenizer_files(file), *gguf.read_gguf(file, parse_config(raw))
+    config = parse_config(raw)
+    return config, files | tokenizer_files(file), *gguf.read_gguf(file, config, dtype)
 
 
 def read_params(
-    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True
+    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True, mesh: Mesh | None = None
 ) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a model folder of either format; see `weights.read_weights`.
 
     `verify` is for `read_checkpoint`: Hugging Face folders hold no digests.
     """
     if is_checkpoint(folder):
-        return read_checkpoint(folder, config, dtype, verify)
-    return read_weights(folder, config, dtype)
+        return read_checkpoint(folder, config, dtype, verify, mesh)
+    return read_weights(folder, config, dtype, mesh)
 
 
 def read_checkpoint(
-    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True
+    folder: Path, config: LlamaConfig, dtype: str | None = None, verify: bool = True, mesh: Mesh | None = None
 ) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a folder that `convert` wrote; see `weights.read_weights`.
 
@@ -131,7 +177,9 @@ def read_checkpoint(
         folder: the folder.
         config: the architecture.
         dtype: of the parameters; None keeps each tensor's own.
-        verify: compare every tensor and file with its digest; some 0.1 s for every gigabyte.
+        verify: compare every tensor and file with its digest; some 0.1 s for every gigabyte. Of tensors that are spread
+            over several hosts, none of which sees them whole, only the fingerprint is compared.
+        mesh: the devices that the parameters are spread over; None is this host's first one.
 
     Raises:
         WeightsError: another version, or damaged: files, structure, values that are not finite or not those that
@@ -151,16 +199,18 @@ def read_checkpoint(
         _check_files(folder, manifest.files)
     values: dict[str, jax.Array] = {}
     samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
-    for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}):
+    shardings = None if mesh is None else flat(param_shardings(config, shapes, mesh))
+    for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}, shardings):
         where = f"{folder / WEIGHTS}: tensor {path}"
-        if verify and manifest.tensors[path].digest not in (None, _digest(stored)):
+        whole = stored.is_fully_addressable
+        if verify and whole and manifest.tensors[path].digest not in (None, _digest(stored)):
             raise WeightsError(f"{where} is not the one that was converted: its values have another digest")
         samples[path] = (stored.shape, sample(stored))
         # Integers and what they are multiplied with stay what they are.
         kept = path.endswith(".scale") or jnp.issubdtype(stored.dtype, jnp.integer)
         values[path] = stored if kept else place(stored, dtype, False, where)
-    # Of rounded weights the fingerprint is that of the model as it was, which they do not tell.
-    if not _kinds(manifest) and (found := digest(config, samples)) != manifest.fingerprint:
+    # Of rounded and of folded weights the fingerprint is that of the model as it was, which they do not tell.
+    if not _kinds(manifest) and manifest.basis is None and (found := digest(config, samples)) != manifest.fingerprint:
         raise WeightsError(
             f"{folder}: the weights or the configuration are not those that were converted: expected fingerprint "
             f"{manifest.fingerprint}, found {found}"
@@ -205,8 +255,10 @@ def _save(folder: Path, params: dict[str, Any], out: str | Path) -> None:
         log.disabled = False
 
 
-def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, jax.Array]]:
-    """The stored arrays in their own dtypes, one by one."""
+def _restore(
+    folder: Path, tensors: dict[str, _Tensor], shardings: dict[str, Any] | None
+) -> Iterator[tuple[str, jax.Array]]:
+    """The stored arrays in their own dtypes, one by one; with shardings every device reads its own part."""
     import orbax.checkpoint as ocp
 
     if not folder.is_dir():
@@ -214,10 +266,11 @@ def _restore(folder: Path, tensors: dict[str, _Tensor]) -> Iterator[tuple[str, j
     for path in folder.rglob("*"):
         if not path.is_dir():
             check_regular(path, WeightsError)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         # One call for each: of many reads at once, those behind the first failure go on to complain by themselves.
         for path, leaf in tensors.items():
+            sharding = first if shardings is None else shardings[path]
             item = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=sharding)}
             how = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from wisparse_jax.errors import ConfigError
 from wisparse_jax.files import read_json, shown
+from wisparse_jax.models.parameters import axis_sizes, declared
 from wisparse_jax.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -68,13 +69,14 @@ class LlamaConfig:
     @property
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
         """`[in, out]` of each of a block's seven linear layers."""
-        d, f = self.hidden_size, self.intermediate_size
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d)} | {
-            "gate": (d, f),
-            "up": (d, f),
-            "down": (f, d),
-        }
+        sizes = axis_sizes(self)
+        shapes = ([sizes[axis] for axis in declared(f"blocks.*.{name}.kernel").axes] for name in LAYERS)
+        return {name: (size, out) for name, (size, out) in zip(LAYERS, shapes, strict=True)}
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the head is a matrix of its own, not the embedding."""
+        return not self.tied_embeddings
 
     @property
     def layer_weights(self) -> tuple[int, ...]:

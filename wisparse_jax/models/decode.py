@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.decode_attention import HeadNorms, decode_attention
@@ -35,6 +36,8 @@ from wisparse_jax.models.rules import Thresholds
 
 # One block's thresholds stacked by input group: group -> float32 [layers, in].
 GroupThresholds = dict[str, Float[Array, "layers _"]]
+# Groups whose input channels are split over the devices of a mesh's model axis.
+SUMMED = ("attn_out", "mlp_mid")
 # How many channels each layer of a group kept in any sequence, in each part of them: group -> int32 [layers, parts].
 Record = dict[str, Int[Array, "_ _"]]
 
@@ -80,24 +83,40 @@ def kernel_token_logits(
     records: list[Record] | None = None,
     configs: dict[str, Config] | None = None,
     fused_config: FusedConfig | None = None,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
     """The logits after one more token a row, and the cache with it, by the kernels.
 
-    `implementation` is "triton" or "mosaic". `records`, if given, receives how many channels each layer of each block
-    kept; `configs` and `fused_config` replace the kernels' own configurations.
+    `implementation` is "triton", "mosaic", or "xla" for the references of Triton's kernels. `records`, if given,
+    receives how many channels each layer of each block kept; `configs` and `fused_config` replace the kernels' own
+    configurations. `axis` is the mesh axis over which the model is split, where this runs as one device's part of it
+    (`mesh_token_logits`): then `config` and all arrays are those of the part, and so are the logits.
 
     Raises:
         ValueError: the kernels cannot run on this device, or not this model.
     """
     where = layout(config, len(tokens), 1, slot, start)
     configs = product_configs(config, params, len(tokens)) if configs is None else configs
-    how: dict[str, Any] = {"implementation": "triton", "interpret": interpret}
-    step = _Step(config, configs, how, where.cos[:, 0], where.sin[:, 0], slot, start)
+    separate = "xla" if implementation == "xla" else "triton"
+    how: dict[str, Any] = {"implementation": separate, "interpret": interpret}
+    step = _Step(config, configs, how, where.cos[:, 0], where.sin[:, 0], slot, start, axis)
     kept_counts: list[Record] = [{} for _ in params["blocks"]] if records is None else records
     kept_counts.extend({} for _ in range(config.num_blocks - len(kept_counts)))
-    arguments = params, params["embed"][tokens], cache, thresholds, kept_counts
+    arguments = params, _embedded(config, params, tokens, axis), cache, thresholds, kept_counts
     x, new = step.fused(*arguments, fused_config) if implementation == "mosaic" else step.separate(*arguments)
     return head(params, rms_norm(x, params["norm"], config.norm_eps)), new
+
+
+def _embedded(
+    config: LlamaConfig, params: Params, tokens: Int[Array, " batch"], axis: str | None
+) -> Float[Array, "batch hidden"]:
+    """The tokens' rows of the embedding, also where every device has only some rows."""
+    rows = params["embed"]
+    if axis is None or len(rows) == config.vocab_size:
+        return rows[tokens]
+    own = tokens - lax.axis_index(axis) * len(rows)
+    here = (own >= 0) & (own < len(rows))
+    return lax.psum(jnp.where(here[:, None], rows[jnp.clip(own, 0, len(rows) - 1)], 0), axis)
 
 
 class _Step:
@@ -112,9 +131,10 @@ class _Step:
         sin: Array,
         slot: Array,
         start: Array,
+        axis: str | None,
     ):
         self.config, self.configs, self.how = config, configs, how
-        self.angles, self.slot, self.start = (cos, sin), slot, start
+        self.angles, self.slot, self.start, self.axis = (cos, sin), slot, start, axis
 
     def separate(
         self, params: Params, x: Array, cache: Cache, thresholds: list[GroupThresholds], records: list[Record]
@@ -209,4 +229,8 @@ class _Step:
     def multiply(self, block: Params, group: str, kept: Kept, record: Record) -> tuple[Array, ...]:
         record[group] = kept.counts
         weights = [Weight.of(block[name]) for name in INPUT_GROUPS[group]]
-        return sparse_product(kept, weights, self.configs[group], **self.how)
+        parts = sparse_product(kept, weights, self.configs[group], **self.how)
+        if self.axis is None or group not in SUMMED:
+            return parts
+        # Every device has multiplied its own input channels.
+        return tuple(lax.psum(part.sum(0, keepdims=True), self.axis) for part in parts)

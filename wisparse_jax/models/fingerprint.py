@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import ml_dtypes
 import numpy as np
 
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.mesh import on_host
+from wisparse_jax.models.parameters import flat
 
 SAMPLES = 64  # elements of each tensor that count
 
 
-def flat(params: Any) -> dict[str, Any]:
-    """The leaves of a parameter pytree by their path, such as `blocks.0.q.kernel`, in the order of `jax.tree`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
 def sample(array: Any) -> np.ndarray:
     """At most `SAMPLES` elements of an array (NumPy or JAX), evenly spaced from the first to the last, in bfloat16."""
-    count = min(SAMPLES, array.size)
+    return in_bfloat16(array[sampled(array.shape)])
+
+
+def sampled(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Where the elements of a `sample` are: their indices along each axis."""
+    size = math.prod(shape)
+    count = min(SAMPLES, size)
     # Up to the last element, not in strides of size / count: those would all fall in one column.
-    positions = [i * (array.size - 1) // max(count - 1, 1) for i in range(count)]
-    index = tuple(axis.astype(np.int32) for axis in np.unravel_index(positions, array.shape))
-    return np.asarray(array[index]).astype(np.float32).astype(ml_dtypes.bfloat16)
+    positions = [i * (size - 1) // max(count - 1, 1) for i in range(count)]
+    return tuple(axis.astype(np.int32) for axis in np.unravel_index(positions, shape))
+
+
+def in_bfloat16(values: Any) -> np.ndarray:
+    """The elements of a `sample` as they count."""
+    return on_host(values).astype(np.float32).astype(ml_dtypes.bfloat16)
 
 
 def architecture(config: LlamaConfig) -> dict[str, Any]:

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas import sparse_linear
 from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.rules import BlockRules, Rules
+from wisparse_jax.models.rules import LayerRules, Rules
 
 Params = dict[str, Any]
 
@@ -105,7 +104,7 @@ def block(
     x: Float[Array, "batch length hidden"],
     where: Layout,
     cache: BlockCache | None = None,
-    rules: BlockRules | None = None,
+    rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
     """One decoder block.
@@ -133,7 +132,7 @@ def self_attention(
     x: Float[Array, "batch length hidden"],
     where: Layout,
     cache: BlockCache | None = None,
-    rules: BlockRules | None = None,
+    rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length features"], BlockCache]:
     """What attention hands to the o projection, and the cache; see `block` for the arguments."""
@@ -161,7 +160,7 @@ def after_attention(
     params: Params,
     x: Float[Array, "batch length hidden"],
     attention: Float[Array, "batch length features"],
-    rules: BlockRules | None = None,
+    rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> Float[Array, "batch length hidden"]:
     """The rest of a block, from the o projection on; see `block` for the arguments."""
@@ -173,16 +172,13 @@ def after_attention(
         return x + linear("down", jax.nn.silu(linear("gate", normed)) * linear("up", normed))
 
 
-def _linear(params: Params, rules: BlockRules | None, record: dict[str, Any] | None, name: str, inputs: Array) -> Array:
+def _linear(params: Params, rules: LayerRules | None, record: dict[str, Any] | None, name: str, inputs: Array) -> Array:
     """One linear layer of a block, dense or by its rule."""
     if record is not None:
         record[name] = inputs
     layer, rule = params[name], None if rules is None else rules[name]
     weight = Weight.of(layer)
-    if rule is None or rule.thresholds is None:
-        out = dot(inputs, weight)
-    else:
-        out = sparse_linear(inputs, weight, rule.thresholds, implementation="xla")
+    out = dot(inputs, weight) if rule is None else rule.product(inputs, weight)
     if "bias" in layer:
         out = out + layer["bias"]
     return out if rule is None or rule.bias is None else out + rule.bias.astype(out.dtype)
@@ -196,22 +192,19 @@ def hidden_states(
     cache: Cache | None = None,
     rules: Rules | None = None,
     records: list[dict[str, Any]] | None = None,
-    rematerialise: bool = False,
 ) -> tuple[Float[Array, "batch length hidden"], Cache]:
     """The final normed hidden states, and the cache; see `block` for the arguments.
 
-    `records`, if given, receives one `record` of linear inputs per block. `rematerialise` computes every block once
-    more in a backward pass, which then keeps the blocks' inputs alone; it takes no records.
+    `records`, if given, receives one `record` of linear inputs per block.
     """
     x = params["embed"][tokens]
-    run = jax.checkpoint(block, static_argnums=(0, 1)) if rematerialise else block
     new = []
     for i, weights in enumerate(params["blocks"]):
         record = None
         if records is not None:
             records.append(record := {})
         with jax.named_scope(f"block_{i}"):
-            x, kept = run(
+            x, kept = block(
                 config,
                 config.windows[i],
                 weights,
@@ -223,6 +216,11 @@ def hidden_states(
             )
         new.append(kept)
     return rms_norm(x, params["norm"], config.norm_eps), new
+
+
+def top_params(params: Params) -> Params:
+    """What is no block's, which a program of the last norm and the head takes."""
+    return {name: params[name] for name in ("norm", "lm_head", "embed") if name in params}
 
 
 def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:

@@ -19,7 +19,7 @@ from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.files import shown
 from wisparse_jax.models.config import LlamaConfig, parse_config
 from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rope import Rope
 from wisparse_jax.models.weights import place, transposed
 
@@ -187,7 +187,7 @@ def end_tokens(file: GgufFile) -> list[int]:
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
-def read_gguf(file: GgufFile, config: LlamaConfig) -> tuple[dict[str, Any], str]:
+def read_gguf(file: GgufFile, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a GGUF file, tensor by tensor; see `weights.read_weights`.
 
     Raises:
@@ -211,7 +211,7 @@ def read_gguf(file: GgufFile, config: LlamaConfig) -> tuple[dict[str, Any], str]
         if config.family == "llama" and layer in ("q", "k"):
             stored = _halves(stored, config.num_heads if layer == "q" else config.num_kv_heads)
         samples[path] = (shape, sample(stored.T if turned else stored))
-        values[path] = place(stored, None, turned, f"{file.path}: tensor {name}")
+        values[path] = place(stored, dtype, turned, f"{file.path}: tensor {name}")
     return jax.tree.unflatten(jax.tree.structure(shapes), [values[path] for path in leaves]), digest(config, samples)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.resources
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wisparse_jax.errors import WisparseError
@@ -43,32 +44,49 @@ def resolve(name: str | Path, parts: Sequence[str] = EVERYTHING) -> Path:
     return _download(name, parts)
 
 
-def _download(name: str, parts: Sequence[str]) -> Path:
-    from huggingface_hub import errors
+def is_hub_id(name: str | Path) -> bool:
+    """Whether a name is spelled as `org/name` is, and is not a file or folder here."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
-    lead = f"{name}: no such folder here, and as a hub id"
-    try:
-        folder = _fetch(name, CONFIG)
+
+def _download(name: str, parts: Sequence[str]) -> Path:
+    with explained(f"{name}: no such folder here, and as a hub id"):
+        folder = snapshot(name, CONFIG)
         if "tokenizer" in parts:
-            _fetch(name, tokenizer.FILES)
+            snapshot(name, tokenizer.FILES)
         if "weights" in parts:
             # Some repositories hold a second copy under another name, or in shards beside the whole.
-            _fetch(name, (weights.SINGLE, weights.INDEX))
+            snapshot(name, (weights.SINGLE, weights.INDEX))
             if not (folder / weights.SINGLE).exists() and (folder / weights.INDEX).exists():
-                _fetch(name, [glob.escape(shard) for shard in weights.shards(folder)])
+                snapshot(name, [glob.escape(shard) for shard in weights.shards(folder)])
         return folder
+
+
+@contextlib.contextmanager
+def explained(
+    lead: str, error: type[WisparseError] = WisparseError, otherwise: str = "it was not downloaded:"
+) -> Iterator[None]:
+    """What goes wrong between here and the hub, as one line that begins with `lead`; `otherwise` before its own words.
+
+    Raises:
+        WisparseError: of the kind `error`.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError:
-        raise WisparseError(f"{lead} it is gated: accept its terms on the hub and log in (hf auth login)") from None
+        raise error(f"{lead} it is gated: accept its terms on the hub and log in (hf auth login)") from None
     except errors.RepositoryNotFoundError:
-        raise WisparseError(f"{lead} there is no such repository, or it is private") from None
+        raise error(f"{lead} there is no such repository, or it is private") from None
     except errors.LocalEntryNotFoundError:
-        raise WisparseError(f"{lead} it is not in the cache and the hub cannot be reached (no network?)") from None
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
-        raise WisparseError(f"{lead} it was not downloaded: {error}") from None
+        raise error(f"{lead} it is not in the cache and the hub cannot be reached (no network?)") from None
+    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as problem:
+        raise error(f"{lead} {otherwise} {problem}") from None
 
 
-def _fetch(name: str, patterns: Sequence[str]) -> Path:
-    """The snapshot's folder with the files that match, as far as there are any."""
+def snapshot(name: str, patterns: Sequence[str]) -> Path:
+    """The folder in the cache that holds the files of a repository that match, as far as there are any."""
     from huggingface_hub import errors, snapshot_download
 
     try:

@@ -1,4 +1,4 @@
-"""The modules of a Llama-family decoder: which parameters there are, their shapes and initial values.
+"""The modules of a Llama-family decoder, around the parameters that `parameters.py` declares.
 
 The arithmetic is in `forward.py`, on plain nested dicts of arrays (`Llama.params`): a module never crosses a jit
 boundary.
@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.forward import logits
+from wisparse_jax.models.mesh import mesh_of, spread
+from wisparse_jax.models.parameters import Params, param_shapes, random_values
 from wisparse_jax.models.tokens import token_rows
-
-Params = dict[str, Any]
 
 
 class Linear(nnx.Module):
@@ -58,6 +58,7 @@ class Llama(nnx.Module):
     compiled function takes. Weights are `[in, out]`.
     """
 
+    name: str | None = None  # of the folder or the hub id that it was loaded from
     _origin: _Origin | None = None
     basis_digest: str | None = None  # of the basis that its weights are folded into
 
@@ -66,7 +67,7 @@ class Llama(nnx.Module):
     ):
         """A model with random weights, drawn from `rngs`, or around existing arrays, `params`; see `from_params`."""
         self.config = config
-        given = params or _random(param_shapes(config, dtype), nnx.Rngs(0) if rngs is None else rngs)
+        given = params or random_values(param_shapes(config, dtype), nnx.Rngs(0) if rngs is None else rngs)
         self.embed = nnx.Param(given["embed"])
         self.blocks = nnx.List([Block(block) for block in given["blocks"]])
         self.norm = nnx.Param(given["norm"])
@@ -111,40 +112,9 @@ class Llama(nnx.Module):
         """
         # Of a function that is being compiled no values are known.
         traced = isinstance(tokens, Tracer)
-        ids = tokens if traced else jnp.asarray(token_rows(tokens, self.config.vocab_size))
-        return logits(self.config, self.params, ids, start)
-
-
-def param_shapes(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
-    """The plain parameter pytree with `jax.ShapeDtypeStruct` leaves: which parameters there are."""
-
-    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-
-    biased = dict.fromkeys(("q", "k", "v"), config.qkv_bias) | {"o": config.o_bias}
-    block: Params = {"attn_norm": leaf(config.hidden_size), "mlp_norm": leaf(config.hidden_size)}
-    for name in LAYERS:
-        size, out = config.layer_shapes[name]
-        block[name] = {"kernel": leaf(size, out)} | ({"bias": leaf(out)} if biased.get(name, config.mlp_bias) else {})
-    if config.qk_norm:
-        block |= {"q_norm": leaf(config.head_dim), "k_norm": leaf(config.head_dim)}
-    # Copies, so that a caller who changes one block's entry changes no other's.
-    blocks = [
-        {name: dict(v) if isinstance(v, dict) else v for name, v in block.items()} for _ in range(config.num_blocks)
-    ]
-    shapes = {"embed": leaf(config.vocab_size, config.hidden_size), "blocks": blocks, "norm": leaf(config.hidden_size)}
-    return shapes if config.tied_embeddings else shapes | {"lm_head": leaf(config.hidden_size, config.vocab_size)}
-
-
-def _random(shapes: Any, rngs: nnx.Rngs, name: str = "") -> Any:
-    """Arrays of the given shapes, in the order they are listed: small normal matrices, ones, and biases of zero."""
-    if isinstance(shapes, dict):
-        return {key: _random(value, rngs, key) for key, value in shapes.items()}
-    if isinstance(shapes, list):
-        return [_random(value, rngs) for value in shapes]
-    if len(shapes.shape) == 2:
-        return (0.02 * jax.random.normal(rngs.params(), shapes.shape, jnp.float32)).astype(shapes.dtype)
-    return (jnp.zeros if name == "bias" else jnp.ones)(shapes.shape, shapes.dtype)
+        params = self.params
+        ids = tokens if traced else spread(mesh_of(params), token_rows(tokens, self.config.vocab_size))
+        return logits(self.config, params, ids, start)
 
 
 def _arrays(value: Any) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from wisparse_jax.errors import ConfigError, WisparseError
 from wisparse_jax.files import read_json
 from wisparse_jax.models import hub
 from wisparse_jax.models.basis import Basis, fold, folded_config
-from wisparse_jax.models.checkpoint import read_params
+from wisparse_jax.models.checkpoint import read_params, stored_basis
 from wisparse_jax.models.config import LlamaConfig, read_config
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import make_mesh, place_on
 from wisparse_jax.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,8 +36,9 @@ def load(
     verify: bool = True,
     head: str | None = None,
     check: Callable[[str, LlamaConfig], None] | None = None,
+    mesh: str | Mapping[str, int] | Mesh | None = None,
 ) -> Llama:
-    """Load a model onto the default device.
+    """Load a model onto the default device, or spread over several.
 
     Args:
         name: a folder (in Hugging Face format, or written by `wisparse convert`), a hub id `org/name`, or `demo`.
@@ -47,29 +50,40 @@ def load(
         verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
         head: "int8" for the head in int8, one scale per token of the vocabulary; None keeps it as it is.
         check: called with the fingerprint and the architecture before anything is folded; raises to refuse.
+        mesh: the devices to spread it over, such as "data=2,model=4" or `jax.sharding.Mesh`, see `models.mesh`; every
+            device reads its own part of the weights.
 
     Raises:
         ConfigError: config.json or generation_config.json is missing, damaged or asks for what is not supported.
         WeightsError: weights are missing, unexpected, mis-shaped, damaged or not finite.
-        WisparseError: no such model, or an unknown dtype or kind of weights.
+        WisparseError: no such model, an unknown dtype or kind of weights, one that is folded into another basis, or a
+            mesh that the model or the devices do not fit.
     """
     check_kinds(dtype, weights, head)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = hub.resolve(name, ("config", "weights"))
     config = read_model_config(folder)
-    params, stored = read_params(folder, config, dtype, verify)
+    made = None if mesh is None else make_mesh(mesh, config, weights)
+    params, stored = read_params(folder, config, dtype, verify, made)
     if check is not None:
         check(stored, config)
-    if basis is not None:
-        config, params = folded_config(config), fold(config, params, basis, consume=True)
-    model = Llama.from_params(config, params)
-    model.fingerprint = stored
-    model.basis_digest = None if basis is None else basis.digest()
+    folded = stored_basis(folder)
+    if basis is not None and folded is not None and folded != basis.digest():
+        raise WisparseError(f"{folder}: its weights are folded into the basis of another plan")
+    if basis is not None and folded is None:
+        config, params, folded = folded_config(config), fold(config, params, basis, consume=True), basis.digest()
+    model = Llama.from_params(config, params if made is None else place_on(made, config, params))
+    model.name = str(name) if hub.is_hub_id(name) else folder.resolve().name
+    model.fingerprint, model.basis_digest = stored, folded
     if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
 
-        return quantise(model, weights, head)
+        model = quantise(model, weights, head)
+        if made is not None:
+            placed = Llama.from_params(config, place_on(made, config, model.params))
+            placed.fingerprint, placed.basis_digest = model.fingerprint, model.basis_digest
+            return placed
     return model
 
 
@@ -103,8 +117,11 @@ def read_model_config(folder: Path) -> LlamaConfig:
 
     Raises:
         ConfigError: see `config.read_config`; also a damaged generation_config.json.
+        WeightsError: a damaged manifest of a converted checkpoint.
     """
     config = read_config(folder)
+    if stored_basis(folder) is not None:
+        config = folded_config(config)
     path = folder / "generation_config.json"
     if not os.path.lexists(path):
         return config

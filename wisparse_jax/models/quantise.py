@@ -114,5 +114,5 @@ def quantise(model: Llama, kind: str | None = "int8", head: str | None = None) -
         WisparseError: see `quantise_params`.
     """
     made = Llama.from_params(model.config, quantise_params(model.params, kind, head))
-    made.fingerprint, made.basis_digest = model_fingerprint(model), model.basis_digest
+    made.name, made.fingerprint, made.basis_digest = model.name, model_fingerprint(model), model.basis_digest
     return made

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
+from kernels_pallas import sparse_linear
+from kernels_pallas.sparse_linear.reference import dot
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import LAYERS
+
+
+@runtime_checkable
+class LayerRule(Protocol):
+    """What a block's arithmetic asks of a layer's rule; the searches have rules of their own."""
+
+    @property
+    def bias(self) -> Array | None:
+        """Added to the layer's output, or None."""
+        ...
+
+    def product(self, inputs: Array, weight: Weight) -> Array:
+        """What the kept channels add up to, without any bias."""
+        ...
 
 
 class ChannelRule(NamedTuple):
@@ -18,7 +36,15 @@ class ChannelRule(NamedTuple):
     thresholds: Float[Array, " in_channels"] | None
     bias: Float[Array, "*tokens out"] | None = None
 
+    def product(self, inputs: Float[Array, "*batch in_channels"], weight: Weight) -> Float[Array, "*batch out"]:
+        """What the kept channels add up to, without any bias."""
+        if self.thresholds is None:
+            return dot(inputs, weight)
+        return sparse_linear(inputs, weight, self.thresholds, implementation="xla")
 
+
+# One block's by layer name, of any kind.
+LayerRules = Mapping[str, LayerRule]
 # One block's rules by layer name; a model's: one such dict per block.
 BlockRules = dict[str, ChannelRule]
 Rules = list[BlockRules]

@@ -14,42 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool
 
 from wisparse_jax.errors import WeightsError
 from wisparse_jax.files import check_regular, read_json, shown
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.fingerprint import digest, flat, sample
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.fingerprint import digest, in_bfloat16, sample, sampled
+from wisparse_jax.models.mesh import param_shardings
+from wisparse_jax.models.parameters import flat, hf_name, param_shapes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Parameter path -> Hugging Face tensor name; * is the number of the block.
-HF_NAMES = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "lm_head": "lm_head.weight",
-    "blocks.*.attn_norm": "model.layers.*.input_layernorm.weight",
-    "blocks.*.mlp_norm": "model.layers.*.post_attention_layernorm.weight",
-    "blocks.*.q_norm": "model.layers.*.self_attn.q_norm.weight",
-    "blocks.*.k_norm": "model.layers.*.self_attn.k_norm.weight",
-    "blocks.*.q.kernel": "model.layers.*.self_attn.q_proj.weight",
-    "blocks.*.k.kernel": "model.layers.*.self_attn.k_proj.weight",
-    "blocks.*.v.kernel": "model.layers.*.self_attn.v_proj.weight",
-    "blocks.*.o.kernel": "model.layers.*.self_attn.o_proj.weight",
-    "blocks.*.gate.kernel": "model.layers.*.mlp.gate_proj.weight",
-    "blocks.*.up.kernel": "model.layers.*.mlp.up_proj.weight",
-    "blocks.*.down.kernel": "model.layers.*.mlp.down_proj.weight",
-    "blocks.*.q.bias": "model.layers.*.self_attn.q_proj.bias",
-    "blocks.*.k.bias": "model.layers.*.self_attn.k_proj.bias",
-    "blocks.*.v.bias": "model.layers.*.self_attn.v_proj.bias",
-    "blocks.*.o.bias": "model.layers.*.self_attn.o_proj.bias",
-    "blocks.*.gate.bias": "model.layers.*.mlp.gate_proj.bias",
-    "blocks.*.up.bias": "model.layers.*.mlp.up_proj.bias",
-    "blocks.*.down.bias": "model.layers.*.mlp.down_proj.bias",
-}
 # Constants that old checkpoints carry; the configuration gives them.
 IGNORED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -60,25 +38,22 @@ class _Index:
 
 
 _DTYPES = ("BF16", "F16", "F32")
-_EMBED, _HEAD = HF_NAMES["embed"], HF_NAMES["lm_head"]
+_EMBED, _HEAD = hf_name("embed"), hf_name("lm_head")
 
 
-def hf_name(path: str) -> str:
-    """The Hugging Face name of the parameter at a path such as `blocks.0.q.kernel`."""
-    number = re.search(r"\d+", path)
-    name = HF_NAMES[re.sub(r"\d+", "*", path)]
-    return name.replace("*", number.group()) if number else name
+def read_weights(
+    folder: Path, config: LlamaConfig, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[dict[str, Any], str]:
+    """Read the safetensors of a folder onto the default device, tensor by tensor, or straight into parts on a mesh.
 
-
-def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) -> tuple[dict[str, Any], str]:
-    """Read the safetensors of a folder onto the default device, tensor by tensor.
-
-    Host memory holds at most the model and its largest tensor.
+    Host memory holds at most the model and its largest tensor; of a mesh's devices each gets its own part alone, and no
+    host reads more than its devices hold.
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
         config: the architecture, which says what tensors there must be.
         dtype: of the parameters; None keeps each tensor's own.
+        mesh: the devices that the parameters are spread over; None is the default device.
 
     Returns:
         The parameters (block weights and lm_head `[in, out]`, embedding `[vocab, hidden]`) and the fingerprint of
@@ -90,6 +65,7 @@ def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) ->
     """
     shapes = param_shapes(config)
     leaves = flat(shapes)
+    shardings = {} if mesh is None else flat(param_shardings(config, shapes, mesh))
     wanted = {hf_name(path): path for path in leaves}
     values: dict[str, Array] = {}
     samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
@@ -114,6 +90,10 @@ def read_weights(folder: Path, config: LlamaConfig, dtype: str | None = None) ->
                 reason = "there is another of it" if full in wanted else "the model in config.json has none"
                 raise WeightsError(f"{file}: tensor {name} is unexpected; {reason}")
             path = wanted[full]
+            if path in shardings:
+                made = _read_parts(file, name, leaves[path].shape, transposed(path), shardings[path], dtype)
+                values[path], samples[path] = made[0], (leaves[path].shape, made[1])
+                continue
             stored = _read(file, name, leaves[path].shape, transposed(path))
             samples[path] = (leaves[path].shape, sample(stored.T if transposed(path) else stored))
             values[path] = place(stored, dtype, transposed(path), f"{file}: tensor {name}")
@@ -220,13 +200,43 @@ def _names(file: Path) -> set[str]:
 def _read(file: Path, name: str, shape: tuple[int, ...], transpose: bool) -> np.ndarray:
     # Opened for each tensor: pages of an open file stay in memory beside the arrays.
     with _opened(file) as opened:
-        piece = opened.get_slice(name)
-        if piece.get_dtype() not in _DTYPES:
-            raise WeightsError(f"{file}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {piece.get_dtype()}")
-        expected = list(shape[::-1] if transpose else shape)
-        if list(piece.get_shape()) != expected:
-            raise WeightsError(f"{file}: tensor {name}: expected shape {expected}, found {list(piece.get_shape())}")
+        _check_piece(file, name, opened.get_slice(name), shape, transpose)
         return opened.get_tensor(name)
+
+
+def _read_parts(
+    file: Path, name: str, shape: tuple[int, ...], transpose: bool, sharding: NamedSharding, dtype: str | None
+) -> tuple[Array, np.ndarray]:
+    """The parts of a tensor that this host's devices hold, each read by itself, and the tensor's `sample`."""
+    parts: dict[tuple[tuple[int, int], ...], Array] = {}
+    arrays = []
+    with _opened(file) as opened:
+        piece = opened.get_slice(name)
+        _check_piece(file, name, piece, shape, transpose)
+
+        def stored(index: tuple[slice, ...]) -> np.ndarray:
+            return piece[index[::-1] if transpose else index]
+
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            assert index is not None
+            # Slices are no keys before Python 3.12.
+            key = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+            if key not in parts:
+                part = jax.device_put(stored(tuple(slice(*ends) for ends in key)), device)
+                parts[key] = place(part, dtype, transpose, f"{file}: tensor {name}")
+            arrays.append(jax.device_put(parts[key], device))
+        elements = zip(*sampled(shape), strict=True)
+        one_by_one = [stored(tuple(slice(int(i), int(i) + 1) for i in at)).reshape(()) for at in elements]
+    made = jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return made, in_bfloat16(np.stack(one_by_one))
+
+
+def _check_piece(file: Path, name: str, piece: Any, shape: tuple[int, ...], transpose: bool) -> None:
+    if piece.get_dtype() not in _DTYPES:
+        raise WeightsError(f"{file}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {piece.get_dtype()}")
+    expected = list(shape[::-1] if transpose else shape)
+    if list(piece.get_shape()) != expected:
+        raise WeightsError(f"{file}: tensor {name}: expected shape {expected}, found {list(piece.get_shape())}")
 
 
 def _inside(shard: str) -> bool:

@@ -1,4 +1,7 @@
-"""Figures of plans, by matplotlib; each in colours for a light and for a dark page."""
+"""Figures of plans, by matplotlib; each in colours for a light and for a dark page.
+
+They are as wide as a phone's page at a size of text that can be read there.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from wisparse_jax.sparsity import SparsityPlan
 
 Plans = Mapping[str, SparsityPlan]
 _COLOURS = {False: ("#ffffff", "#1f2328"), True: ("#15181d", "#e6e8eb")}  # page and ink, light and dark
+_WIDTH = 5.2  # inches
 _LINES = ("#2f7fd6", "#e0812a", "#3a9d5d", "#c04a9a", "#8a6fd1", "#b39a1e")
 
 
@@ -42,19 +46,19 @@ def draw(figure: Callable[[Plans, Any], Any], plans: Plans, dark: bool = False) 
 
 
 def budgets(plans: Plans, canvas: Any) -> None:
-    """The sparsity of every layer, a plan beside the other."""
+    """The sparsity of every layer, a plan below the other."""
     _tables(canvas, {name: plan.sparsities for name, plan in plans.items()}, "sparsity", 0.0, 1.0)
 
 
 def exponents(plans: Plans, canvas: Any) -> None:
-    """The exponent of every layer, a plan beside the other."""
+    """The exponent of every layer, a plan below the other."""
     tables = {name: plan.exponents for name, plan in plans.items()}
     _tables(canvas, tables, "exponent", 0.0, max(float(table.max()) for table in tables.values()) or 1.0)
 
 
 def divergences(plans: Plans, canvas: Any) -> None:
     """Held-out KL against realised sparsity, of the plans and of what they were compared with."""
-    canvas.set_size_inches(7, 4.2)
+    canvas.set_size_inches(_WIDTH, 3.6)
     axes = canvas.subplots()
     marks: dict[str, list[tuple[float, float]]] = {}
     for name, plan in plans.items():
@@ -66,16 +70,30 @@ def divergences(plans: Plans, canvas: Any) -> None:
         beside = label.endswith(", beside them")
         axes.plot(*zip(*sorted(points), strict=True), "x:" if beside else "o-", label=label, markersize=8)
     axes.set(xlabel="realised sparsity", ylabel="KL(dense || sparse), nats per token")
-    axes.set_xlim(0, 1)
+    axes.margins(x=0.2)
+    axes.xaxis.get_major_locator().set_params(nbins=5)
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.legend(fontsize=9)
+
+
+def predictions(plans: Plans, canvas: Any) -> None:
+    """The KL that the search of budgets predicted against that on held-out windows, and where both are equal."""
+    canvas.set_size_inches(_WIDTH, 3.6)
+    axes = canvas.subplots()
+    points = {name: found for name, plan in plans.items() if (found := _predicted(plan)) is not None}
+    for i, (name, point) in enumerate(points.items()):
+        axes.plot(*point, "o", label=name, color=_LINES[i % len(_LINES)])
+    most = 1.1 * max(value for point in points.values() for value in point)
+    axes.plot([0, most], [0, most], ":", color="#888888")
+    axes.set(xlabel="predicted KL, nats per token", ylabel="held-out KL, nats per token")
+    axes.legend(fontsize=9)
 
 
 def convergence(plans: Plans, canvas: Any) -> None:
     """How each search went on: every list of numbers of a plan's history, from its start to its end."""
     curves = {name: _curves(plan.history) for name, plan in plans.items()}
     titles = list(dict.fromkeys(title for found in curves.values() for title in found))
-    canvas.set_size_inches(7, max(2.6 * len(titles), 1))
+    canvas.set_size_inches(_WIDTH, max(2.2 * len(titles), 1))
     grid = canvas.subplots(len(titles), 1, squeeze=False)[:, 0]
     for axes, title in zip(grid, titles, strict=True):
         for i, (name, found) in enumerate(curves.items()):
@@ -88,7 +106,7 @@ def convergence(plans: Plans, canvas: Any) -> None:
 
 def stages(plans: Plans, canvas: Any) -> None:
     """Seconds of each stage, a bar a plan."""
-    canvas.set_size_inches(7, 1.6 + 0.5 * len(plans))
+    canvas.set_size_inches(_WIDTH, 1.8 + 0.45 * len(plans))
     axes = canvas.subplots()
     names = list(dict.fromkeys(stage for plan in plans.values() for stage in plan.timings))
     left = np.zeros(len(plans))
@@ -98,16 +116,18 @@ def stages(plans: Plans, canvas: Any) -> None:
         left += seconds
     axes.invert_yaxis()
     axes.set(xlabel="seconds")
-    axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.1 / max(len(plans), 1)))
+    axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.3 - 0.3 / max(len(plans), 1)))
 
 
 def drawable(plans: Plans) -> dict[str, tuple[str, Callable[[Plans, Any], None]]]:
     """The figures that the plans have the numbers for, with a title each, by name."""
     found = {"budgets": ("Sparsity by block and layer", budgets)}
-    if any(plan.exponents.any() for plan in plans.values()):
+    if any(np.ptp(plan.exponents) > 0 for plan in plans.values()):
         found["exponents"] = ("Exponents by block and layer", exponents)
     if any("plan" in plan.held_out for plan in plans.values()):
         found["divergence"] = ("Held-out KL against sparsity", divergences)
+    if any(_predicted(plan) is not None for plan in plans.values()):
+        found["predicted"] = ("Predicted against held-out KL", predictions)
     if any(_curves(plan.history) for plan in plans.values()):
         found["convergence"] = ("Search convergence", convergence)
     if any(plan.timings for plan in plans.values()):
@@ -122,16 +142,24 @@ def _shades() -> Any:
 
 
 def _tables(canvas: Any, tables: Mapping[str, Any], label: str, low: float, high: float) -> None:
-    blocks = max(len(table) for table in tables.values())
-    canvas.set_size_inches(max(7.0, 3.0 * len(tables)), min(2.0 + 0.22 * blocks, 14.0))
-    grid = canvas.subplots(1, len(tables), squeeze=False)[0]
+    canvas.set_size_inches(_WIDTH, 0.6 + 1.75 * len(tables))
+    grid = canvas.subplots(len(tables), 1, squeeze=False)[:, 0]
     image = None
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
-        image = axes.imshow(table, vmin=low, vmax=high, cmap="viridis", aspect="auto")
-        axes.set_xticks(range(len(LAYERS)), LAYERS, rotation=45)
+        image = axes.imshow(table.T, vmin=low, vmax=high, cmap="viridis", aspect="auto")
+        axes.set_yticks(range(len(LAYERS)), LAYERS, fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(name, fontsize=11, parse_math=False)
-    grid[0].set_ylabel("block")
+    grid[-1].set_xlabel("block")
     canvas.colorbar(image, ax=list(grid), label=label, shrink=0.8)
+
+
+def _predicted(plan: SparsityPlan) -> tuple[float, float] | None:
+    """The KL that was predicted for the plan's budgets and the one that was measured, where both are known."""
+    budgets = plan.history.get(f"budgets {plan.target:g}")
+    predicted = budgets.get("predicted") if isinstance(budgets, Mapping) else None
+    measured = plan.held_out.get("plan", {}).get("kl")
+    return None if predicted is None or measured is None else (float(predicted), float(measured))
 
 
 def _curves(history: Mapping[str, Any], prefix: str = "") -> dict[str, list[float]]:

@@ -7,8 +7,6 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.report.figures import Plans, draw, drawable
@@ -52,7 +50,11 @@ def render(plans: Plans, figures: list[dict[str, Any]], title: str) -> str:
     source = (importlib.resources.files("wisparse_jax") / "report" / "page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     rows = [_row(name, plan) for name, plan in plans.items()]
-    held_out = [(name, *found) for name, plan in plans.items() for found in _held_out(plan)]
+    held_out = [
+        (name, "the plan" if measured == "plan" else measured, kl, perplexity, sparsity)
+        for name, plan in plans.items()
+        for measured, perplexity, kl, sparsity in plan.held_out_rows()
+    ]
     notes = [(name, note) for name, plan in plans.items() for note in plan.history.get("notes", [])]
     layers = [(name, [f"{value:.3f}" for value in plan.sparsities.mean(axis=0)]) for name, plan in plans.items()]
     tables = {"rows": rows, "held_out": held_out, "notes": notes, "layers": layers, "layer_names": LAYERS}
@@ -60,11 +62,11 @@ def render(plans: Plans, figures: list[dict[str, Any]], title: str) -> str:
 
 
 def _row(name: str, plan: SparsityPlan) -> dict[str, str]:
-    blocks = plan.sparsities @ (np.asarray(plan.layer_weights, np.float64) / sum(plan.layer_weights))
+    blocks = plan.block_sparsities
     return {
         "name": name,
         "method": plan.method,
-        "model": plan.fingerprint[:12],
+        "model": str(plan.calibration.get("model") or plan.fingerprint[:12]),
         "target": f"{plan.target:.3f}",
         "realised": f"{plan.mean_realised:.3f}",
         "densest": f"{int(blocks.argmin())} ({blocks.min():.3f})",
@@ -72,19 +74,6 @@ def _row(name: str, plan: SparsityPlan) -> dict[str, str]:
         "text": str(plan.calibration.get("text", "unknown")),
         "seconds": f"{sum(plan.timings.values()):.0f}",
     }
-
-
-def _held_out(plan: SparsityPlan) -> list[tuple[str, str, str, str]]:
-    found = [(name, value) for name, value in plan.held_out.items() if isinstance(value, dict)]
-    return [
-        (
-            "the plan" if name == "plan" else name,
-            f"{value['kl']:.4f}",
-            f"{value['perplexity']:.2f}",
-            f"{value['sparsity']:.4f}",
-        )
-        for name, value in found
-    ]
 
 
 def _embedded(png: bytes) -> str:

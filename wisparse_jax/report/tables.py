@@ -47,14 +47,26 @@ def layer_table(score: SparseScore) -> Table:
 def plan_table(plan: SparsityPlan) -> Table:
     """What a plan costs on its held-out windows, beside the plans that it was compared with and the dense model."""
     held = plan.held_out
-    table = Table(title=f"{plan.method}, {plan.target:.0%} sparse, on {held['windows']} held-out windows")
+    table = Table(title=f"{plan.method}, {plan.target:.0%} sparse, on {held.get('windows')} held-out windows")
     for column in ("", "perplexity", "KL, nats/token", "realised sparsity"):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("dense", f"{held['dense_perplexity']:.2f}", "0", "0")
-    for name, found in held.items():
-        if isinstance(found, dict):
-            title = plan.method if name == "plan" else name
-            table.add_row(title, f"{found['perplexity']:.2f}", f"{found['kl']:.4f}", f"{found['sparsity']:.4f}")
+    table.add_row("dense", f"{held['dense_perplexity']:.2f}" if held.get("dense_perplexity") else "-", "0", "0")
+    for name, *figures in plan.held_out_rows():
+        table.add_row(plan.method if name == "plan" else name, *figures)
+    return table
+
+
+def budget_table(plan: SparsityPlan) -> Table:
+    """Mean sparsity, realised sparsity and exponent of each of a block's layers, over the blocks."""
+    table = Table(title="by layer, mean over blocks")
+    for column in ("", *LAYERS, "all"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    rows = [("sparsity", plan.sparsities, plan.mean_sparsity)]
+    if plan.realised is not None:
+        rows.append(("realised", plan.realised, plan.mean_realised))
+    for name, values, mean in rows:
+        table.add_row(name, *(f"{value:.3f}" for value in values.mean(axis=0)), f"{mean:.4f}")
+    table.add_row("exponent", *(f"{value:.3g}" for value in plan.exponents.mean(axis=0)), "")
     return table
 
 

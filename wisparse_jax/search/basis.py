@@ -32,7 +32,7 @@ from wisparse_jax.models.keys import random_key
 STREAM_GROUPS = {"attn_in": "attn_norm", "mlp_in": "mlp_norm"}
 GROUPS_A_STEP, TOKENS_A_STEP = 16, 512
 # Numbers of the stream that are kept at most; evenly spaced tokens stand for all beyond it.
-LARGEST_SAMPLE = 1 << 29
+LARGEST_SAMPLE = 1 << 30
 # Steps of Adam between two looks at the bar.
 STEPS_AT_ONCE = 25
 

@@ -1,7 +1,7 @@
 """The windows that are held out: what they say of a plan, and of what it is compared with.
 
-No search is given them. They set the thresholds of a plan with a basis, stop the training of biases, and decide which
-stages are dropped, so that their figures are a little in a plan's favour: other text is the test.
+No search is given them. They stop training, decide which stages are dropped, and help to set the thresholds, so that
+their figures are a little in a plan's favour: other text is the test.
 """
 
 from __future__ import annotations
@@ -73,19 +73,23 @@ class Judge:
         return out
 
 
-def sparse_at(calibration: Calibration, exponents: Table, sparsities: Table) -> SparseLlama:
-    """The model of a calibration at sparsities that its own text realises."""
-    rules = threshold_rules(calibration.gains, exponents, sparse_thresholds(calibration, exponents, sparsities).taus)
+def sparse_at(
+    calibration: Calibration, exponents: Table, sparsities: Table, more: Calibration | None = None
+) -> SparseLlama:
+    """The model of a calibration at sparsities that its own text realises, with further windows or without."""
+    found = sparse_thresholds(calibration, exponents, sparsities, more=more)
+    rules = threshold_rules(calibration.gains, exponents, found.taus)
     return SparseLlama(calibration.config, calibration.params, rules)
 
 
-def baselines(teal: BudgetProblem, target: float) -> dict[str, SparseLlama]:
+def baselines(teal: BudgetProblem, held_out: Calibration | None, target: float) -> dict[str, SparseLlama]:
     """Uniform sparsity and, if the settings say so, TEAL's, by magnitude in the basis that the model has.
 
-    `teal` is the problem of the plain model at exponents of 0, which keeps its paths for other targets.
+    `teal` is the problem of the plain model at exponents of 0, which keeps its paths for other targets; `held_out` the
+    plain model's run on the windows that are held out. Thresholds come from both, as a plan's do.
     """
     zero = teal.exponents
     budgets = {"uniform": np.full(zero.shape, float(target))}
     if teal.settings.compare_teal and target > 0:
         budgets["teal"] = get_allocator("greedy")(teal.aim(target)).sparsities
-    return {name: sparse_at(teal.calibration, zero, sparsities) for name, sparsities in budgets.items()}
+    return {name: sparse_at(teal.calibration, zero, sparsities, held_out) for name, sparsities in budgets.items()}

@@ -32,6 +32,7 @@ from wisparse_jax.models.forward import (
     layout,
     self_attention,
 )
+from wisparse_jax.models.mesh import data_size, mesh_of, on_host
 from wisparse_jax.sparsity.score import ChannelGains, block_rules
 
 # Exponents, taus and the like of every candidate, `[chunks, chunk, ...]` each.
@@ -70,11 +71,15 @@ class BlockLoss:
         distinct = _padded(self._chunk, exponents[rows], taus[rows])
         candidates = _padded(self._chunk, exponents, taus, attention.reshape(-1))
         loss = _block_losses(*self._static, *self._arrays, distinct, candidates)
-        return _comparable(np.asarray(loss, np.float64)[: len(taus)], self._where)
+        return _comparable(on_host(loss).astype(np.float64)[: len(taus)], self._where)
 
 
 class DivergenceLoss:
-    """Mean over tokens of KL(dense || sparse) of the whole model, for many candidates at once, on all given devices."""
+    """Mean over tokens of KL(dense || sparse) of the whole model, for many candidates at once.
+
+    Candidates are spread over all given devices, each with the whole model; where the weights lie on a mesh, over its
+    data axis.
+    """
 
     def __init__(
         self,
@@ -84,8 +89,8 @@ class DivergenceLoss:
         devices: Sequence[jax.Device] | None = None,
     ):
         n = calibration.windows_for(sparse_tokens)
-        devices = jax.local_devices() if devices is None else devices
-        self._mesh = None
+        own = mesh_of(calibration.params)
+        self._mesh = own if data_size(own) > 1 else None
         self._static = (calibration.config, calibration.dense_positions)
         self._chunk = chunk
         self.tokens = n * calibration.tokens.shape[1]  # that one candidate is run on
@@ -96,7 +101,8 @@ class DivergenceLoss:
             calibration.hidden[:n],
             jax.tree.map(lambda a: a[:n], calibration.caches),
         )
-        if len(devices) > 1:
+        devices = jax.local_devices() if devices is None else devices
+        if own is None and len(devices) > 1:
             self._mesh = Mesh(np.asarray(devices), ("candidates",))
             self._arrays = jax.device_put(self._arrays, NamedSharding(self._mesh, PartitionSpec()))
 
@@ -110,10 +116,10 @@ class DivergenceLoss:
         Raises:
             WisparseError: no candidate has a finite one.
         """
-        shares = 1 if self._mesh is None else self._mesh.size
+        shares = 1 if self._mesh is None else self._mesh.shape[self._mesh.axis_names[0]]
         candidates = _padded(self._chunk, np.broadcast_to(exponents, taus.shape), taus, shares=shares)
         loss = _divergences(*self._static, self._mesh, *self._arrays, candidates)
-        return _comparable(np.asarray(loss, np.float64)[: len(taus)], "the model")
+        return _comparable(on_host(loss).astype(np.float64)[: len(taus)], "the model")
 
 
 def _comparable(losses: Float64[np.ndarray, " candidates"], where: str) -> Float64[np.ndarray, " candidates"]:
@@ -182,8 +188,10 @@ def _divergences(
 ) -> Float[Array, " candidates"]:
     run = functools.partial(_own_divergences, config, first)
     if mesh is not None:
-        whole, own = PartitionSpec(), PartitionSpec("candidates")
-        run = jax.shard_map(run, mesh=mesh, in_specs=(whole,) * 5 + (own,), out_specs=own, check_vma=False)
+        axis = mesh.axis_names[0]  # along the others lies the model
+        whole, own = PartitionSpec(), PartitionSpec(axis)
+        specs = (whole,) * 5 + (own,)
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=own, axis_names={axis}, check_vma=False)
     return run(params, gains, tokens, hidden, caches, candidates)
 
 

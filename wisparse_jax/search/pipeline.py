@@ -207,7 +207,7 @@ def resolve(method: str, settings: SearchSettings) -> Method:
     }
     if settings.biases != "method":
         switched["biases"] = settings.biases == "on"
-    if settings.gains == "gradients" and not chosen.search_exponents:
+    if settings.gains in ("gradients", "trained") and not chosen.search_exponents:
         switched["exponent"] = 1.0  # at 0 gains count for nothing
     return dataclasses.replace(
         chosen, search_exponents=chosen.search_exponents and settings.search_exponents, **switched

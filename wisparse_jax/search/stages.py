@@ -1,6 +1,6 @@
 """One method's search on one text, stage by stage, each one's time and cost on record.
 
-Dense run; basis; gains; exponents; then for every target budgets, thresholds and biases. What does not depend on the
+Dense run; basis; gains; exponents; then for every target budgets, training and thresholds. What does not depend on the
 target is done once. Windows that are held out judge a plan at its end, and the stages that may over-fit: one that does
 not improve their KL is dropped.
 """
@@ -16,28 +16,30 @@ import numpy as np
 from jaxtyping import Int
 
 from wisparse_jax import __version__
-from wisparse_jax.calibration.dense import Calibration, run_dense
+from wisparse_jax.calibration.dense import Calibration, run_dense, run_dense_on
 from wisparse_jax.calibration.gradients import gradient_gains
 from wisparse_jax.calibration.settings import SearchSettings
-from wisparse_jax.calibration.sparse_run import Biases, Thresholds, sparse_thresholds
+from wisparse_jax.calibration.sparse_run import Biases, sparse_thresholds
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.search.allocators import get_allocator
 from wisparse_jax.search.basis import measure_moments, refine_basis, start_basis
-from wisparse_jax.search.biases import TOKENS_A_STEP, train_biases
 from wisparse_jax.search.exponents import search_exponents
-from wisparse_jax.search.judge import Judge, baselines, held_out_windows
+from wisparse_jax.search.judge import Judge, baselines, held_out_windows, sparse_at
 from wisparse_jax.search.losses import BlockLoss
 from wisparse_jax.search.problem import BudgetProblem, Table
 from wisparse_jax.search.progress import Progress
 from wisparse_jax.search.state import SearchState, Spent
-from wisparse_jax.sparsity.apply import SparseLlama, threshold_rules, with_biases
+from wisparse_jax.search.training import TOKENS_A_STEP, Trained, start_of, train
+from wisparse_jax.sparsity.apply import SparseLlama, plan_rules
 from wisparse_jax.sparsity.methods import Method
 from wisparse_jax.sparsity.plan import SparsityPlan
 from wisparse_jax.sparsity.score import ChannelGains
 
 FEW_TOKENS = 2_048  # below it a search is warned about
+# Of a window's positions, at its end, those that a basis is found on: all but the first few, which see little text.
+BASIS_SHARE = 31 / 32
 
 
 class Search:
@@ -72,15 +74,15 @@ class Search:
         if self.calibration.tokens.size < FEW_TOKENS:
             self._note(f"a search on {self.calibration.tokens.size} sparse positions may over-fit them")
         with self.progress.stage("held out"):
-            self.held_out = self.judge.run_dense(self.calibration)
+            self.held_out = self._plain_held_out = self.judge.run_dense(self.calibration)
         if method.basis != "none":
             self._try("basis", self._rotated(training), basis="none")
-        if method.gains == "gradients":
-            self._try("gains", self._with_gradient_gains(), gains="norms", exponent=0.0)
+        # Whether the gains of the score are the plan's own, or the norms of the weights that it runs with.
+        self._own_gains = method.gains != "norms" and self._try("gains", self._with_gradient_gains(), exponent=0.0)
         # What every target's record begins with.
         self._shared = self.history
 
-    def _try(self, name: str, made: Calibration, **without: Any) -> None:
+    def _try(self, name: str, made: Calibration, **without: Any) -> bool:
         """Go on with what a stage made if it helps uniform sparsity on the held-out windows, or there are none."""
         with self.progress.stage("held out"):
             held_out = self.judge.run_dense(made)
@@ -92,24 +94,20 @@ class Search:
             if not after < before:
                 self._note(f"{name}: dropped, held-out KL {after:.4f} instead of {before:.4f}")
                 self.method = dataclasses.replace(self.method, **without)
-                return
+                return False
         self.calibration, self.held_out = made, held_out
-
-    def _set_thresholds(self, exponents: Table, sparsities: Table, biases: Biases | None = None) -> Thresholds:
-        """Thresholds that realise the sparsities.
-
-        A basis fits the text that it was found on: there more channels are small than on other text. So where there is
-        one, the thresholds are set on the windows that were held out.
-        """
-        other = self.held_out if self.method.basis != "none" else None
-        return sparse_thresholds(self.calibration if other is None else other, exponents, sparsities, biases)
+        return True
 
     def _stages(self, targets: int) -> list[str]:
         method = self.method
         once = ["statistics"] + ["moments", "basis", "statistics"] * (method.basis != "none")
-        once += ["gains"] * (method.gains == "gradients")
-        each = ["budgets", "thresholds", "held out"] + ["biases", "thresholds"] * method.biases
+        once += ["gains"] * (method.gains != "norms")
+        each = ["budgets", "thresholds", "held out"] + ["training"] * self._trains
         return once + (each + ["exponents", "final exponents"] * method.search_exponents) * targets
+
+    @property
+    def _trains(self) -> bool:
+        return self.method.biases or self.method.gains == "trained"
 
     def _note(self, line: str) -> None:
         # Not the list that other targets' records hold.
@@ -121,7 +119,12 @@ class Search:
 
         def find() -> dict[str, np.ndarray]:
             with self.progress.stage("moments"):
-                moments = measure_moments(self.calibration, settings.gradient_tokens, self.seed)
+                # The basis has many numbers and the text few tokens: those that run dense tell of it as well.
+                wide = run_dense_on(
+                    self.calibration, training, dataclasses.replace(settings, sparse_share=BASIS_SHARE), self.seed
+                )
+                moments = measure_moments(wide, settings.gradient_tokens, self.seed)
+                del wide
                 self.spent.tokens += 3 * settings.gradient_tokens
             with self.progress.stage("basis"):
                 basis, losses = start_basis(moments), {}
@@ -171,8 +174,13 @@ class Search:
         if searched and (sparsities != target).any():
             found = self._exponents(f"final exponents {target}", "final exponents", exponents, sparsities)
             exponents = self._better("final exponents", target, (exponents, sparsities), (found, sparsities))[0]
-        thresholds, biases = self._thresholds(target, exponents, sparsities)
-        calibration = self.calibration
+        calibration, held_out, biases, own_gains = self.calibration, self.held_out, None, self._own_gains
+        trained = self._trained(target, exponents, sparsities)
+        if trained is not None:
+            calibration, held_out, exponents, biases = trained
+            own_gains = own_gains or self.method.gains == "trained"
+        with self.progress.stage("thresholds"):
+            thresholds = sparse_thresholds(calibration, exponents, sparsities, biases, held_out)
         made = SparsityPlan(
             method=self.method.name,
             target=float(target),
@@ -184,17 +192,17 @@ class Search:
             fingerprint=calibration.fingerprint,
             seed=self.seed,
             basis=calibration.basis,
-            gains=calibration.gains if self.method.gains == "gradients" else None,
+            gains=calibration.gains if own_gains else None,
             biases=biases,
-            calibration={**calibration.record, "held_out_windows": len(self.judge.windows)},
+            calibration={"model": self.model.name, **calibration.record, "held_out_windows": len(self.judge.windows)},
             settings=dataclasses.asdict(self.settings),
             version=__version__,
         )
         with self.progress.stage("held out"):
-            held_out = self._report(made)
+            figures = self._report(made)
         return dataclasses.replace(
             made,
-            held_out=held_out | {"forward_tokens": round(self.spent.tokens)},
+            held_out=figures | {"forward_tokens": round(self.spent.tokens)},
             timings={name: round(seconds, 3) for name, seconds in self.progress.timings.items()},
             history=copy.deepcopy(self._shared | self.history),
         )
@@ -204,7 +212,8 @@ class Search:
         if target == 0:
             return 0.0
         exponents = np.full((self.calibration.config.num_blocks, len(LAYERS)), self.method.exponent)
-        return self._held_out_kl(exponents, self._budgets(target, exponents))
+        sparsities = self._budgets(target, exponents)
+        return self.judge.divergence(sparse_at(self.calibration, exponents, sparsities, self.held_out))
 
     def close(self) -> None:
         """The search is over: its bar stays as it is, its state goes."""
@@ -264,56 +273,55 @@ class Search:
         return old
 
     def _held_out_kl(self, exponents: Table, sparsities: Table) -> float:
-        found = self._set_thresholds(exponents, sparsities)
-        return self.judge.divergence(self._sparse(threshold_rules(self.calibration.gains, exponents, found.taus)))
+        """At just these sparsities: the thresholds are those of the held-out windows, not of the plan."""
+        assert self.held_out is not None
+        return self.judge.divergence(sparse_at(self.held_out, exponents, sparsities))
 
-    def _sparse(self, rules: Any) -> SparseLlama:
-        return SparseLlama(self.calibration.config, self.calibration.params, rules)
-
-    def _thresholds(self, target: float, exponents: Table, sparsities: Table) -> tuple[Thresholds, Biases | None]:
-        calibration, settings = self.calibration, self.settings
-        with self.progress.stage("thresholds"):
-            plain = self._set_thresholds(exponents, sparsities)
-        held_out = self.held_out
-        if held_out is None or not (self.method.biases and settings.bias_steps and target > 0):
-            return plain, None
-        rules = threshold_rules(calibration.gains, exponents, plain.taus)
+    def _trained(
+        self, target: float, exponents: Table, sparsities: Table
+    ) -> tuple[Calibration, Calibration, Table, Biases | None] | None:
+        """Both runs with the trained gains, the exponents these count with, and the biases, if that helps."""
+        held_out, method, settings = self.held_out, self.method, self.settings
+        if held_out is None or not (self._trains and settings.training_steps and target > 0):
+            return None
+        rates = settings.gain_rate * (method.gains == "trained"), settings.bias_rate * method.biases
 
         def find() -> dict[str, np.ndarray]:
-            biases, curve = train_biases(
-                calibration, held_out, rules, settings.bias_steps, settings.bias_every, settings.bias_rate,
+            start = start_of(self.calibration, exponents)
+            made, curve = train(
+                self.calibration, held_out, start, sparsities, settings.training_steps, settings.training_every, rates,
                 self.seed, self.progress.steps,
             )  # fmt: skip
-            steps = min(settings.bias_steps, (len(curve) - 1) * settings.bias_every)
-            self.spent.tokens += 3 * steps * min(calibration.tokens.size, TOKENS_A_STEP)
-            named = {f"{b}.{name}": np.asarray(row[name]) for b, row in enumerate(biases) for name in LAYERS}
+            steps = min(settings.training_steps, (len(curve) - 1) * settings.training_every)
+            self.spent.tokens += 3 * steps * min(self.calibration.tokens.size, TOKENS_A_STEP)
+            parts = made._asdict().items()
+            named = {
+                f"{part} {b}.{name}": np.asarray(row[name])
+                for part, rows in parts for b, row in enumerate(rows) for name in LAYERS
+            }  # fmt: skip
             return named | {"curve": np.asarray(curve)}
 
-        with self.progress.stage("biases"):
-            found = self.state.keep(f"biases {target:g}", find, self.spent)
-        blocks = range(calibration.config.num_blocks)
-        biases = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
-        self.history[f"biases {target:g}, held-out KL"] = found["curve"].tolist()
-        with self.progress.stage("thresholds"):
-            # With the biases other activations come: the thresholds are set anew.
-            biased = self._set_thresholds(exponents, sparsities, biases)
-        pair = {
-            "plain": self._sparse(rules),
-            "biased": self._sparse(with_biases(threshold_rules(calibration.gains, exponents, biased.taus), biases)),
-        }
-        with self.progress.stage("held out"):
-            scores = self.judge.evaluate(pair).sparse
-        before, after = (scores[name].divergence.mean for name in ("plain", "biased"))
-        if after < before:
-            return biased, biases
-        self._note(f"biases at {target:g}: dropped, held-out KL {after:.4f} instead of {before:.4f}")
-        return plain, None
+        with self.progress.stage("training"):
+            found = self.state.keep(f"training {target:g}", find, self.spent)
+        blocks = range(self.calibration.config.num_blocks)
+        made = Trained(
+            *([{name: jnp.asarray(found[f"{part} {b}.{name}"]) for name in LAYERS} for b in blocks]
+              for part in Trained._fields)
+        )  # fmt: skip
+        curve = self.history[f"training {target:g}, held-out KL"] = found["curve"].tolist()
+        if not min(curve) < curve[0]:
+            self._note(f"training at {target:g}: dropped, held-out KL {curve[0]:.4f} was the least")
+            return None
+        biases = made.biases if method.biases else None
+        if method.gains != "trained":
+            return self.calibration, held_out, exponents, biases
+        gains = [{name: jnp.exp(row[name]) for name in LAYERS} for row in made.log_gains]
+        return self.calibration.with_gains(gains), held_out.with_gains(gains), np.ones_like(exponents), biases
 
     def _report(self, plan: SparsityPlan) -> dict[str, Any]:
         """Held-out figures of the plan beside those of simpler ones and of the dense model."""
         if not self.judge:
             return {}
-        rules = threshold_rules(self.calibration.gains, plan.exponents, plan.thresholds)
-        sparse = self._sparse(rules if plan.biases is None else with_biases(rules, plan.biases))
-        others = baselines(self.teal, plan.target)
-        return self.judge.report(sparse, others)
+        config, params = self.calibration.config, self.calibration.params
+        sparse = SparseLlama(config, params, plan_rules(params, plan))
+        return self.judge.report(sparse, baselines(self.teal, self._plain_held_out, plan.target))

@@ -7,14 +7,15 @@ import dataclasses
 from wisparse_jax.errors import WisparseError
 
 BASES = ("none", "eigen", "refined")
-GAINS = ("norms", "gradients")
+GAINS = ("norms", "gradients", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """What a plan is made of.
 
-    `basis` is what the model is folded into, `gains` what counts a channel in the score, `exponent` every layer's alpha
+    `basis` is what the model is folded into, `gains` what counts a channel in the score (trained ones
+    start from gradients), `exponent` every layer's alpha
     or where the exponent search starts, `allocator` how the budget is spread, `biases` whether constant vectors are
     trained in place of what is skipped.
     """
@@ -34,9 +35,9 @@ METHODS = {
     for method in (
         Method(
             "wisparse-plus",
-            "refined basis, scores by gradients, second-order budgets over all layers, trained biases",
+            "refined basis, second-order budgets over all layers, scores by gradients, trained then, and biases",
             basis="refined",
-            gains="gradients",
+            gains="trained",
             exponent=1.0,
             allocator="second-order",
             biases=True,

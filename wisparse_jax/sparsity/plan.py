@@ -64,6 +64,23 @@ class SparsityPlan:
         """The same mean of what the thresholds skip on the calibration text, as far as the plan knows."""
         return self._mean(self.sparsities if self.realised is None else self.realised)
 
+    @property
+    def block_sparsities(self) -> Float64[np.ndarray, " blocks"]:
+        """Each block's mean over its layers, weighted by parameter count."""
+        weights = np.asarray(self.layer_weights, np.float64)
+        return self.sparsities @ (weights / weights.sum())
+
+    def held_out_rows(self) -> list[tuple[str, str, str, str]]:
+        """What was measured on held-out windows, for a table: the plan as "plan" or what it was compared with,
+        perplexity, KL in nats per token, realised sparsity; a dash for what is no number."""
+
+        def shown(value: Any, digits: int) -> str:
+            return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
+
+        columns = (("perplexity", 2), ("kl", 4), ("sparsity", 4))
+        found = ((name, row) for name, row in self.held_out.items() if isinstance(row, dict))
+        return [(name, *(shown(row.get(key), digits) for key, digits in columns)) for name, row in found]
+
     def _mean(self, table: Float64[np.ndarray, "blocks 7"]) -> float:
         weights = np.asarray(self.layer_weights, np.float64)
         return float((table @ (weights / weights.sum())).mean())
@@ -106,16 +123,36 @@ class SparsityPlan:
 
         write_plan(self, Path(path))
 
+    def push(self, repository: str, base_model: str | None = None, private: bool = False) -> str:
+        """Upload the plan to the hub, with a generated card; the repository `org/name` is made if there is none.
+
+        Args:
+            repository: `org/name`, for `--plan org/name`.
+            base_model: the hub id of the model that the plan is for, for the card; by default the one that it was
+                calibrated as, where that was a hub id.
+            private: of a repository that is made.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            PlanError: not a repository's name, no permission, or no network.
+        """
+        from wisparse_jax.sparsity.sharing import push_plan
+
+        return push_plan(self, repository, base_model, private)
+
     @staticmethod
     def load(path: str | Path) -> SparsityPlan:
-        """Read a plan, a folder or its plan.json, and check every number in it.
+        """Read a plan, a folder or its plan.json or a hub id (`org/name`), and check every number in it.
 
         Raises:
             PlanError: not a plan, another format version, or damaged; names the file and the field.
         """
+        from wisparse_jax.sparsity.sharing import plan_folder
         from wisparse_jax.sparsity.storage import read_plan
 
-        return read_plan(Path(path))
+        return read_plan(plan_folder(path))
 
 
 def check_numbers(plan: SparsityPlan) -> None:

@@ -1,5 +1,8 @@
 """Plans on disk: a folder with a plan.json to read, its history, and the tensors that the plan has.
 
+Exponents and thresholds are written with as many digits as float32, in which they are used, needs; shares with six
+decimals, records with six digits: rounding changes nothing that a model computes.
+
 Format 1 had plan.json alone, with the history in it; it is still read. docs/plan-format.md describes both.
 """
 
@@ -10,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,7 @@ from wisparse_jax.sparsity.plan import (
 FORMAT, READABLE = 2, (1, 2)
 LARGEST_JSON = 16 << 20
 _TABLES: tuple[str, ...] = ("exponents", "sparsities", "thresholds", "realised")
+_WIDTH = 120  # characters of a line of JSON
 _VECTORS = {"gains": "gain", "biases": "bias"}  # field of a plan -> name of its tensors
 
 
@@ -64,21 +69,28 @@ class _File:
     tensors: str | None = None  # sha256 of the file of tensors
 
 
-def write_plan(plan: SparsityPlan, path: Path) -> None:
-    """Write a plan as a new folder, whole or not at all; see `SparsityPlan.save`."""
+def plan_files(plan: SparsityPlan) -> dict[str, bytes]:
+    """The files of a plan's folder by name; see `SparsityPlan.save`."""
     from safetensors.numpy import save
 
     check_numbers(plan)
-    tensors = _tensors(plan)
+    files: dict[str, bytes] = {}
+    digest = None
+    if tensors := _tensors(plan):
+        files[TENSORS_FILE] = save(tensors)
+        digest = hashlib.sha256(files[TENSORS_FILE]).hexdigest()
+    files[PLAN_FILE] = _text(_as_json(plan, digest)).encode()
+    if plan.history:
+        files[HISTORY_FILE] = _text(_short(plan.history)).encode()
+    return files
+
+
+def write_plan(plan: SparsityPlan, path: Path) -> None:
+    """Write a plan as a new folder, whole or not at all; see `SparsityPlan.save`."""
+    files = plan_files(plan)
     with new_folder(path, PlanError) as folder:
-        digest = None
-        if tensors:
-            data = save(tensors)
-            digest = hashlib.sha256(data).hexdigest()
-            (folder / TENSORS_FILE).write_bytes(data)
-        (folder / PLAN_FILE).write_text(_text(_as_json(plan, digest)), encoding="utf-8")
-        if plan.history:
-            (folder / HISTORY_FILE).write_text(_text(_finite(plan.history)), encoding="utf-8")
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
 
 
 def read_plan(path: Path) -> SparsityPlan:
@@ -107,30 +119,55 @@ def read_plan(path: Path) -> SparsityPlan:
     return plan if raw.tensors is None else _with_tensors(plan, folder / TENSORS_FILE, raw.tensors)
 
 
-def _finite(value: Any) -> Any:
-    """A record with null for what is no number: a descent that diverged is no reason to lose the plan."""
+def _short(value: Any) -> Any:
+    """A record with its numbers rounded, and null for what is none: a descent that diverged does not lose the plan."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: _short(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_short(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    return "".join(_lines(value)) + "\n"
+
+
+def _lines(value: Any, depth: int = 0) -> Iterator[str]:
+    """JSON in which whatever fits into a line stands in one."""
+    line = json.dumps(value, allow_nan=False)
+    if len(line) + depth <= _WIDTH or not isinstance(value, dict | list):
+        yield line
+        return
+    items = value.items() if isinstance(value, dict) else ((None, entry) for entry in value)
+    for number, (key, entry) in enumerate(items):
+        yield ("," if number else "{" if isinstance(value, dict) else "[") + "\n" + " " * (depth + 1)
+        if key is not None:
+            yield f"{json.dumps(key)}: "
+        yield from _lines(entry, depth + 1)
+    yield "\n" + " " * depth + ("}" if isinstance(value, dict) else "]")
 
 
 def _as_json(plan: SparsityPlan, digest: str | None) -> dict[str, Any]:
     tables = {name: getattr(plan, name) for name in _TABLES if getattr(plan, name) is not None}
     keys: dict[str, str] = dict(zip(_TABLES, ("exponent", "sparsity", "threshold", "realised"), strict=True))
+
+    def entry(name: str, value: float) -> float:
+        return round(float(value), 6) if name in ("sparsities", "realised") else float(str(np.float32(value)))
+
     blocks = [
-        {layer: {keys[name]: float(table[b, i]) for name, table in tables.items()} for i, layer in enumerate(LAYERS)}
+        {
+            layer: {keys[name]: entry(name, table[b, i]) for name, table in tables.items()}
+            for i, layer in enumerate(LAYERS)
+        }
         for b in range(len(plan.exponents))
     ]
-    names = ("method", "target", "version", "fingerprint", "seed", "held_out", "calibration", "settings", "timings")
-    fields = {name: getattr(plan, name) for name in names}
+    stated = {name: getattr(plan, name) for name in ("method", "target", "version", "fingerprint", "seed")}
+    records = {name: _short(getattr(plan, name)) for name in ("held_out", "calibration", "timings")}
     weights = dict(zip(LAYERS, plan.layer_weights, strict=True))
-    return {"format": FORMAT, **fields, "tensors": digest, "layer_weights": weights, "blocks": blocks}
+    rest = {"settings": plan.settings, "tensors": digest, "layer_weights": weights, "blocks": blocks}
+    return {"format": FORMAT, **stated, **records, **rest}
 
 
 def _parse(raw: _File) -> SparsityPlan:

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from wisparse_jax.models.fingerprint import flat
-from wisparse_jax.models.weights import hf_name, transposed
+from wisparse_jax.models.parameters import hf_name
+from wisparse_jax.models.weights import transposed
 from wisparse_jax.testing import tokenizers
 from wisparse_jax.testing.tiny import tiny_config, tiny_model
 

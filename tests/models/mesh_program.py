@@ -1,0 +1,111 @@
+"""What `test_mesh.py` runs on eight simulated devices: everything that a mesh does, against one device."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wisparse_jax as ws
+from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.models import weights
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.decode import group_thresholds
+from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import make_mesh, place_on
+from wisparse_jax.models.mesh_decode import mesh_token_logits
+from wisparse_jax.models.parameters import flat
+from wisparse_jax.models.rules import rules_of
+from wisparse_jax.testing import tiny_config, tiny_model
+
+SPLIT = {"embed", "lm_head", "q", "k", "v", "o", "gate", "up", "down"}
+
+
+def off(found, expected):
+    """The largest difference, of the largest number."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def check_loading(folder):
+    """Every device reads its own part of the same weights, and what they compute is the same."""
+    one, placed, place = ws.load(folder), [], weights.place
+
+    def recorded(stored, *rest):
+        placed.append(stored.shape)
+        return place(stored, *rest)
+
+    weights.place, weights._read = recorded, None  # nothing is read whole
+    many = ws.load(folder, mesh="data=4,model=2")
+    assert many.fingerprint == one.fingerprint
+    for path, leaf in flat(many.params).items():
+        whole, part = flat(one.params)[path], leaf.addressable_shards[0].data
+        np.testing.assert_array_equal(leaf, whole)
+        parts = 2 if SPLIT & set(path.split(".")) and leaf.ndim == 2 else 1
+        assert part.size * parts == whole.size, path
+    assert max(map(np.prod, placed)) <= max(leaf.size for leaf in jax.tree.leaves(one.params)) // 2
+
+    tokens = np.random.default_rng(0).integers(0, one.config.vocab_size, (4, 24)).astype(np.int32)
+    logits = many(tokens)
+    assert off(logits, one(tokens)) < 1e-5 and len(logits.sharding.device_set) == 8
+    assert logits.sharding.spec[0] == "data"
+    prompts = [[3, 5, 7], [8] * 9, [2, 3]]
+    assert ws.generate(many, prompts, 10) == ws.generate(one, prompts, 10)
+    with pytest.raises(ws.WisparseError, match=r"mesh: model = 4 does not divide num_key_value_heads = 2 of the model"):
+        ws.load(folder, mesh="data=2,model=4")
+
+
+def check_plan():
+    """The same plan, and the same figures of it."""
+    config = tiny_config(num_heads=8, num_kv_heads=4, vocab_size=96, num_blocks=2, windows=(None, 24))
+    one = tiny_model(config)
+    many = Llama.from_params(config, place_on(make_mesh("data=2,model=4", config), config, one.params))
+    tokens = np.random.default_rng(1).integers(0, 96, (8, 48)).astype(np.int32)
+    settings = SearchSettings(population=4, generations=2, block_tokens=96, chunk=2, layer_step=0.1)
+    plans = [ws.calibrate(model, tokens, 0.5, sys.argv[2], settings=settings) for model in (one, many)]
+    np.testing.assert_allclose(plans[1].sparsities, plans[0].sparsities, atol=1e-6)
+    np.testing.assert_allclose(plans[1].thresholds, plans[0].thresholds, rtol=1e-4)
+    np.testing.assert_array_equal(plans[1].exponents, plans[0].exponents)
+    sparse = [ws.apply(model, plans[0]) for model in (one, many)]
+    scores = [ws.evaluate(model, tokens[:3]).sparse["plan"] for model in sparse]
+    np.testing.assert_allclose(scores[1].kl, scores[0].kl, rtol=1e-4)
+    assert ws.generate(sparse[1], [[3, 5], [9]], 8) == ws.generate(sparse[0], [[3, 5], [9]], 8)
+
+
+def check_sparse_decode():
+    """The kernels' references on every device's own channels are the masked-dense step of one device."""
+    biases = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "qk_norm": True}
+    config = tiny_config(num_heads=8, num_kv_heads=4, vocab_size=96, num_blocks=2, windows=(None, 4), **biases)
+    rng = np.random.default_rng(2)
+    noisy = jax.tree.map(lambda w: w + 0.3 * rng.standard_normal(w.shape, np.float32), tiny_model(config).params)
+    highest = {name: 0.2 if name == "down" else 0.8 for name in LAYERS}
+    limits = [
+        {n: rng.uniform(0, highest[n], config.layer_shapes[n][0]).astype(np.float32) for n in LAYERS} for _ in range(2)
+    ]
+    mesh = make_mesh("data=2,model=4", config)
+    params, start = place_on(mesh, config, noisy), jnp.asarray([0, 2], jnp.int32)
+    one = many = empty_cache(config, 2, 16, jnp.float32)
+    plain = jax.jit(lambda *token: token_logits(config, noisy, *token, rules_of(limits)))
+    split = jax.jit(
+        lambda params, *token: mesh_token_logits(config, params, *token, group_thresholds(limits), mesh, "xla")
+    )
+    for slot in range(5):
+        tokens = jnp.asarray(rng.integers(0, 96, 2).astype(np.int32))
+        expected, one = plain(tokens, jnp.int32(slot), start, one)
+        found, many = split(params, tokens, jnp.int32(slot), start, many)
+        if slot >= 2:  # both rows have begun
+            assert off(found, expected) < 1e-5
+    assert many[0].keys.addressable_shards[0].data.shape == (1, 16, 1, 8)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert jax.device_count() == 8
+    check_loading(Path(sys.argv[1]))
+    check_sparse_decode()
+    check_plan()
+    print("the same")

@@ -1,0 +1,60 @@
+"""One token through a decoder that is spread over a mesh, with the sparse kernels on every device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
+from wisparse_jax.models.decode import SUMMED, GroupThresholds, kernel_token_logits
+from wisparse_jax.models.forward import Cache, Params
+from wisparse_jax.models.mesh import DATA, MODEL, param_specs, part_of
+
+
+def mesh_token_logits(
+    config: LlamaConfig,
+    params: Params,
+    tokens: Int[Array, " batch"],
+    slot: Int[Array, ""],
+    start: Int[Array, " batch"],
+    cache: Cache,
+    thresholds: list[GroupThresholds],
+    mesh: Mesh | AbstractMesh,
+    implementation: str = "triton",
+    interpret: bool = False,
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """`kernel_token_logits` on a mesh: every device runs the kernels on its own heads, features and sequences.
+
+    q, k, v, gate and up are split along their outputs, so that all devices of the model axis skip the same channels of
+    the stream; o and down along their inputs, so that each skips its own channels, and their products are added up over
+    the axis: two sums a block. `implementation` is "triton" or "xla".
+
+    Raises:
+        ValueError: as `kernel_token_logits`; also "mosaic", whose launches span whole blocks.
+    """
+    if implementation == "mosaic":
+        raise ValueError("implementation = 'mosaic' runs whole blocks in one launch, which a mesh cannot split")
+    size = mesh.shape[MODEL]
+    part = part_of(config, size)
+
+    def step(
+        params: Params, tokens: Array, start: Array, cache: Cache, limits: Any, slot: Array
+    ) -> tuple[Array, Cache]:
+        return kernel_token_logits(
+            part, params, tokens, slot, start, cache, limits, implementation, interpret, axis=MODEL
+        )
+
+    rows = DATA if len(tokens) % mesh.shape[DATA] == 0 else None
+    whole, row, kept = PartitionSpec(), PartitionSpec(rows), PartitionSpec(rows, None, MODEL)
+    limits = {group: PartitionSpec(None, MODEL) if group in SUMMED else whole for group in INPUT_GROUPS}
+    vocab = MODEL if config.vocab_size % size == 0 else None
+    return jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(param_specs(config, params, size), row, row, kept, [limits] * config.num_blocks, whole),
+        out_specs=(PartitionSpec(rows, vocab), kept),
+        check_vma=False,
+    )(params, tokens, start, cache, thresholds, slot)

@@ -1,0 +1,111 @@
+"""Comparisons of methods as rows of a table: a row a plan and evaluation text, written as CSV as they come."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.evaluation import Evaluation
+from wisparse_jax.report.tables import STAGES
+from wisparse_jax.sparsity import SparsityPlan
+
+COLUMNS = (
+    "model", "group", "variant", "method", "switches", "sparsity", "calibration", "evaluation", "seed",
+    "calibration_tokens", "evaluation_tokens", "kl", "kl_error", "perplexity", "perplexity_error", "dense_perplexity",
+    "realised", "realised_error", "realised_calibration", "minus_teal", "minus_teal_error", "teal_ratio", "held_out_kl",
+    "blimp", "dense_blimp", "blimp_pairs", "forward_tokens", "seconds",
+    *(f"seconds_{stage.replace(' ', '_')}" for stage in STAGES),
+)  # fmt: skip
+EVALUATION_SEED = 1000  # of sampled text, the same for every calibration seed
+Row = dict[str, Any]
+
+
+def key(name: str, target: float) -> str:
+    """What an evaluation calls the plan of a variant and a target."""
+    return f"{name} {target:g}"
+
+
+def figures(result: Evaluation, name: str, target: float, plan: SparsityPlan) -> Row:
+    """What was measured of a plan, beside TEAL's of the same target where that was measured too."""
+    score, teal = result.sparse[key(name, target)], key("teal", target)
+    row: Row = {
+        "evaluation_tokens": result.tokens,
+        "kl": score.divergence.mean, "kl_error": score.divergence.error,
+        "perplexity": score.perplexity.mean, "perplexity_error": score.perplexity.error,
+        "dense_perplexity": result.dense.perplexity.mean,
+        "realised": score.sparsity.mean, "realised_error": score.sparsity.error,
+        "realised_calibration": plan.mean_realised,
+        "held_out_kl": plan.held_out.get("plan", {}).get("kl"),
+        "forward_tokens": plan.held_out["forward_tokens"],
+        "seconds": sum(plan.timings.values()),
+    }  # fmt: skip
+    if teal in result.sparse:
+        gap = result.paired(key(name, target), teal)
+        row |= {"minus_teal": gap.mean, "minus_teal_error": gap.error}
+        row["teal_ratio"] = score.divergence.mean / result.sparse[teal].divergence.mean
+    return row | {f"seconds_{stage.replace(' ', '_')}": took for stage, took in plan.timings.items()}
+
+
+def append_rows(file: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Add rows to a CSV file, which begins with the columns' names."""
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, columns, restval="")
+        if new:
+            writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def read_rows(folders: Sequence[Path], names: Sequence[str]) -> list[Row]:
+    """The rows of tables of several folders; cells that are numbers as numbers, empty ones as None."""
+    rows = []
+    for file in (folder / name for folder in folders for name in names):
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as found:
+                rows += [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(found)]
+    return rows
+
+
+def _value(cell: str) -> Any:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def conditions(settings: SearchSettings) -> dict[str, Any]:
+    """Where and with what a comparison was run."""
+    import jax
+
+    import wisparse_jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "evosax")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{len(jax.local_devices())} x {jax.devices()[0].device_kind}",
+        "versions": {"wisparse_jax": wisparse_jax.__version__} | {name: version(name) for name in packages},
+        "settings": dataclasses.asdict(settings),
+    }
+
+
+def grouped(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Rows by the values of some columns, in the order in which these come first."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(found.items())
+
+
+def mean(rows: Sequence[Row], column: str) -> float:
+    """Of a column, over the rows that have it; nan if none has."""
+    values: list[float] = [row[column] for row in rows if row.get(column) is not None]
+    return float(np.mean(values)) if values else math.nan

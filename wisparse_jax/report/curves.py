@@ -1,0 +1,91 @@
+"""Figures of comparisons: quality against sparsity, a line a method."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wisparse_jax.report.comparison import Row, grouped, mean
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; a method has the same one in every figure.
+COLOURS = {
+    "uniform": "#999999", "wina": "#E69F00", "teal": "#0072B2", "wisparse": "#009E73", "wisparse-paper": "#56B4E9",
+    "wisparse-plus": "#D55E00",
+}  # fmt: skip
+OTHERS = ("#CC79A7", "#000000", "#F0E442")
+STYLE: Any = {
+    "figure.dpi": 150, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
+}  # fmt: skip
+PAGES = {False: ("#ffffff", "#1f2328"), True: ("#0d1117", "#e6e8eb")}  # page and ink, light and dark
+KL = "KL(dense ‖ sparse), nats per token"
+
+
+def quality_picture(rows: Sequence[Row], dark: bool = False) -> bytes:
+    """KL and perplexity against sparsity, beside each other, as a PNG of 1,350 by 510 dots for a light or dark page.
+
+    Args:
+        rows: of one model and one pair of texts; means over seeds.
+        dark: the page.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    page, ink = PAGES[dark]
+    names = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor", "text.color")
+    pages = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    with matplotlib.rc_context(STYLE | dict.fromkeys(names, ink) | dict.fromkeys(pages, page)):
+        canvas = Figure(figsize=(9, 3.4))
+        for axes, (column, label) in zip(
+            canvas.subplots(1, 2), (("kl", KL), ("perplexity", "perplexity")), strict=True
+        ):
+            draw_against_sparsity(axes, rows, column, label, ink)
+        canvas.suptitle(_title(rows), fontsize=10, parse_math=False)
+        out = io.BytesIO()
+        canvas.savefig(out, format="png", dpi=150)
+    return out.getvalue()
+
+
+def _title(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    names = [text if text != "self" else "its own text" for text in (first["calibration"], first["evaluation"])]
+    texts = f"calibrated on {names[0]}, measured on {names[1]}"
+    return f"{Path(str(first['model'])).name}, {texts}, {first['evaluation_tokens']:,.0f} tokens"
+
+
+def draw_against_sparsity(axes: Any, rows: Sequence[Row], column: str, label: str, ink: str = "black") -> None:
+    """A line for each method, means over seeds; KL and perplexity on logarithmic axes, dense where there is a value."""
+    for (name,), own in grouped(rows, ("variant",)):
+        points = sorted(grouped(own, ("sparsity",)))
+        x = [100 * target for (target,), _ in points]
+        y = [mean(same, column) for _, same in points]
+        errors = [mean(same, f"{column}_error") for _, same in points]
+        # A perplexity's error is that of the text, the same for all lines.
+        shown = None if column == "perplexity" or np.isnan(errors).any() else errors
+        axes.errorbar(x, y, shown, color=colour(name), marker="o", ms=3.5, lw=1.4, label=name)
+    if column != "kl":
+        axes.axhline(mean(rows, f"dense_{column}"), color=ink, lw=0.8, ls=":", label="dense")
+    if column != "blimp":
+        logarithmic(axes.yaxis)
+    axes.set(xlabel="sparsity, %", ylabel=label)
+    axes.legend(fontsize=8)
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    from matplotlib import ticker
+
+    axes, which = axis.axes, axis.axis_name
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def colour(name: str) -> str:
+    """Of a method or variant."""
+    return COLOURS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
