@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wisparse_jax.calibration.statistics import GROUP_OF, STEPS, BlockStatistics, tau_between
+from wisparse_jax.calibration.statistics import GROUP_OF, STEPS, BlockStatistics, spaced_tokens, tau_between
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 
 
@@ -84,3 +84,28 @@ def test_scores_that_are_all_equal_are_skipped_together_or_not_at_all():
 def test_zeros_beyond_the_share_are_skipped_too():
     tau, share = between(jnp.asarray([0.0] * 7 + [1.0, 2.0, 3.0]), jnp.float32(0.5))
     assert float(share) == pytest.approx(0.7) and 0 < float(tau) < 1
+
+
+def test_scores_that_differ_in_their_last_bit_are_told_apart():
+    scores = np.asarray([1.0], np.float32)
+    for _ in range(11):
+        scores = np.append(scores, np.nextafter(scores[-1], np.float32(2)))
+    for count in range(1, 12):
+        tau, share = (np.float32(a) for a in between(jnp.asarray(scores), jnp.float32(count / 12)))
+        assert (scores < tau).sum() == count and abs(share - count / 12) < 1e-7
+
+
+def test_of_two_equal_scores_half_is_both():
+    assert float(between(jnp.ones(2), jnp.float32(0.5))[1]) == 1.0
+
+
+def test_the_least_sparsity_has_a_threshold(statistics):
+    assert 0 < statistics.threshold("q", 0.0, 0.5 / STEPS) < statistics.threshold("q", 0.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "channels", "every"),
+    [(1_000, 64, 1), (4096, 1024, 4), (2048, 4096, 2), (16_384, 1024, 16), (1_000, 2**20, 1), (4096, 257, 2)],
+)
+def test_tokens_are_left_out_where_there_are_too_many_scores_to_sort(tokens, channels, every):
+    assert spaced_tokens(tokens, channels) == slice(None, None, every)

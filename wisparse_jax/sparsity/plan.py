@@ -105,8 +105,8 @@ class SparsityPlan:
             expected |= {"basis.stream": (self.basis.stream, (config.hidden_size,) * 2)}
             size = (config.num_blocks, config.num_kv_heads, config.head_dim, config.head_dim)
             expected |= {"basis.heads": (self.basis.heads, size)}
-        for field, axis in (("gains", 0), ("biases", 1)):
-            for b, block in enumerate(getattr(self, field) or ()):
+        for field, axis, vectors in (("gains", 0, self.gains), ("biases", 1, self.biases)):
+            for b, block in enumerate(vectors or ()):
                 for name, vector in block.items():
                     expected[f"{field}[{b}].{name}"] = vector, config.layer_shapes[name][axis : axis + 1]
         for name, (tensor, shape) in expected.items():
