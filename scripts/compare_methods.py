@@ -52,6 +52,7 @@ class Arguments:
     allocators: tuple[str, ...] = ()  # these, with everything else as in --allocators-with
     allocators_with: str = "uniform"  # the method; its biases are off
     blimp: Path | None = None  # jsonl or jsonl.xz of minimal pairs
+    save_plans: bool = False  # into the folder plans
     blimp_pairs: int = 2_000  # of them, evenly spaced
 
 
@@ -110,6 +111,8 @@ class Comparison:
                 print(f"  {note}", file=sys.stderr)
             plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
         self._record_layers(text, seed, plans)
+        for (name, target), plan in plans.items() if self.args.save_plans else ():
+            plan.save(self.args.out / "plans" / f"{text}-{name}-{target:g}-{seed}".replace(" ", "_"))
         sparse = ws.apply_plans(self.model, {key(*which): plan for which, plan in plans.items()})
         task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
         rows = []

@@ -48,7 +48,8 @@ ABLATIONS = [
         [
             ("refined basis", "uniform", {"basis": "refined"}),
             ("+ gradient scores", "wina", {"basis": "refined", "gains": "gradients"}),
-            ("+ second-order budgets", "wisparse-plus", {"biases": "off"}),
+            ("+ second-order budgets", "wisparse-plus", {"gains": "gradients", "biases": "off"}),
+            ("+ trained scores", "wisparse-plus", {"biases": "off"}),
             ("+ biases", "wisparse-plus", {}),
         ],
     ),
@@ -57,6 +58,7 @@ ABLATIONS = [
         [
             ("basis", "wisparse-plus", {"basis": "none"}),
             ("refinement", "wisparse-plus", {"basis": "eigen"}),
+            ("trained scores", "wisparse-plus", {"gains": "gradients"}),
             ("gradient scores", "wisparse-plus", {"gains": "norms"}),
             ("second-order budgets", "wisparse-plus", {"allocator": "uniform"}),
             ("biases", "wisparse-plus", {"biases": "off"}),
@@ -83,6 +85,8 @@ def variants_of(
             raise WisparseError(f"{kind}: expected none twice, found {' '.join(names)}")
     found = [Variant(name, name) for name in methods] + ABLATIONS * ablations
     switches = {"biases": "off"}
+    if METHODS[allocators_with].gains == "trained":
+        switches["gains"] = "gradients"  # what is trained would stand for the budgets
     return found + _group(
         f"allocator on {allocators_with}",
         [(name, allocators_with, switches | {"allocator": name}) for name in allocators],

@@ -11,7 +11,7 @@ from wisparse_jax.presets import description, presets, settings_file
 
 def test_the_presets_are_the_files_at_the_top(repository):
     found = presets()
-    assert list(found) == ["quick", "default", "paper"]
+    assert list(found) == ["quick", "default", "thorough", "paper"]
     for name, file in found.items():
         assert file.samefile(repository / "configs" / f"{name}.yaml")
         assert read_settings(settings_file(name)) == read_settings(repository / "configs" / f"{name}.yaml")
@@ -44,7 +44,7 @@ def test_the_command_lists_them(capsys):
 def test_an_unknown_name_is_a_missing_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["calibrate", "demo", "--config", "quik", "--out", str(tmp_path / "plan")])
-    assert "quik: no such file; expected a file or one of quick, default, paper" in capsys.readouterr().err
+    assert "quik: no such file; expected a file or one of quick, default, thorough, paper" in capsys.readouterr().err
 
 
 def test_a_wheel_holds_them(repository):

@@ -12,7 +12,7 @@ from wisparse_jax.models.config import LAYERS
 from wisparse_jax.sparsity import SparsityPlan
 
 STAGES = (
-    "statistics", "moments", "basis", "gains", "exponents", "budgets", "final exponents", "thresholds", "biases",
+    "statistics", "moments", "basis", "gains", "exponents", "budgets", "final exponents", "training", "thresholds",
     "held out",
 )  # fmt: skip
 
