@@ -211,8 +211,9 @@ def main() -> None:
                     wrong += 1
                     counts["wrong"] += 1
                     print(f"{command}, {after:.3f} s {'into writing' * writing}: {problem!r}", flush=True)
-            shares = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-            print(f"{command}: {args.trials} kills: {shares}; {duration:.1f} s long", flush=True)
+                if trial % 10 == 9 or trial == args.trials - 1:
+                    shares = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+                    print(f"{command}: {trial + 1} trials: {shares}; {duration:.1f} s long", flush=True)
     raise SystemExit(wrong > 0)
 
 

@@ -58,12 +58,12 @@ def test_parameters_share_memory_with_the_module() -> None:
 def test_shapes_and_modules_of_a_deep_model_take_no_time() -> None:
     """250 blocks took 160 s when the shapes were traced; 20 times the blocks may take about 20 times as long."""
     config = tiny_config(num_blocks=250, windows=(None,) * 250)
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: others may keep the machine busy
     shapes = param_shapes(config)
     one = jnp.zeros(())
     model = Llama.from_params(config, jax.tree.map(lambda _: one, shapes))
     assert len(model.params["blocks"]) == 250
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_fingerprint_is_that_of_the_checkpoint_until_the_weights_change(folder: Path) -> None:
