@@ -12,11 +12,13 @@ import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models import weights
+from wisparse_jax.models.basis import Basis
+from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.decode import group_thresholds
 from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.mesh import make_mesh, place_on
+from wisparse_jax.models.mesh import make_mesh, param_shardings, place_on
 from wisparse_jax.models.mesh_decode import mesh_token_logits
 from wisparse_jax.models.parameters import flat
 from wisparse_jax.models.rules import rules_of
@@ -57,6 +59,23 @@ def check_loading(folder):
     assert ws.generate(many, prompts, 10) == ws.generate(one, prompts, 10)
     with pytest.raises(ws.WisparseError, match=r"mesh: model = 4 does not divide num_key_value_heads = 2 of the model"):
         ws.load(folder, mesh="data=2,model=4")
+
+
+def check_other_weights(folder):
+    """Converted, rounded and folded weights lie as they should, and are those of one device."""
+    converted = folder.with_name("converted")
+    convert(folder, converted)
+    rng = np.random.default_rng(3)
+    stream, *heads = (np.linalg.qr(rng.standard_normal((n, n)))[0].astype(np.float32) for n in (32, *(8,) * 6))
+    basis = Basis(jnp.asarray(stream), jnp.asarray(np.stack(heads).reshape(3, 2, 8, 8)))
+    for name, how in ((converted, {}), (folder, {"weights": "int8", "head": "int8"}), (folder, {"basis": basis})):
+        one, many = (ws.load(name, mesh=mesh, **how) for mesh in (None, "data=4,model=2"))
+        for path, leaf in flat(many.params).items():
+            np.testing.assert_allclose(leaf, flat(one.params)[path], atol=2e-7, err_msg=path)
+        specs = param_shardings(many.config, many.params, make_mesh("data=4,model=2"))
+        assert jax.tree.map(lambda leaf: leaf.sharding, many.params) == specs
+    with pytest.raises(ws.WisparseError, match="does not divide the groups of 128 int4 columns"):
+        ws.load(folder, mesh="data=4,model=2", weights="int4")
 
 
 def check_plan():
@@ -105,6 +124,7 @@ def check_sparse_decode():
 if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
     assert jax.device_count() == 8
+    check_other_weights(Path(sys.argv[1]))
     check_loading(Path(sys.argv[1]))
     check_sparse_decode()
     check_plan()
