@@ -84,11 +84,13 @@ def check_plan():
     one = tiny_model(config)
     many = Llama.from_params(config, place_on(make_mesh("data=2,model=4", config), config, one.params))
     tokens = np.random.default_rng(1).integers(0, 96, (8, 48)).astype(np.int32)
-    settings = SearchSettings(population=4, generations=2, block_tokens=96, chunk=2, layer_step=0.1)
+    small = {"exponent_step": 0.5, "exponent_passes": 1, "exponent_tokens": 48, "layer_tokens": 48, "layer_step": 0.2}
+    settings = SearchSettings(population=4, generations=2, block_tokens=96, chunk=2, compare_teal=False, **small)
     plans = [ws.calibrate(model, tokens, 0.5, sys.argv[2], settings=settings) for model in (one, many)]
     np.testing.assert_allclose(plans[1].sparsities, plans[0].sparsities, atol=1e-6)
     np.testing.assert_allclose(plans[1].thresholds, plans[0].thresholds, rtol=1e-4)
     np.testing.assert_array_equal(plans[1].exponents, plans[0].exponents)
+    assert len(set(plans[0].sparsities.ravel())) > 2 and plans[0].exponents.any()  # a search that found something
     sparse = [ws.apply(model, plans[0]) for model in (one, many)]
     scores = [ws.evaluate(model, tokens[:3]).sparse["plan"] for model in sparse]
     np.testing.assert_allclose(scores[1].kl, scores[0].kl, rtol=1e-4)
