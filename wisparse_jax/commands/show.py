@@ -51,7 +51,9 @@ def _lines(plan: SparsityPlan) -> Iterator[str]:
     if "tokens" in found:
         windows = f" in windows of {found['window']}" if "window" in found else ""
         yield f"calibrated on {found.get('text', 'unknown text')}: {found['tokens']:,} tokens{windows}"
-    scores = "gradients" if plan.gains is not None else "weight norms" if plan.exponents.any() else "magnitudes alone"
+    scores = (
+        "gains of its own" if plan.gains is not None else "weight norms" if plan.exponents.any() else "magnitudes alone"
+    )
     basis = "none" if plan.basis is None else f"of its own, {len(plan.basis.stream)} wide"
     biases = "none" if plan.biases is None else "one vector a layer"
     yield f"basis: {basis}; scores by {scores}; biases: {biases}"
