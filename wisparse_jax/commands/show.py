@@ -43,6 +43,8 @@ class Show:
 
 def _lines(plan: SparsityPlan) -> Iterator[str]:
     """What it is, in words."""
+    import numpy as np
+
     made = f"wisparse_jax {plan.version or 'of an unknown version'}, seed {plan.seed}"
     yield f"{plan.method} plan: target {plan.target:.4f}, realised {plan.mean_realised:.4f}"
     found = plan.calibration
@@ -58,6 +60,9 @@ def _lines(plan: SparsityPlan) -> Iterator[str]:
     biases = "none" if plan.biases is None else "one vector a layer"
     yield f"basis: {basis}; scores by {scores}; biases: {biases}"
     blocks = plan.block_sparsities
+    if np.ptp(blocks) < 1e-6:
+        yield "all blocks equally sparse"
+        return
     order = [int(b) for b in blocks.argsort(kind="stable")]
     for title, chosen in (("least", order[:SHOWN]), ("most", order[: -SHOWN - 1 : -1])):
         yield f"{title} sparse blocks: " + ", ".join(f"{b} ({blocks[b]:.3f})" for b in chosen)
