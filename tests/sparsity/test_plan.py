@@ -61,7 +61,7 @@ def test_an_existing_folder_is_not_overwritten(plan, tmp_path):
 
 
 def test_nothing_is_left_behind_when_saving_fails(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.write_text", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(PlanError, match="disk full"):
         plan.save(tmp_path / "plan")
     assert list(tmp_path.iterdir()) == []

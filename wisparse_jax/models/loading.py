@@ -74,7 +74,7 @@ def load(
     if basis is not None and folded is None:
         config, params, folded = folded_config(config), fold(config, params, basis, consume=True), basis.digest()
     model = Llama.from_params(config, place_on(made, config, params))
-    model.name = str(name) if hub.is_hub_id(name) else folder.resolve().name
+    model.name = str(name) if name == hub.DEMO or hub.is_hub_id(name) else folder.resolve().name
     model.fingerprint, model.basis_digest = stored, folded
     if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
