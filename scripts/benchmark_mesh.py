@@ -5,8 +5,9 @@
 Random weights at true shapes (configs/SHAPE.json), the same on one device and on all; each layer's threshold is a
 quantile of the inputs that those weights produce, as in `benchmark_decode.py`. The token loop is the one that
 `generate` runs. What the mesh computes is compared with the one device: the logits of one step, and the tokens that
-follow.
-`--no-one` leaves the single device out, for models that it cannot hold; their weights are made in their parts.
+follow. `--no-one` leaves the single device out, for models that it cannot hold; their weights are made in their parts.
+Two devices of 80 GB hold `--shape llama-3-70b` in bfloat16 if JAX may take nearly all:
+XLA_PYTHON_CLIENT_MEM_FRACTION=.96.
 """
 
 from __future__ import annotations
@@ -109,9 +110,9 @@ def made_runs(args: Arguments, config: LlamaConfig) -> list[Run]:
         places[args.mesh] = place_on(mesh, config, places[ONE][0]), jax.device_put(places[ONE][1], split)
     else:
         cache = random_cache(config, 1, slots, jnp.dtype(args.dtype), split)
-        places[args.mesh] = random_params(config, args.dtype, mesh), cache
+        places[args.mesh] = random_params(config, args.dtype, mesh, weights), cache
     grouped = group_thresholds(calibrated(config, *next(iter(places.values())), args.context, 1, args.sparsity))
-    if weights is not None:
+    if weights is not None and args.one:
         places = {place: (quantise_params(params, weights), cache) for place, (params, cache) in places.items()}
         places[args.mesh] = place_on(mesh, config, places[args.mesh][0]), places[args.mesh][1]
     steps = {

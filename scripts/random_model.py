@@ -15,33 +15,45 @@ from jax.sharding import Mesh, NamedSharding
 
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, head, hidden_states, layout
-from wisparse_jax.models.mesh import param_shardings
+from wisparse_jax.models.mesh import param_shardings, place_on
 from wisparse_jax.models.parameters import flat, param_shapes
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import Thresholds, rules_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CALIBRATION_STEPS, ROUNDS = 16, 3
 
 
-def random_params(config: LlamaConfig, dtype: str, mesh: Mesh | None = None) -> Params:
-    """Weights with standard deviation 0.02, norms of ones, made tensor by tensor, on a mesh in their parts."""
+def random_params(config: LlamaConfig, dtype: str, mesh: Mesh | None = None, weights: str | None = None) -> Params:
+    """Weights with standard deviation 0.02, norms of ones, made tensor by tensor, on a mesh in their parts.
+
+    With a kind of `weights` every block is rounded when it is made, so that memory holds the rounded model and a block.
+    """
     shapes = param_shapes(config, dtype)
     shardings = None if mesh is None else flat(param_shardings(config, shapes, mesh))
+    numbers = {path: i for i, path in enumerate(flat(shapes))}
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
-    def made(key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding | None) -> jax.Array:
+    def normal(key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding | None) -> jax.Array:
         out = jax.random.normal(key, shape, dtype) * jnp.asarray(0.02, dtype)
         return out if sharding is None else lax.with_sharding_constraint(out, sharding)
 
-    leaves = []
-    for i, (path, leaf) in enumerate(flat(shapes).items()):
+    def made(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         sharding = None if shardings is None else shardings[path]
         if len(leaf.shape) == 2:
-            leaves.append(made(jax.random.key(i), leaf.shape, sharding))
-        else:
-            same = np.full(leaf.shape, 0.0 if "bias" in path else 1.0, leaf.dtype)
-            leaves.append(jnp.asarray(same) if sharding is None else jax.device_put(same, sharding))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+            return normal(jax.random.key(numbers[path]), leaf.shape, sharding)
+        same = np.full(leaf.shape, 0.0 if "bias" in path else 1.0, leaf.dtype)
+        return jnp.asarray(same) if sharding is None else jax.device_put(same, sharding)
+
+    def all_of(part: Params, prefix: str = "") -> Params:
+        leaves = [made(prefix + path, leaf) for path, leaf in flat(part).items()]
+        return jax.tree.unflatten(jax.tree.structure(part), leaves)
+
+    params = all_of({name: leaf for name, leaf in shapes.items() if name != "blocks"}) | {"blocks": []}
+    for b, block in enumerate(shapes["blocks"]):
+        own = {"blocks": [all_of(block, f"blocks.{b}.")]}
+        params["blocks"] += quantise_params(own, weights)["blocks"]
+    return place_on(mesh, config, params)
 
 
 def random_cache(

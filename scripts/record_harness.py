@@ -10,6 +10,7 @@ BLiMP's pairs (jsonl or jsonl.xz), also the numbers of 200 of them, evenly space
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -57,11 +58,11 @@ def write_task(folder: Path, pairs: list[tuple[str, str]], name: str = "pairs") 
 
 def run_task(lm: Any, folder: Path, name: str = "pairs") -> dict[str, Any]:
     """The harness's results of one of these tasks."""
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    return lm_eval.simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=True, bootstrap_iters=0)
+    # Types are checked with and without the harness.
+    harness: Any = importlib.import_module("lm_eval")
+    tasks: Any = importlib.import_module("lm_eval.tasks")
+    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    return harness.simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=True, bootstrap_iters=0)
 
 
 def scored(lm: Any, pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -76,9 +77,9 @@ def scored(lm: Any, pairs: list[tuple[str, str]]) -> dict[str, Any]:
 def main() -> None:
     """Score, and write the fixture."""
     from blimp import read_pairs
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
-    lm = HFLM(pretrained=str(Path("wisparse_jax") / "demo_model"), dtype="float32", device="cpu", batch_size=8)
+    model: Any = importlib.import_module("lm_eval.models.huggingface")
+    lm = model.HFLM(pretrained=str(Path("wisparse_jax") / "demo_model"), dtype="float32", device="cpu", batch_size=8)
     packages = ("lm_eval", "torch", "transformers")
     record: dict[str, Any] = {"versions": {name: version(name) for name in packages}}
     record["ours"] = scored(lm, PAIRS)

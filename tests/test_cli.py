@@ -132,7 +132,12 @@ def test_self_text_calibrates_without_data(files, capsys):
     options = "--text self --tokens 64 --sparsity 0.3 --method uniform"
     run(f"calibrate demo --out {{f}}/self --config {{f}}/settings.yaml {options}", files)
     plan = json.loads((files / "self" / "plan.json").read_text())
-    assert plan["calibration"]["text"] == "self" and plan["calibration"]["tokens"] == 64 and plan["target"] == 0.3
+    assert (
+        plan["calibration"]["model"] == "demo"
+        and plan["calibration"]["text"] == "self"
+        and plan["calibration"]["tokens"] == 64
+        and plan["target"] == 0.3
+    )
 
 
 def test_generate_streams_the_same_text_for_the_same_seed(files, capsys):

@@ -17,6 +17,8 @@ def test_links_lead_somewhere(pages):
     for file, text in pages.items():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             assert target.startswith("https://") or (file.parent / target).exists(), f"{file.name}: {target}"
+        for picture in re.findall(r'(?:src|srcset)="([^"]+)"', text):
+            assert (file.parent / picture).exists(), f"{file.name}: {picture}"
 
 
 def test_files_that_are_named_exist(pages, repository):

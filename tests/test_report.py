@@ -127,8 +127,12 @@ def test_a_plan_is_shown_on_one_screen(repository, tmp_path, capsys):
     words = re.sub(r"[^\w.,]+", " ", out)
     assert "wisparse plan target 0.5000, realised 0.5000" in words and "self 8,192 tokens in windows of 512" in words
     assert " ".join(f"{value:.3f}" for value in plan.sparsities.mean(axis=0)) + " 0.5000" in words
-    assert "uniform 15.50 0.2345 0.5001" in words and "wisparse 13.50 0.1234 0.5012" in words
+    assert "uniform 15.50 0.2345 0.5001" in words and "this plan 13.50 0.1234 0.5012" in words
     assert "time 22 s statistics 1.5, budgets 20.0" in words and "note a search on 7 positions" in words
     main(["show", str(repository / "tests" / "fixtures" / "format-1" / "plan")])
     out = capsys.readouterr().out
     assert "wisparse plan: target 0.5000" in out and "realised" not in out.split("by layer")[1]
+    even = a_plan(sparsities=np.full((4, 7), 0.5), realised=np.full((4, 7), 0.5))
+    even.save(tmp_path / "even")
+    main(["show", str(tmp_path / "even")])
+    assert "all blocks equally sparse" in capsys.readouterr().out

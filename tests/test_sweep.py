@@ -82,4 +82,5 @@ def test_the_script_draws_the_same_picture(swept):
     for picture, name in zip(found.values(), ("sweep.png", "sweep-dark.png"), strict=True):
         one, other = (matplotlib.image.imread(io.BytesIO(p)) for p in (picture, (swept[0] / "out" / name).read_bytes()))
         assert one.shape[:2] == (510, 1350) and np.abs(one - other).mean() < 0.01
-    assert matplotlib.image.imread(io.BytesIO(picture))[0, 0, :3].mean() < 0.2
+    dark = found["model-first.txt-second.txt-picture-dark.png"]
+    assert matplotlib.image.imread(io.BytesIO(dark))[0, 0, :3].mean() < 0.2

@@ -113,12 +113,12 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
             _check_words(given)
             program = tyro.cli(Program, args=given, prog="wisparse")
         use_compilation_cache(program.compilation_cache)
-        several = isinstance(program.command, Devices)
-        if several:
-            program.command.start()
-        _check_environment(program.command)
-        program.command.run()
-        if several:
+        command = program.command
+        if isinstance(command, Devices):
+            command.start()
+        _check_environment(command)
+        command.run()
+        if isinstance(command, Devices):
             part()
         if sys.stdout is not None:
             sys.stdout.flush()

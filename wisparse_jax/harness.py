@@ -32,6 +32,7 @@ except ModuleNotFoundError as missing:
         f"evaluation tasks need lm-evaluation-harness ({missing.name} is missing): pip install 'wisparse-jax[eval]'"
     ) from None
 
+from wisparse_jax.commands.plans import plan_of
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.log_likelihood import TOKENS_AT_ONCE, Request, score_continuations
 from wisparse_jax.inference import Sample
@@ -40,7 +41,7 @@ from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.loading import load, load_tokenizer
 from wisparse_jax.models.tokenizer import Tokenizer
-from wisparse_jax.sparsity import SparseLlama, SparsityPlan, load_sparse, own_plan
+from wisparse_jax.sparsity import SparseLlama, load_sparse
 
 
 class WisparseLM(TemplateLM):
@@ -89,7 +90,7 @@ class WisparseLM(TemplateLM):
                 raise WisparseError("a loaded model: expected its tokenizer beside it, and no plan but its own")
         else:
             self.name = pretrained
-            chosen = own_plan(pretrained) if plan is None else SparsityPlan.load(plan)
+            chosen = plan_of(pretrained, None if plan is None else str(plan))
             if chosen is None:
                 self.model = load(pretrained, dtype, weights, head=head)
             else:

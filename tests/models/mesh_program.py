@@ -1,5 +1,6 @@
 """What `test_mesh.py` runs on eight simulated devices: everything that a mesh does, against one device."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models import weights
+from wisparse_jax.models.basis import Basis
+from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.decode import group_thresholds
 from wisparse_jax.models.forward import empty_cache
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.mesh import make_mesh, place_on
+from wisparse_jax.models.mesh import make_mesh, param_shardings, place_on
 from wisparse_jax.models.mesh_decode import mesh_token_logits
 from wisparse_jax.models.parameters import flat
 from wisparse_jax.models.rules import rules_of
@@ -52,11 +55,33 @@ def check_loading(folder):
     tokens = np.random.default_rng(0).integers(0, one.config.vocab_size, (4, 24)).astype(np.int32)
     logits = many(tokens)
     assert off(logits, one(tokens)) < 1e-5 and len(logits.sharding.device_set) == 8
-    assert logits.sharding.spec[0] == "data"
+    assert logits.addressable_shards[0].data.shape[0] == 1  # a window on each part of the data axis
     prompts = [[3, 5, 7], [8] * 9, [2, 3]]
     assert ws.generate(many, prompts, 10) == ws.generate(one, prompts, 10)
     with pytest.raises(ws.WisparseError, match=r"mesh: model = 4 does not divide num_key_value_heads = 2 of the model"):
         ws.load(folder, mesh="data=2,model=4")
+
+
+def check_other_weights(folder):
+    """Converted, rounded and folded weights lie as they should, and are those of one device."""
+    converted = folder.with_name("converted")
+    convert(folder, converted)
+    rng = np.random.default_rng(3)
+    stream, *heads = (np.linalg.qr(rng.standard_normal((n, n)))[0].astype(np.float32) for n in (32, *(8,) * 6))
+    basis = Basis(jnp.asarray(stream), jnp.asarray(np.stack(heads).reshape(3, 2, 8, 8)))
+    loads = [
+        functools.partial(ws.load, converted),
+        functools.partial(ws.load, folder, weights="int8", head="int8"),
+        functools.partial(ws.load, folder, basis=basis),
+    ]
+    for load in loads:
+        one, many = load(), load(mesh="data=4,model=2")
+        for path, leaf in flat(many.params).items():
+            np.testing.assert_allclose(leaf, flat(one.params)[path], atol=2e-7, err_msg=path)
+        specs = param_shardings(many.config, many.params, make_mesh("data=4,model=2"))
+        assert jax.tree.map(lambda leaf: leaf.sharding, many.params) == specs
+    with pytest.raises(ws.WisparseError, match="does not divide the groups of 128 int4 columns"):
+        ws.load(folder, mesh="data=4,model=2", weights="int4")
 
 
 def check_plan():
@@ -65,11 +90,13 @@ def check_plan():
     one = tiny_model(config)
     many = Llama.from_params(config, place_on(make_mesh("data=2,model=4", config), config, one.params))
     tokens = np.random.default_rng(1).integers(0, 96, (8, 48)).astype(np.int32)
-    settings = SearchSettings(population=4, generations=2, block_tokens=96, chunk=2, layer_step=0.1)
+    small = {"exponent_step": 0.5, "exponent_passes": 1, "exponent_tokens": 48, "layer_tokens": 48, "layer_step": 0.2}
+    settings = SearchSettings(population=4, generations=2, block_tokens=96, chunk=2, compare_teal=False, **small)
     plans = [ws.calibrate(model, tokens, 0.5, sys.argv[2], settings=settings) for model in (one, many)]
     np.testing.assert_allclose(plans[1].sparsities, plans[0].sparsities, atol=1e-6)
     np.testing.assert_allclose(plans[1].thresholds, plans[0].thresholds, rtol=1e-4)
     np.testing.assert_array_equal(plans[1].exponents, plans[0].exponents)
+    assert len(set(plans[0].sparsities.ravel())) > 2 and plans[0].exponents.any()  # a search that found something
     sparse = [ws.apply(model, plans[0]) for model in (one, many)]
     scores = [ws.evaluate(model, tokens[:3]).sparse["plan"] for model in sparse]
     np.testing.assert_allclose(scores[1].kl, scores[0].kl, rtol=1e-4)
@@ -84,18 +111,21 @@ def check_sparse_decode():
     noisy = jax.tree.map(lambda w: w + 0.3 * rng.standard_normal(w.shape, np.float32), tiny_model(config).params)
     highest = {name: 0.2 if name == "down" else 0.8 for name in LAYERS}
     limits = [
-        {n: rng.uniform(0, highest[n], config.layer_shapes[n][0]).astype(np.float32) for n in LAYERS} for _ in range(2)
+        {n: jnp.asarray(rng.uniform(0, highest[n], config.layer_shapes[n][0]), jnp.float32) for n in LAYERS}
+        for _ in range(2)
     ]
     mesh = make_mesh("data=2,model=4", config)
     params, start = place_on(mesh, config, noisy), jnp.asarray([0, 2], jnp.int32)
     one = many = empty_cache(config, 2, 16, jnp.float32)
-    plain = jax.jit(lambda *token: token_logits(config, noisy, *token, rules_of(limits)))
+    plain = jax.jit(functools.partial(token_logits, config, rules=rules_of(limits)))
     split = jax.jit(
-        lambda params, *token: mesh_token_logits(config, params, *token, group_thresholds(limits), mesh, "xla")
+        functools.partial(
+            mesh_token_logits, config, thresholds=group_thresholds(limits), mesh=mesh, implementation="xla"
+        )
     )
     for slot in range(5):
         tokens = jnp.asarray(rng.integers(0, 96, 2).astype(np.int32))
-        expected, one = plain(tokens, jnp.int32(slot), start, one)
+        expected, one = plain(noisy, tokens, jnp.int32(slot), start, one)
         found, many = split(params, tokens, jnp.int32(slot), start, many)
         if slot >= 2:  # both rows have begun
             assert off(found, expected) < 1e-5
@@ -105,6 +135,7 @@ def check_sparse_decode():
 if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
     assert jax.device_count() == 8
+    check_other_weights(Path(sys.argv[1]))
     check_loading(Path(sys.argv[1]))
     check_sparse_decode()
     check_plan()

@@ -159,7 +159,8 @@ def test_a_cache_that_lacks_optional_files_is_used(
         names = [*(path.name for path in folder.iterdir()), "generation_config.json", "tokenizer.json"]
         entry = {"size": 1, "blob_id": "1", "lfs_sha256": None, "lfs_size": None, "xet_hash": None}
         write_tree_cache(str(repository), commit, {name: TreeCacheEntry(**entry) for name in names})
-    assert load("org/name")(jnp.ones((1, 3), jnp.int32)).shape == (1, 3, 96)
+    model = load("org/name")
+    assert model.name == "org/name" and model(jnp.ones((1, 3), jnp.int32)).shape == (1, 3, 96)
     with pytest.raises(WisparseError, match="no tokenizer: expected one of"):
         load_tokenizer("org/name")
     with pytest.raises(WisparseError, match="it is not in the cache and the hub cannot be reached"):

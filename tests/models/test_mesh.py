@@ -124,9 +124,9 @@ def test_the_command_line_refuses_before_it_loads(tmp_path: Path, capsys):
     (tmp_path / "model" / "model.safetensors").unlink()
     from wisparse_jax.cli import outcome
 
-    def line(*words):
+    def line(*words: str) -> str:
         code, said = outcome(["generate", str(tmp_path / "model"), "--prompt", "a", *words])
-        assert code == 2
+        assert code == 2 and said is not None
         return said
 
     assert "product is the number of devices, 1, found 2" in line("--mesh", "model=2")

@@ -125,7 +125,8 @@ def test_what_does_not_fit_is_refused(model, converted, tokens, tmp_path):
     with pytest.raises(PlanError, match="expected a plan, or a model that was converted together with one"):
         ws.load_sparse(TIED)
     assert not (tmp_path / "again").exists() and own_plan(TIED) is None
-    assert own_plan(out).basis.digest() == plan.basis.digest()
+    own = own_plan(out)
+    assert own is not None and own.basis is not None and own.basis.digest() == plan.basis.digest()
 
 
 def test_the_command_folds_and_what_loads_it_says_so(tmp_path, capsys):

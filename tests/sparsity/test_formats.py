@@ -84,7 +84,7 @@ def assert_same(one, other, decimals=6):
         if field.name in ("sparsities", "realised"):
             np.testing.assert_allclose(a, b, rtol=0, atol=0.51 * 10**-decimals)
         elif field.name in ("thresholds", "exponents"):
-            np.testing.assert_array_equal(np.float32(a), np.float32(b))
+            np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
         else:
             assert len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)), field.name
 

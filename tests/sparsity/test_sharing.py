@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,12 @@ HELD_OUT = {
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub's API as a push and a pull of one repository need; large files by LFS, as the hub has it."""
 
-    server: "Server"
+    server: Any  # a Server
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         """Say nothing."""
 
-    def answer(self, body=b"", status=200, **headers):
+    def answer(self, body: Any = b"", status: int = 200, **headers: str):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():

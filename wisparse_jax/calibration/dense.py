@@ -20,7 +20,7 @@ from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.finite import check_activations
 from wisparse_jax.models.forward import BlockCache, Cache, Params, block, layout, rms_norm
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.mesh import mesh_of, spread
+from wisparse_jax.models.mesh import mesh_of, place_on, spread
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.score import ChannelGains, model_norms
 
@@ -91,7 +91,9 @@ def run_dense(
     """
     config, params = model.config, model.params
     if basis is not None:
-        config, params = folded_config(config), fold(config, params, basis)
+        folded = fold(config, params, basis)
+        config = folded_config(config)
+        params = place_on(mesh_of(params), config, folded)
     settings = SearchSettings() if settings is None else settings
     return _run(config, params, model_fingerprint(model), tokens, settings, seed, text, basis)
 

@@ -43,6 +43,8 @@ class Show:
 
 def _lines(plan: SparsityPlan) -> Iterator[str]:
     """What it is, in words."""
+    import numpy as np
+
     made = f"wisparse_jax {plan.version or 'of an unknown version'}, seed {plan.seed}"
     yield f"{plan.method} plan: target {plan.target:.4f}, realised {plan.mean_realised:.4f}"
     found = plan.calibration
@@ -51,11 +53,16 @@ def _lines(plan: SparsityPlan) -> Iterator[str]:
     if "tokens" in found:
         windows = f" in windows of {found['window']}" if "window" in found else ""
         yield f"calibrated on {found.get('text', 'unknown text')}: {found['tokens']:,} tokens{windows}"
-    scores = "gradients" if plan.gains is not None else "weight norms" if plan.exponents.any() else "magnitudes alone"
+    scores = (
+        "gains of its own" if plan.gains is not None else "weight norms" if plan.exponents.any() else "magnitudes alone"
+    )
     basis = "none" if plan.basis is None else f"of its own, {len(plan.basis.stream)} wide"
     biases = "none" if plan.biases is None else "one vector a layer"
     yield f"basis: {basis}; scores by {scores}; biases: {biases}"
     blocks = plan.block_sparsities
+    if np.ptp(blocks) < 1e-6:
+        yield "all blocks equally sparse"
+        return
     order = [int(b) for b in blocks.argsort(kind="stable")]
     for title, chosen in (("least", order[:SHOWN]), ("most", order[: -SHOWN - 1 : -1])):
         yield f"{title} sparse blocks: " + ", ".join(f"{b} ({blocks[b]:.3f})" for b in chosen)

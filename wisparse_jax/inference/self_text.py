@@ -16,7 +16,7 @@ from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.inference.sampling import random_key
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.forward import Params, empty_cache
-from wisparse_jax.models.mesh import on_host
+from wisparse_jax.models.mesh import mesh_of, on_host, spread
 
 
 def sample_windows(
@@ -43,7 +43,7 @@ def sample_windows(
 
     for at in tqdm(range(0, windows, batch), desc="sampling text", disable=not progress, leave=False):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(at, at + batch))
-        parts.append(on_host(_write(config, length, params, keys)))
+        parts.append(on_host(_write(config, length, params, spread(mesh_of(params), keys))))
     return np.concatenate(parts)[:windows].astype(np.int32)
 
 

@@ -73,17 +73,13 @@ def load(
         raise WisparseError(f"{folder}: its weights are folded into the basis of another plan")
     if basis is not None and folded is None:
         config, params, folded = folded_config(config), fold(config, params, basis, consume=True), basis.digest()
-    model = Llama.from_params(config, params if made is None else place_on(made, config, params))
-    model.name = str(name) if hub.is_hub_id(name) else folder.resolve().name
+    model = Llama.from_params(config, place_on(made, config, params))
+    model.name = str(name) if name == hub.DEMO or hub.is_hub_id(name) else folder.resolve().name
     model.fingerprint, model.basis_digest = stored, folded
     if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
 
-        model = quantise(model, weights, head)
-        if made is not None:
-            placed = Llama.from_params(config, place_on(made, config, model.params))
-            placed.fingerprint, placed.basis_digest = model.fingerprint, model.basis_digest
-            return placed
+        return quantise(model, weights, head)
     return model
 
 

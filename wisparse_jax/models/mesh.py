@@ -140,17 +140,19 @@ def part_of(config: LlamaConfig, size: int) -> LlamaConfig:
     return dataclasses.replace(config, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=features)
 
 
-def place_on(mesh: Mesh, config: LlamaConfig, params: Params) -> Params:
-    """The parameters spread over a mesh; those that lie so already stay where they are."""
-    return jax.device_put(params, param_shardings(config, params, mesh))
+def place_on(mesh: Mesh | None, config: LlamaConfig, params: Params) -> Params:
+    """The parameters spread over a mesh, if there is one; those that lie so already stay where they are."""
+    return params if mesh is None else jax.device_put(params, param_shardings(config, params, mesh))
 
 
-def spread(mesh: Mesh | None, rows: Shaped[np.ndarray, "rows ..."]) -> Shaped[Array, "rows ..."]:
-    """An array of the host on the devices, its rows over `data` where that divides them, whole everywhere otherwise."""
+def spread(
+    mesh: Mesh | None, rows: Shaped[np.ndarray, "rows ..."] | Shaped[Array, "rows ..."]
+) -> Shaped[Array, "rows ..."]:
+    """An array on the devices, its rows over `data` where that divides them, whole everywhere otherwise."""
     if mesh is None:
         return jnp.asarray(rows)
     spec = PartitionSpec(DATA) if len(rows) % mesh.shape[DATA] == 0 else PartitionSpec()
-    return jax.make_array_from_callback(rows.shape, NamedSharding(mesh, spec), lambda index: rows[index])
+    return jax.device_put(rows, NamedSharding(mesh, spec))
 
 
 def data_size(mesh: Mesh | None) -> int:

@@ -14,6 +14,7 @@ from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.forward import Params
 from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.mesh import mesh_of, place_on
 
 LARGEST = 127
 # The scale of an int4 group is one of these shares of largest / 7.5, of either sign: whichever rounds the group best.
@@ -113,6 +114,7 @@ def quantise(model: Llama, kind: str | None = "int8", head: str | None = None) -
     Raises:
         WisparseError: see `quantise_params`.
     """
-    made = Llama.from_params(model.config, quantise_params(model.params, kind, head))
+    params = quantise_params(model.params, kind, head)
+    made = Llama.from_params(model.config, place_on(mesh_of(model.params), model.config, params))
     made.name, made.fingerprint, made.basis_digest = model.name, model_fingerprint(model), model.basis_digest
     return made

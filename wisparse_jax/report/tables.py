@@ -52,7 +52,7 @@ def plan_table(plan: SparsityPlan) -> Table:
         table.add_column(column, justify="left" if column == "" else "right")
     table.add_row("dense", f"{held['dense_perplexity']:.2f}" if held.get("dense_perplexity") else "-", "0", "0")
     for name, *figures in plan.held_out_rows():
-        table.add_row(plan.method if name == "plan" else name, *figures)
+        table.add_row("this plan" if name == "plan" else name, *figures)
     return table
 
 

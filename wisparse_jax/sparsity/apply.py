@@ -19,7 +19,7 @@ from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.forward import Params, logits
 from wisparse_jax.models.llama import Llama
-from wisparse_jax.models.mesh import mesh_of, spread
+from wisparse_jax.models.mesh import mesh_of, place_on, spread
 from wisparse_jax.models.rules import BlockRules, Rules, Thresholds, thresholds_of
 from wisparse_jax.sparsity.plan import SparsityPlan
 from wisparse_jax.sparsity.score import ChannelGains, block_rules, model_norms
@@ -120,10 +120,12 @@ def in_basis(model: Llama, basis: Basis | None) -> Llama:
         return model
     if basis is None or model.basis_digest is not None:
         raise PlanError("plan is for the model as it was: this one is folded into the basis of another plan")
+    config = folded_config(model.config)
     try:
-        made = Llama.from_params(folded_config(model.config), fold(model.config, model.params, basis))
+        params = fold(model.config, model.params, basis)
     except WisparseError as error:
         raise PlanError(f"plan has a basis: {error}; load the model together with the plan") from None
+    made = Llama.from_params(config, place_on(mesh_of(model.params), config, params))
     made.name, made.fingerprint, made.basis_digest = model.name, model_fingerprint(model), wanted
     return made
 

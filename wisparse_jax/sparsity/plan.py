@@ -77,9 +77,11 @@ class SparsityPlan:
         def shown(value: Any, digits: int) -> str:
             return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
-        columns = (("perplexity", 2), ("kl", 4), ("sparsity", 4))
-        found = ((name, row) for name, row in self.held_out.items() if isinstance(row, dict))
-        return [(name, *(shown(row.get(key), digits) for key, digits in columns)) for name, row in found]
+        return [
+            (name, shown(row.get("perplexity"), 2), shown(row.get("kl"), 4), shown(row.get("sparsity"), 4))
+            for name, row in self.held_out.items()
+            if isinstance(row, dict)
+        ]
 
     def _mean(self, table: Float64[np.ndarray, "blocks 7"]) -> float:
         weights = np.asarray(self.layer_weights, np.float64)
