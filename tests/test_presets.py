@@ -35,6 +35,7 @@ def test_the_command_lists_them(capsys):
     assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == [
         "quick",
         "default",
+        "thorough",
         "paper",
     ]
     assert "8,192 tokens of text. wisparse-plus: 550 steps of the basis, gradients of 4,096 tokens" in out
