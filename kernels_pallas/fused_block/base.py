@@ -20,6 +20,7 @@ from kernels_pallas.fused_block.layout import (
     products,
 )
 from kernels_pallas.fused_block.room import Room, room
+from kernels_pallas.lanes.machine import Machine
 
 POST = 8  # bytes
 
@@ -44,7 +45,9 @@ class Turn:
 class Base:
     """What a block of threads knows of its launch. `at` has the address of every array by name."""
 
-    def __init__(self, m: Any, shape: FusedShape, config: FusedConfig, depth: int, at: dict[str, Any], shared: Any):
+    def __init__(
+        self, m: Machine[Any], shape: FusedShape, config: FusedConfig, depth: int, at: dict[str, Any], shared: Any
+    ):
         self.m, self.shape, self.config, self.depth, self.at = m, shape, config, depth, at
         self.cuts: dict[str, Product] = products(shape, config)
         self.room: Room = room(shape, config)
