@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from benchmark_decode import first_state
 from jax.sharding import NamedSharding, PartitionSpec
 
+from wisparse_jax.benchmark.decode import first_state
 from wisparse_jax.benchmark.device_time import measure
 from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
 from wisparse_jax.inference import GREEDY

@@ -43,7 +43,7 @@ KINDS = {
     "bfloat16": (None, False), "int8": ("int8", False), "int4": ("int4", False), "int4, compensated": ("int4", True),
 }  # fmt: skip
 LARGE = "llama-3.1-8b"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "weights", "basis", "target", "sparsity", "perplexity", "perplexity_error", "kl", "kl_error", "megabytes",
     "gigabytes_8b", "tokens_per_second_8b",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from kernels_pallas.fused_block import FusedConfig, FusedShape
 from kernels_pallas.fused_block.api import UNSEEN
 from kernels_pallas.fused_block.body import Block
 from kernels_pallas.fused_block.layout import entries, products
-from kernels_pallas.fused_block.room import room
+from kernels_pallas.fused_block.places import places_of
 from kernels_pallas.lanes.numpy_value import Value
 from kernels_pallas.lanes.simulated import Simulated
 
@@ -48,7 +48,7 @@ class Phase:
         self.bias = bfloat16(rng.standard_normal(sum(sizes)) if biased else np.zeros(sum(sizes)))
         self.gains = [bfloat16(1 + 0.2 * rng.standard_normal(dim)) for _ in range(2)]
         self.cache = [bfloat16(rng.standard_normal((slot + 2, kv_heads, dim))) for _ in range(2)]
-        places = room(self.shape, CONFIG)
+        places = places_of(self.shape, CONFIG)
         exchange = np.zeros((places.posts, 2), np.int32)
         begin = places.exchange["qkv"]
         exchange[begin : begin + self.parts.size] = [[bits, TAG] for bits in self.parts.reshape(-1).view(np.int32)]
@@ -128,5 +128,6 @@ def test_the_layout_of_the_phase_is_that_of_the_products():
     phase = Phase()
     assert products(phase.shape, CONFIG)["attn_in"].splits == len(phase.parts)
     assert (
-        room(phase.shape, CONFIG).exchange["attended"] >= room(phase.shape, CONFIG).exchange["qkv"] + phase.parts.size
+        places_of(phase.shape, CONFIG).exchange["attended"]
+        >= places_of(phase.shape, CONFIG).exchange["qkv"] + phase.parts.size
     )
