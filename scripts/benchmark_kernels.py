@@ -21,20 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from dense_step import fused
-from device_time import PEAK_BANDWIDTH, measure
-from random_model import CONFIGS, calibrated, random_cache, random_params
 
 from kernels_pallas.decode_attention import splits_for
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.sparse_product import Config
 from kernels_pallas.sparse_product.config import splits
 from kernels_pallas.weight import GROUP
+from wisparse_jax.benchmark.dense_step import fused
+from wisparse_jax.benchmark.device_time import PEAK_BANDWIDTH, measure
+from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
 from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, product_configs
 from wisparse_jax.models.forward import Cache, Params
 from wisparse_jax.models.quantise import quantise_params
+from wisparse_jax.presets import shapes
 
 SPARE = 64  # slots of the cache beyond the context
 DENSE_BYTES, DENSE_RUNS = 400e6, 8  # of the weights of one dense chain, many times any cache, and how often it runs
@@ -61,7 +62,7 @@ def main() -> None:
     if jax.default_backend() != "gpu":
         sys.exit("benchmark_kernels: needs an NVIDIA GPU")
     try:
-        config = read_config(CONFIGS / f"{args.shape}.json")
+        config = read_config(shapes()[args.shape])
         # One block's weights and the head are many times the L2.
         config = dataclasses.replace(config, num_blocks=1, windows=config.windows[:1])
         rows = benchmark(args, config)

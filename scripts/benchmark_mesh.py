@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from benchmark_decode import first_state
-from device_time import measure
 from jax.sharding import NamedSharding, PartitionSpec
-from random_model import CONFIGS, calibrated, random_cache, random_params
 
+from wisparse_jax.benchmark.decode import first_state
+from wisparse_jax.benchmark.device_time import measure
+from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_logits, token_loop
 from wisparse_jax.models.config import LlamaConfig, read_config
@@ -40,6 +40,7 @@ from wisparse_jax.models.mesh import MODEL, make_mesh, mesh_of, place_on
 from wisparse_jax.models.mesh_decode import mesh_token_logits
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import rules_of
+from wisparse_jax.presets import shapes
 
 PROFILED = 16  # tokens of the run under the profiler
 ONE = "one device"
@@ -81,7 +82,7 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     if args.implementation == "triton" and jax.default_backend() != "gpu":
         sys.exit("benchmark_mesh: needs NVIDIA GPUs")
-    config = read_config(CONFIGS / f"{args.shape}.json")
+    config = read_config(shapes()[args.shape])
     if args.blocks is not None:
         config = dataclasses.replace(config, num_blocks=args.blocks, windows=config.windows[: args.blocks])
     began = time.perf_counter()

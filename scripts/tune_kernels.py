@@ -24,8 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from device_time import measure
-from random_model import CONFIGS, calibrated, random_cache, random_params
 
 from kernels_pallas.fused_block import FusedConfig
 from kernels_pallas.fused_block.config import config_for as fused_config_for
@@ -36,10 +34,13 @@ from kernels_pallas.implementation import mosaic_problem, processors
 from kernels_pallas.sparse_product import Config, config_for
 from kernels_pallas.sparse_product.config import heuristic, search_space, shape_key, splits
 from kernels_pallas.tuned import tuned_file
+from wisparse_jax.benchmark.device_time import measure
+from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
 from wisparse_jax.models.decode import fused_shape, fused_step_problem, group_thresholds, kernel_token_logits
 from wisparse_jax.models.mesh import part_of
 from wisparse_jax.models.quantise import quantise_params
+from wisparse_jax.presets import shapes
 
 CONTEXT, STEPS = 512, 4
 PART_COST = 0.15e-6  # seconds that the kernel after a product spends on one more partial sum of it
@@ -72,7 +73,7 @@ def main() -> None:
     tuned: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     tuned = {"triton": {}, "mosaic": {}, "microseconds": {}} | tuned
     for name in args.shapes:
-        config = part_of(read_config(CONFIGS / f"{name}.json"), args.parts)
+        config = part_of(read_config(shapes()[name]), args.parts)
         for batch in args.batch:
             found: dict[str, dict[str, Any]] = {"triton": tune_products(args, first_blocks(config, 1), batch)}
             if batch == 1 and args.parts == 1:  # what a mesh splits is run by separate launches

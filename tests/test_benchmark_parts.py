@@ -1,17 +1,25 @@
 """What the decode benchmark compares: the dense baseline is the model, and layers really skip their share."""
 
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_table import add_ratios
-from dense_step import dense_logits, fused
-from random_model import calibrated, random_cache, random_params
 
 from kernels_pallas.sparse_linear.reference import keep_mask
+from wisparse_jax.benchmark import Options, benchmark
+from wisparse_jax.benchmark.cost import step_bytes
+from wisparse_jax.benchmark.dense_step import dense_logits, fused
+from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
+from wisparse_jax.benchmark.table import add_ratios, report
+from wisparse_jax.cli import main
 from wisparse_jax.inference.loop import token_logits
-from wisparse_jax.models.config import INPUT_GROUPS
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 from wisparse_jax.models.forward import hidden_states, layout
+from wisparse_jax.models.parameters import param_shapes
+from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import rules_of
 from wisparse_jax.testing import tiny_config, tiny_model
 
@@ -43,6 +51,59 @@ def test_every_layer_of_a_random_model_skips_its_share():
         for names in INPUT_GROUPS.values():
             kept = float(keep_mask(record[names[0]], limits[names[0]]).mean())
             assert abs(1 - kept - 0.6) < 0.1
+
+
+def test_a_plan_and_every_kind_of_weights_are_timed_on_a_cpu():
+    """Thresholds of 0 for a plan's; ratios are to the best dense step of the same weights, and of those as stored."""
+    model = tiny_model()
+    zeros = [{n: jnp.zeros(model.config.layer_shapes[n][0]) for n in LAYERS}] * model.config.num_blocks
+    options = Options(weights=("stored", "int4"), context=(8,), tokens=2, repeats=1)
+    rows = benchmark(model.config, model.params, options, zeros)
+    names = ["dense, XLA", "sparse, xla, plan", "dense, XLA, int4", "sparse, xla, plan, int4"]
+    assert [row["run"] for row in rows] == names
+    speed = [row["tokens_per_second"] for row in rows]
+    assert [row["ratio"] for row in rows] == [1.0, speed[1] / speed[0], 1.0, speed[3] / speed[2]]
+    assert [row["ratio_to_stored"] for row in rows] == [one / speed[0] for one in speed]
+    assert rows[1]["sparsity"] == rows[3]["sparsity"] == 0 and rows[1]["bytes"] == rows[0]["bytes"]
+    assert all(name in report("title", rows) for name in names)
+
+
+def test_the_bytes_of_a_step():
+    """Half of the rows in int4, with a scale for each as all are below 128 wide; head and cache in bfloat16."""
+    config = tiny_config()
+    shapes = param_shapes(config, "bfloat16")
+    weights, rows = sum(config.layer_weights), sum(config.layer_shapes[n][0] for n in LAYERS)
+    head, cache = 32 * 97 * 2, 2 * 10 * 2 * 8 * 2 * 3
+    assert step_bytes(config, shapes, 1.0, 10) == 3 * weights * 2 + head + cache
+    small = jax.eval_shape(lambda p: quantise_params(p, "int4"), shapes)
+    assert step_bytes(config, small, 0.5, 10, batch=2) == 3 * (weights / 2 + rows * 2) / 2 + head + 2 * cache
+
+
+def test_the_command_times_a_model(repository, capsys):
+    how = "--context 8 --tokens 2 --repeats 1"
+    main(f"benchmark {repository}/tests/fixtures/parity/llama3.2 --sparsity 0.4 --json {how}".split())
+    found = json.loads(capsys.readouterr().out)
+    assert [row["run"] for row in found["runs"]] == ["dense, XLA", "sparse, xla, 40%"]
+    assert abs(found["runs"][1]["sparsity"] - 0.4) < 0.15 and found["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("demo --plan p --sparsity 0.5", "expected either --plan or --sparsity, found both"),
+        ("demo --sparsity 50", r"sparsity = 50.0: .*did you mean 0.5\?"),
+        ("demo --tokens 0", "tokens = 0: expected 1 or above"),
+        ("demo --context 0", "context = 0: expected 1 or above"),
+        ("demo --blocks 2", r"blocks: expected for a shape only \(llama-3-70b, "),
+        ("demo --context 500", "context: with 96 tokens 604 slots, but the model has 512"),
+        ("llama-3.1-8b --plan p", "plan: expected a model's, but llama-3.1-8b is a shape with random weights"),
+    ],
+)
+def test_bad_options_are_one_line(capsys, options, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["benchmark", *options.split()])
+    assert caught.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_ratios_are_to_the_fastest_dense_run_in_the_same_weights_and_as_stored():

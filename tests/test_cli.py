@@ -237,6 +237,18 @@ BAD = {
     "implementation": ("generate demo --prompt x --implementation cuda", "implementation = 'cuda'"),
     "no thresholds": ("generate demo --prompt x --implementation triton", "implementation = 'triton'"),
     "convert over": ("convert demo {f}/empty", "empty"),
+    "rounding without a text": (
+        "convert demo {f}/new --weights int4 --rounding compensated",
+        "rounding = 'compensated': expected --text FILE",
+    ),
+    "rounding of int8": (
+        "convert demo {f}/new --weights int8 --rounding compensated --text self",
+        "rounding = 'compensated': expected --weights int4, found int8",
+    ),
+    "a text without its rounding": (
+        "convert demo {f}/new --weights int4 --text self",
+        "text: expected with --rounding",
+    ),
     "demo over": ("demo --out {f}/empty", "exists already"),
 }
 

@@ -9,11 +9,13 @@ from kernels_pallas.fused_block import FusedConfig, FusedShape
 from kernels_pallas.fused_block.config import config_for as fused_config_for
 from kernels_pallas.fused_block.config import heuristic as fused_heuristic
 from kernels_pallas.fused_block.config import problem, search_space, shape_key
+from kernels_pallas.kept import LARGEST_BATCH as MOST
 from kernels_pallas.sparse_product import Config, config_for
 from kernels_pallas.sparse_product.config import valid
-from kernels_pallas.tuned import tuned, tuned_file
+from kernels_pallas.tuned import LARGEST_BATCH, largest_batch, tuned, tuned_file
 
-FILES = [f for f in (resources.files("kernels_pallas") / "tuned").iterdir() if f.name.endswith(".json")]
+FOLDER = resources.files("kernels_pallas") / "tuned"
+FILES = [f for f in FOLDER.iterdir() if f.name.endswith(".json") and f.name != LARGEST_BATCH]
 KINDS = {"4": "int4", "8": "int8", "16": "bfloat16", "32": "float32"}
 SHAPE = FusedShape(4096, 14336, 32, 8, 128, "bfloat16", 1e-5, (), False)
 
@@ -42,3 +44,13 @@ def test_the_search_space_of_the_fused_block_holds_what_runs():
     configs = list(search_space(SHAPE, 132))
     assert len(configs) > 50 and len(set(configs)) == len(configs)
     assert all(problem(SHAPE, c, 1, "bfloat16") is None for c in configs)
+
+
+def test_the_largest_batches_are_ones_that_run():
+    found = json.loads((FOLDER / LARGEST_BATCH).read_text())
+    assert found
+    for device, batches in found.items():
+        assert set(batches) == {"mosaic", "triton"} and batches["mosaic"] == 1
+        assert 1 <= batches["triton"] <= MOST
+        assert {how: largest_batch(how, device) for how in batches} == batches
+    assert largest_batch("triton", "a device that was never measured") == 1

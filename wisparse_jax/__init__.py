@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wisparse_jax.models.llama import Llama as Llama
     from wisparse_jax.models.loading import load as load
     from wisparse_jax.models.loading import load_tokenizer as load_tokenizer
+    from wisparse_jax.models.quantise import quantise as quantise
     from wisparse_jax.search import calibrate as calibrate
     from wisparse_jax.search import calibrate_targets as calibrate_targets
     from wisparse_jax.search import calibrate_to_divergence as calibrate_to_divergence
@@ -52,6 +53,7 @@ _HOME = {
     "Llama": "models.llama",
     "load": "models.loading",
     "load_tokenizer": "models.loading",
+    "quantise": "models.quantise",
     "Calibration": "calibration",
     "SearchSettings": "calibration",
     "run_dense": "calibration",

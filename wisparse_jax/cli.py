@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
+from wisparse_jax.commands.benchmark import Benchmark
 from wisparse_jax.commands.calibrate import Calibrate
 from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
@@ -42,6 +43,7 @@ Command = (
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Presets, subcommand("presets")]
     | Annotated[Show, subcommand("show")]
@@ -56,6 +58,7 @@ NAMES = (
     "generate",
     "chat",
     "convert",
+    "benchmark",
     "methods",
     "presets",
     "show",

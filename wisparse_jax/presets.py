@@ -1,4 +1,4 @@
-"""Search settings by name: the files of `configs/`, which the installed package holds too."""
+"""Search settings and shapes of models by name: the files of `configs/`, which the installed package holds too."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from wisparse_jax.errors import ConfigError
 
 def presets() -> dict[str, Path]:
     """The packaged settings files by name, the cheapest first."""
-    folder = Path(str(importlib.resources.files("wisparse_jax") / "configs"))
-    files = {file.stem: file for file in folder.glob("*.yaml")}
+    files = _files("*.yaml")
     return dict(sorted(files.items(), key=lambda item: _cost(item[1])))
+
+
+def shapes() -> dict[str, Path]:
+    """The packaged configurations of known models, in the form of their config.json, by name."""
+    return _files("*.json")
 
 
 def settings_file(choice: str | Path | None) -> Path | None:
@@ -36,6 +40,11 @@ def description(file: Path) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
     head = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
     return " ".join(line.removeprefix("#").strip() for line in head)
+
+
+def _files(pattern: str) -> dict[str, Path]:
+    folder = Path(str(importlib.resources.files("wisparse_jax") / "configs"))
+    return {file.stem: file for file in sorted(folder.glob(pattern))}
 
 
 def _cost(file: Path) -> int:

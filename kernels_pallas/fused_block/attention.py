@@ -11,7 +11,7 @@ from typing import Any
 
 from kernels_pallas.fused_block.base import Base
 from kernels_pallas.fused_block.layout import ATTENDING, CHUNK, LOAD, PADDED, QUAD, QUERIES, WARP
-from kernels_pallas.fused_block.room import chunk_copies
+from kernels_pallas.fused_block.places import chunk_copies
 
 MERGED_AT_ONCE = 8  # splits that are waited for together
 VECTOR = 8  # features of 16 bytes
@@ -261,10 +261,10 @@ class Attention(Base):
         for turn in range(-(-self.cuts["attn_out"].channels // self.threads)):
             place = self.thread + turn * self.threads
 
-            def some(place: Any = place) -> None:
+            def merge_one(place: Any = place) -> None:
                 m.write(self.place("merged", place), [m.as_bits(self.merged(task.first_channel + place))])
 
-            m.when(place < task.channels, some)
+            m.when(place < task.channels, merge_one)
         m.sync()
 
     def merged(self, channel: Any) -> Any:

@@ -19,13 +19,14 @@ from kernels_pallas.fused_block.layout import (
     lists,
     products,
 )
-from kernels_pallas.fused_block.room import Room, room
+from kernels_pallas.fused_block.places import Places, places_of
+from kernels_pallas.lanes.machine import Machine
 
 POST = 8  # bytes
 
 
 @dataclasses.dataclass
-class Turn:
+class LaneChannels:
     """Four channels of a lane, as integers and conditions of it, and what becomes of them."""
 
     place: Any  # in the split, or the last ones
@@ -44,10 +45,12 @@ class Turn:
 class Base:
     """What a block of threads knows of its launch. `at` has the address of every array by name."""
 
-    def __init__(self, m: Any, shape: FusedShape, config: FusedConfig, depth: int, at: dict[str, Any], shared: Any):
+    def __init__(
+        self, m: Machine[Any], shape: FusedShape, config: FusedConfig, depth: int, at: dict[str, Any], shared: Any
+    ):
         self.m, self.shape, self.config, self.depth, self.at = m, shape, config, depth, at
         self.cuts: dict[str, Product] = products(shape, config)
-        self.room: Room = room(shape, config)
+        self.places: Places = places_of(shape, config)
         self.entries = entries(shape)
         self.shared = shared
         self.format: Format = FORMATS[shape.kind]
@@ -73,18 +76,18 @@ class Base:
         self.lane = self.thread % WARP
         self.always = self.thread >= 0
         # The channel of the stream that the lane adds up, and whether it has one.
-        own = self.block * self.room.own + self.thread
+        own = self.block * self.places.own + self.thread
         hidden = self.shape.hidden
-        self.owned, self.owns = m.least(own, hidden - 1), (self.thread < self.room.own) & (own < hidden)
+        self.owned, self.owns = m.least(own, hidden - 1), (self.thread < self.places.own) & (own < hidden)
 
     def place(self, name: str, index: Any = 0) -> Any:
         """The address of a word of a part of shared memory."""
-        start = self.shared + getattr(self.room, name)
+        start = self.shared + getattr(self.places, name)
         return start + index * 4 if not isinstance(index, int) else start + 4 * index
 
     def list_start(self, of_second: Any) -> Any:
         """The entry with which a list begins, gate's or any other one, or up's."""
-        return self.m.select(of_second, self.m.integer(self.room.second), self.m.integer(0))
+        return self.m.select(of_second, self.m.integer(self.places.second), self.m.integer(0))
 
     def set_of(self, vector: Any) -> Any:
         """Which set of the tile a vector is in."""
@@ -92,7 +95,7 @@ class Base:
 
     def post_of(self, part: str, index: Any) -> Any:
         """The address of a post."""
-        return self.at["exchange"] + (index + self.room.exchange[part]) * POST
+        return self.at["exchange"] + (index + self.places.exchange[part]) * POST
 
     def go_to(self, turn: Any, first_tag: Any) -> None:
         """Note which of all decoder blocks' phases comes, and the first of them's tag; each warp for itself."""
@@ -127,7 +130,7 @@ class Base:
 
     def where(self, name: str, further: Any = 0) -> Any:
         """Where that address stands in shared memory."""
-        row = self.shared + self.room.addresses + self.decoder * (8 * len(self.entries))
+        row = self.shared + self.places.addresses + self.decoder * (8 * len(self.entries))
         if not isinstance(further, int):
             row, further = row + further * 8, 0
         return row + 8 * (further + self.entries[name])

@@ -34,7 +34,7 @@ class Block(Inputs, Lists, Products, Results):
 
     def run(self) -> None:
         """All phases of all decoder blocks."""
-        m, exchange = self.m, self.room.exchange
+        m, exchange = self.m, self.places.exchange
         m.open_stream()
         tag = m.load(self.at["tag"])
         x = m.load_bfloat16(self.at["x"] + self.owned * 2)
@@ -48,7 +48,7 @@ class Block(Inputs, Lists, Products, Results):
             where = [m.integer(exchange[name]) for name in ("stream", "stream squares")]
             self.publish(x, where, tag - 1)
 
-        m.when(self.thread < self.room.own_lanes, begin_stream)
+        m.when(self.thread < self.places.own_lanes, begin_stream)
         self.go_to(m.integer(0), tag)
         m.sync()
         m.repeat(self.phase)
@@ -58,14 +58,14 @@ class Block(Inputs, Lists, Products, Results):
         m = self.m
         names = [(b, name) for b in range(self.depth) for name in self.entries]
 
-        def some(warp: int) -> None:
+        def leave_some(warp: int) -> None:
             for b, name in names[warp :: self.warps]:
-                where = self.shared + self.room.addresses + 8 * (b * len(self.entries) + self.entries[name])
+                where = self.shared + self.places.addresses + 8 * (b * len(self.entries) + self.entries[name])
                 m.write_address(where, self.at[f"{name}_{b}"], self.lane.equals(0))
 
         for warp in range(self.warps):
             mine = self.warp.equals(warp)
-            m.when(mine, lambda warp=warp: some(warp))
+            m.when(mine, lambda warp=warp: leave_some(warp))
 
     def phase(self) -> Any:
         """One product, with what comes before and after it; whether another one follows."""

@@ -27,7 +27,7 @@ from kernels_pallas.fused_block.layout import (
     products,
     sets,
 )
-from kernels_pallas.fused_block.room import room
+from kernels_pallas.fused_block.places import places_of
 from kernels_pallas.tuned import tuned
 
 HEAD_DIMS = (32, 64, 128)
@@ -55,7 +55,7 @@ def problem(shape: FusedShape, config: FusedConfig, batch: int, activations: DTy
         return f"{config}: expected a block for every split and layer, and an even number of warps"
     if shape.kv_heads * config.attention_splits > config.blocks:
         return f"{config}: expected a block for every key head and split, found {shape.kv_heads} key heads"
-    cuts, where = products(shape, config), room(shape, config)
+    cuts, where = products(shape, config), places_of(shape, config)
     for group, p in cuts.items():
         layers = 2 if group == "mlp_in" else 1
         wide = p.widest * each * layers

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from kernels_pallas.fused_block.attention import Attention
-from kernels_pallas.fused_block.base import POST, Turn
-from kernels_pallas.fused_block.layout import ENTERED, TURN, WARP
+from kernels_pallas.fused_block.base import POST, LaneChannels
+from kernels_pallas.fused_block.layout import CHANNELS_AT_ONCE, ENTERED, WARP
 
 
 class Inputs(Attention):
     """Fetches the input of a product."""
 
-    def fetch(self, task: Any) -> tuple[list[Turn], Any]:
+    def fetch(self, task: Any) -> tuple[list[LaneChannels], Any]:
         """A lane's channels, four a turn, with their values as they come, thresholds and weights of the norm.
 
         The other is what the norm multiplies with, if there is a norm.
@@ -27,11 +27,11 @@ class Inputs(Attention):
         normed, zero = task.normed.equals(1), m.integer(0)
         scales = self.scale_rows(task)
         turns = []
-        for number in range(self.room.looks):
-            first = (self.thread + number * self.threads) * TURN
-            place = m.least(first, task.channels - TURN)
+        for number in range(self.places.rounds):
+            first = (self.thread + number * self.threads) * CHANNELS_AT_ONCE
+            place = m.least(first, task.channels - CHANNELS_AT_ONCE)
             channel = task.first_channel + place
-            active = ((self.warp * WARP) + number * self.threads) * TURN < task.channels
+            active = ((self.warp * WARP) + number * self.threads) * CHANNELS_AT_ONCE < task.channels
 
             def words(channel: Any = channel) -> list[Any]:
                 limits = [word for r in rows for word in m.load_four(r + channel * 4)]
@@ -39,18 +39,22 @@ class Inputs(Attention):
                 return limits + m.load_two(gain + m.select(normed, channel, zero) * 2) + own
 
             # On their way before anything is waited for.
-            many = 2 * TURN + 2 + 2 * len(scales)
+            many = 2 * CHANNELS_AT_ONCE + 2 + 2 * len(scales)
             limits = m.choose(active, "i" * many, words, lambda many=many: [zero] * many)
-            gains, own = limits[2 * TURN : 2 * TURN + 2], limits[2 * TURN + 2 :]
+            gains, own = limits[2 * CHANNELS_AT_ONCE : 2 * CHANNELS_AT_ONCE + 2], limits[2 * CHANNELS_AT_ONCE + 2 :]
             pairs = [own[k : k + 2] for k in range(0, len(own), 2)]
-            turns.append(Turn(place, channel, active, first < task.channels, limits[: 2 * TURN], gains, pairs))
+            turns.append(
+                LaneChannels(
+                    place, channel, active, first < task.channels, limits[: 2 * CHANNELS_AT_ONCE], gains, pairs
+                )
+            )
         scale = self.scale_of(task) if self.shape.kind == "int8" else None
-        kinds = "i" * (TURN // 2 * len(turns)) + "f"
+        kinds = "i" * (CHANNELS_AT_ONCE // 2 * len(turns)) + "f"
         *values, square = m.choose(
             self.merging, kinds, lambda: self.recall(task, turns), lambda: self.receive(task, turns)
         )  # fmt: skip
         for number, turn in enumerate(turns):
-            turn.values = values[TURN // 2 * number : TURN // 2 * (number + 1)]
+            turn.values = values[CHANNELS_AT_ONCE // 2 * number : CHANNELS_AT_ONCE // 2 * (number + 1)]
         if scale is not None:
             m.write(self.place("scales", self.thread), [scale])
         (norm,) = m.choose(
@@ -82,7 +86,7 @@ class Inputs(Attention):
             return [m.reciprocal_root(mean + self.shape.eps)]
 
         (total,) = m.choose(
-            self.warp * WARP < self.room.squares, "f", lambda: [self.sum_of_warp(square)], lambda: [m.number(0.0)]
+            self.warp * WARP < self.places.squares, "f", lambda: [self.sum_of_warp(square)], lambda: [m.number(0.0)]
         )
         m.write(self.place("warps", self.warp), [m.as_bits(total)], self.lane.equals(0))
         m.sync()
@@ -95,19 +99,19 @@ class Inputs(Attention):
         scale = self.address("scale_q", m.select(second & self.gating, m.integer(ENTERED.index("up")), task.entry))
         return m.load(scale + (task.first_column + column) * 4)
 
-    def recall(self, task: Any, turns: list[Turn]) -> list[Any]:
+    def recall(self, task: Any, turns: list[LaneChannels]) -> list[Any]:
         """Attention, merged, in pairs."""
         m, out = self.m, []
         self.merge(task)
         merged = self.cuts["attn_out"].channels
         for turn in turns:
-            words = m.read_four(self.place("merged", m.least(turn.place, merged - TURN)))
-            out += [(words[k] >> 16) | (words[k + 1] & -65536) for k in range(0, TURN, 2)]
+            words = m.read_four(self.place("merged", m.least(turn.place, merged - CHANNELS_AT_ONCE)))
+            out += [(words[k] >> 16) | (words[k + 1] & -65536) for k in range(0, CHANNELS_AT_ONCE, 2)]
         return [*out, m.number(0.0)]
 
-    def receive(self, task: Any, turns: list[Turn]) -> list[Any]:
+    def receive(self, task: Any, turns: list[LaneChannels]) -> list[Any]:
         """What other blocks post of a lane's channels, and one lane's of the sums of the stream's squares."""
-        m, squares = self.m, self.room.squares
+        m, squares = self.m, self.places.squares
         at, lane_has = self.at["exchange"], task.normed.equals(1) & (self.thread < squares)
         pairs = [(at + (task.source + turn.channel // 2) * POST, turn.real) for turn in turns]
         single = at + (task.squares + m.least(self.thread, squares - 1)) * POST

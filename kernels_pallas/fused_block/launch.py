@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels_pallas.fused_block.body import Block
 from kernels_pallas.fused_block.layout import COUNTS, FusedConfig, FusedShape, most_splits
-from kernels_pallas.fused_block.room import room
+from kernels_pallas.fused_block.places import places_of
 from kernels_pallas.fused_block.tasks import tasks
 from kernels_pallas.lanes.simulated import Simulated
 
@@ -31,7 +31,7 @@ def outputs(shape: FusedShape, config: FusedConfig, depth: int) -> dict[str, jax
 
 def exchange_shape(shape: FusedShape, config: FusedConfig) -> tuple[int, int]:
     """Posts, of a float's bits and a tag each."""
-    return room(shape, config).posts, 2
+    return places_of(shape, config).posts, 2
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "config", "depth"))
@@ -70,7 +70,7 @@ def launch_mosaic(inputs: Arrays, changed: Arrays, shape: FusedShape, config: Fu
         grid_names=("block",),
         num_threads=config.threads // WARPGROUP,
         thread_name="warpgroup",
-        scratch_types=[plgpu.SMEM((room(shape, config).shared // 4,), jnp.int32)],
+        scratch_types=[plgpu.SMEM((places_of(shape, config).shared // 4,), jnp.int32)],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True, reduction_scratch_bytes=0
         ),
@@ -91,7 +91,7 @@ def launch_simulated(inputs: Arrays, changed: Arrays, shape: FusedShape, config:
     def run(*arrays: Any) -> Any:
         host = dict(zip(given, map(np.asarray, arrays), strict=True))
         host |= {name: np.full(o.shape, -77).astype(o.dtype) for name, o in made.items()}
-        machine = Simulated(config.blocks, config.threads, list(host.values()), room(shape, config).shared)
+        machine = Simulated(config.blocks, config.threads, list(host.values()), places_of(shape, config).shared)
         at = {name: machine.device(i) for i, name in enumerate(host)}
         Block(machine, shape, config, depth, at, machine.shared(0)).run()
         found = {name: machine.array(i, array) for i, (name, array) in enumerate(host.items())}

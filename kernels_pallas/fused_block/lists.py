@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernels_pallas.fused_block.base import Base, Turn
-from kernels_pallas.fused_block.layout import COUNTS, TURN, WARP, most_splits
+from kernels_pallas.fused_block.base import Base, LaneChannels
+from kernels_pallas.fused_block.layout import CHANNELS_AT_ONCE, COUNTS, WARP, most_splits
 
 
 class Lists(Base):
     """Writes the lists of kept channels."""
 
-    def list_kept(self, task: Any, turns: list[Turn], scale: Any) -> list[Any]:
+    def list_kept(self, task: Any, turns: list[LaneChannels], scale: Any) -> list[Any]:
         """Write a list for each layer: a word for each kept channel, its number below and its value above.
 
         The value is a bfloat16, or for integers a float16 of the list's own unit. Where each set of the tile has scales
@@ -25,16 +25,16 @@ class Lists(Base):
         for first in range(0, len(turns), 2):
             both, count = turns[first : first + 2], zero
             for k, turn in enumerate(both):
-                many = TURN + 2 + len(largest)
+                many = CHANNELS_AT_ONCE + 2 + len(largest)
                 found = m.choose(
                     turn.active,
                     "i" * many,
                     lambda turn=turn: self.mark(task, turn, scale),
                     lambda many=many: [zero] * many,
                 )
-                turn.entries, turn.mask = found[:TURN], found[TURN]
-                count = count | (found[TURN + 1] << 8 * k)
-                largest = [m.most(a, b) for a, b in zip(largest, found[TURN + 2 :], strict=True)]
+                turn.entries, turn.mask = found[:CHANNELS_AT_ONCE], found[CHANNELS_AT_ONCE]
+                count = count | (found[CHANNELS_AT_ONCE + 1] << 8 * k)
+                largest = [m.most(a, b) for a, b in zip(largest, found[CHANNELS_AT_ONCE + 2 :], strict=True)]
             before, count = m.choose(
                 both[0].active,
                 "ii",
@@ -87,7 +87,7 @@ class Lists(Base):
         where = self.at["counts"] + (self.decoder * (COUNTS * parts) + task.note + self.warp * parts) * 4
         m.store(where, count, self.lane.equals(0) & task.notes.equals(1))
 
-    def mark(self, task: Any, turn: Turn, scale: Any) -> list[Any]:
+    def mark(self, task: Any, turn: LaneChannels, scale: Any) -> list[Any]:
         """A lane's entries, which of them are kept as bits, how many, and of integers the bits of each list's largest.
 
         Gate's count has the lower 16 bits of a word, up's the upper ones; up's bits are above gate's.
@@ -99,12 +99,12 @@ class Lists(Base):
         values = [bits for word in words for bits in (word << 16, word & -65536)]
         mask, zero = m.integer(0), m.integer(0)
         for k, limit in enumerate(turn.limits):
-            keep = m.absolute(m.as_float(values[k % TURN])) >= m.as_float(limit)
+            keep = m.absolute(m.as_float(values[k % CHANNELS_AT_ONCE])) >= m.as_float(limit)
             mask = mask | m.select(keep, m.integer(1 << k), zero)
-        first = (1 << TURN) - 1
-        both = m.select(self.gating, m.integer(first << TURN | first), m.integer(first))
+        first = (1 << CHANNELS_AT_ONCE) - 1
+        both = m.select(self.gating, m.integer(first << CHANNELS_AT_ONCE | first), m.integer(first))
         mask = mask & m.select(turn.real, both, zero)
-        count = m.count_bits(mask & first) | (m.count_bits(mask >> TURN) << 16)
+        count = m.count_bits(mask & first) | (m.count_bits(mask >> CHANNELS_AT_ONCE) << 16)
         entries = [bits | (turn.channel + k) for k, bits in enumerate(values)]
         if not self.integers:
             return [*entries, mask, count]
@@ -120,10 +120,10 @@ class Lists(Base):
         """Which of a turn's channels are in a list: gate's, up's, both of the second set; or one layer's sets."""
         if number % 2 == 0:
             return mask
-        upper = mask >> TURN
+        upper = mask >> CHANNELS_AT_ONCE
         return self.m.select(self.gating, upper, mask) if self.grouped else upper
 
-    def scaled(self, turn: Turn, number: int, entries: list[Any]) -> list[Any]:
+    def scaled(self, turn: LaneChannels, number: int, entries: list[Any]) -> list[Any]:
         """The values of a list's entries, times their scales if there are some."""
         m = self.m
         values = [m.as_float(entry & -65536) for entry in entries]
@@ -134,7 +134,7 @@ class Lists(Base):
 
     def warp_counts(self) -> list[Any]:
         """The counts of all turns and warps, shared out among the lanes of each warp."""
-        m, many = self.m, self.room.looks * self.warps
+        m, many = self.m, self.places.rounds * self.warps
         words = []
         for first in range(0, many, WARP):
             at = m.least(self.lane + first, many - 1)
@@ -144,7 +144,7 @@ class Lists(Base):
             words.append(m.select(self.lane + first < many, word, m.integer(0)))
         return words
 
-    def put(self, task: Any, turn: Turn, number: int, words: list[Any], units: list[Any]) -> None:
+    def put(self, task: Any, turn: LaneChannels, number: int, words: list[Any], units: list[Any]) -> None:
         """Write a lane's kept entries behind those of the lanes, warps and turns before."""
         m = self.m
         here = self.warp + number * self.warps
@@ -153,10 +153,10 @@ class Lists(Base):
         ]  # fmt: skip
         before = m.sum_of_warp(self.sum(lower)) + turn.before
 
-        def some(number: int) -> None:
+        def put_list(number: int) -> None:
             own, start = before & 0xFFFF, m.integer(0)
             if number % 2 == 1:
-                own, start = before >> 16, m.integer(self.room.second)
+                own, start = before >> 16, m.integer(self.places.second)
                 if self.grouped:
                     own = m.select(self.gating, own, before & 0xFFFF)
                     start = m.select(self.gating, start, task.other)
@@ -166,14 +166,14 @@ class Lists(Base):
             entries = turn.entries
             if self.integers:
                 numbers = [value * units[number] for value in self.scaled(turn, number, entries)]
-                pairs = [m.halves(numbers[k], numbers[k + 1]) for k in range(0, TURN, 2)]
+                pairs = [m.halves(numbers[k], numbers[k + 1]) for k in range(0, CHANNELS_AT_ONCE, 2)]
                 upper = [half for pair in pairs for half in (pair << 16, pair & -65536)]
                 entries = [half | (entry & 0xFFFF) for half, entry in zip(upper, entries, strict=True)]
             for k, entry in enumerate(entries):
                 place = m.append(place, entry, mask, 1 << k)
 
         more = task.next_scales >= 1
-        some(0)
-        m.when(self.gating | more if self.grouped else self.gating, lambda: some(1))
+        put_list(0)
+        m.when(self.gating | more if self.grouped else self.gating, lambda: put_list(1))
         for number in range(2, self.lists):
-            m.when(self.gating & more, lambda number=number: some(number))
+            m.when(self.gating & more, lambda number=number: put_list(number))

@@ -149,7 +149,7 @@ class Products(Base):
         """The sum over rows of fours of what stands at `start` in each."""
         m = self.m
 
-        def some(turn: Any, carry: list[Any]) -> list[Any]:
+        def add_rows(turn: Any, carry: list[Any]) -> list[Any]:
             out = []
             for k, total in enumerate(carry):
                 row = turn * ADDED_AT_ONCE + k
@@ -158,4 +158,4 @@ class Products(Base):
             return out
 
         turns = (task.rows + (ADDED_AT_ONCE - 1)) // ADDED_AT_ONCE
-        return self.sum(m.loop(turns, [m.number(0.0)] * ADDED_AT_ONCE, some))
+        return self.sum(m.loop(turns, [m.number(0.0)] * ADDED_AT_ONCE, add_rows))

@@ -38,11 +38,11 @@ class Results(Base):
 
     def add(self) -> None:
         """Add a product's partial sums to the stream, each block for channels of its own, and post it."""
-        m, room, lanes, hidden = self.m, self.room, self.room.own_lanes, self.shape.hidden
+        m, places, lanes, hidden = self.m, self.places, self.places.own_lanes, self.shape.hidden
         splits = m.select(self.merging, *(m.integer(n) for n in self.added_splits()))
-        part = m.select(self.merging, m.integer(room.exchange["out"]), m.integer(room.exchange["down"]))
+        part = m.select(self.merging, m.integer(places.exchange["out"]), m.integer(places.exchange["down"]))
         split, place = self.thread // lanes, self.thread % lanes
-        channel = m.least(self.block * room.own + place, hidden - 1)
+        channel = m.least(self.block * places.own + place, hidden - 1)
 
         def fetch() -> None:
             where = self.at["exchange"] + (part + split * hidden + channel) * POST
@@ -58,7 +58,7 @@ class Results(Base):
 
     def add_own(self, splits: Any) -> None:
         """The first warps add up the terms."""
-        m, room, lanes = self.m, self.room, self.room.own_lanes
+        m, places, lanes = self.m, self.places, self.places.own_lanes
         most = max(self.added_splits())
         terms = [
             m.as_float(m.read_or_zero(self.place("terms", self.thread + lanes * s), m.integer(s) < splits))
@@ -73,7 +73,7 @@ class Results(Base):
         m.write(self.place("stream", self.thread), [m.as_bits(stream)])
         m.store_bfloat16(self.at["new_x"] + self.owned * 2, stream, self.owns)
         middle, last = (
-            [m.integer(room.exchange[f"{name}{part}"]) for part in ("", " squares")] for name in ("middle", "stream")
+            [m.integer(places.exchange[f"{name}{part}"]) for part in ("", " squares")] for name in ("middle", "stream")
         )
         self.publish(stream, [m.select(self.merging, a, b) for a, b in zip(middle, last, strict=True)], self.tag)
 
@@ -83,6 +83,6 @@ class Results(Base):
         word = self.pair(stream)
         m.post(at + (where[0] + self.owned // 2) * POST, word, tag, self.owns & (self.thread % 2).equals(0))
         square = self.sum_of_warp(m.select(self.owns, stream * stream, m.number(0.0)))
-        index = self.block * (self.room.own_lanes // WARP) + self.warp
-        has = self.lane.equals(0) & (index < self.room.squares)
+        index = self.block * (self.places.own_lanes // WARP) + self.warp
+        has = self.lane.equals(0) & (index < self.places.squares)
         m.post(at + (where[1] + index) * POST, m.as_bits(square), tag, has)

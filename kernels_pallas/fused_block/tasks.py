@@ -19,12 +19,12 @@ from kernels_pallas.fused_block.layout import (
     most_splits,
     products,
 )
-from kernels_pallas.fused_block.room import room
+from kernels_pallas.fused_block.places import places_of
 
 
 def tasks(shape: FusedShape, config: FusedConfig) -> np.ndarray:
     """Every block's tasks, the same in all decoder blocks: int32 `[blocks, phases, fields]`."""
-    found, exchange = [], room(shape, config).exchange
+    found, exchange = [], places_of(shape, config).exchange
     parts = {  # the partial sums, the input and the sums of squares
         "attn_in": ("qkv", "stream", "stream squares"),
         "attn_out": ("out", "attended", "stream squares"),

@@ -24,22 +24,19 @@ Post = tuple[Value, Value]  # its address, and whether the lane wants it
 
 
 class Mosaic:
-    """The machine that emits code; to be used inside `plgpu.inline_mgpu`."""
+    """The `Machine` that emits code; to be used inside `plgpu.inline_mgpu`."""
 
     def __init__(self, threads: int):
         self.threads = threads
         self._policy: Any = None
 
     def thread(self) -> Value:
-        """The lane's place in its block."""
         return Value(mgpu.thread_idx())
 
     def block(self) -> Value:
-        """The block's place in the grid."""
         return Value(mgpu.block_idx())
 
     def warp(self) -> Value:
-        """The warp's place in its block, the same in all its lanes."""
         return Value(mgpu.warp_idx(sync=True))
 
     def integer(self, value: int) -> Value:
@@ -49,11 +46,9 @@ class Mosaic:
         return Value(arith.constant(_f32(), value))
 
     def device(self, ref: Any) -> Value:
-        """The address of an array in device memory."""
         return Value(llvm.ptrtoint(ir.IntegerType.get_signless(64), mgpu.memref_ptr(ref)))
 
     def shared(self, ref: Any) -> Value:
-        """The address of an array in shared memory."""
         return Value(llvm.ptrtoint(_i32(), mgpu.memref_ptr(ref)))
 
     def select(self, condition: Value, a: Value, b: Value) -> Value:
@@ -63,7 +58,6 @@ class Mosaic:
         return Value(arith.minsi(*a._both(b)))
 
     def most(self, a: Value, b: Any) -> Value:
-        """Of two integers or of two floats."""
         return a._arithmetic(b, arith.maxsi, arith.maxnumf)
 
     def as_float(self, bits: Value) -> Value:
@@ -85,41 +79,32 @@ class Mosaic:
         return self._pure("rsqrt.approx.f32 $0, $1;", a, result=_f32())
 
     def rounded(self, a: Value) -> Value:
-        """To the nearest bfloat16, as a float32."""
         text = "{ .reg .b16 t, z; mov.b16 z, 0; cvt.rn.bf16.f32 t, $1; mov.b32 $0, {z, t}; }"
         return self._pure(text, a, result=_f32())
 
     def permute(self, a: Value, b: Value, selector: int) -> Value:
-        """Four of the eight bytes of two words, from the lowest on; `selector` has a hexadecimal digit for each."""
         return self._pure(f"prmt.b32 $0, $1, $2, {selector};", a, b, result=_i32())
 
     def masked(self, word: Value, mask: int, other: Value) -> Value:
-        """`(word & mask) | other`, in one instruction."""
         return self._pure(f"lop3.b32 $0, $1, {mask}, $2, 0xEA;", word, other, result=_i32())
 
     def halves(self, low: Value, high: Value) -> Value:
-        """Two floats as float16 in a word."""
         return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
 
     def upper_half(self, word: Value) -> Value:
-        """The float16 in the upper half of a word, as a float32."""
         text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h; }"
         return self._pure(text, word, result=_f32())
 
     def packed(self, low: Value, high: Value) -> Value:
-        """Two floats as bfloat16 in a word."""
         return self._pure("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, result=_i32())
 
     def product_of_pairs(self, a: Value, b: Value) -> Value:
-        """Of two words of two bfloat16 each."""
         return self._pure("mul.rn.bf16x2 $0, $1, $2;", a, b, result=_i32())
 
     def count_bits(self, word: Value) -> Value:
-        """How many bits of a word are 1."""
         return self._pure("popc.b32 $0, $1;", word, result=_i32())
 
     def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
-        """`c + a @ b` of the whole warp on the tensor cores, 16 x 16 by 16 x 8, every lane with its fragments."""
         text = (
             f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32 {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, "
             "{$8, $9}, {$10, $11, $12, $13};"
@@ -127,20 +112,16 @@ class Mosaic:
         return self._emit(text, *a, *b, *c, result=[_f32()] * 4, convergent=True)
 
     def sum_of_warp(self, word: Value) -> Value:
-        """The sum of the integers of the lanes of the warp."""
         return self._emit("redux.sync.add.u32 $0, $1, 0xffffffff;", word, result=_i32(), convergent=True)
 
     def highest(self, word: Value) -> Value:
-        """The highest integer of the lanes of the warp."""
         return self._emit("redux.sync.max.u32 $0, $1, 0xffffffff;", word, result=_i32(), convergent=True)
 
     def exchange(self, number: Value, distance: int) -> Value:
-        """The float of the lane whose place in the warp differs in the bit `distance`."""
         text = f"shfl.sync.bfly.b32 $0, $1, {distance}, 31, 0xffffffff;"
         return self._emit(text, number, result=_f32(), convergent=True)
 
     def sum_before(self, word: Value) -> Value:
-        """The sum of the integers of the lanes of the warp before this one."""
         total = word
         for distance in (1, 2, 4, 8, 16):
             text = (
@@ -151,62 +132,49 @@ class Mosaic:
         return total - word
 
     def high_product(self, a: Value, b: Value) -> Value:
-        """The upper 32 of the 64 bits of a product of integers without signs."""
         return self._pure("mul.hi.u32 $0, $1, $2;", a, b, result=_i32())
 
     def again(self, word: Value) -> Value:
-        """The same integer, of which the compiler does not know that it is."""
         return self._emit("mov.u32 $0, $1;", word, result=_i32())
 
     def sync(self) -> None:
-        """Wait for all lanes of the block."""
         self._emit("bar.sync 0;", convergent=True)
 
     def sync_warp(self) -> None:
-        """Wait for all lanes of the warp."""
         self._emit("bar.warp.sync 0xffffffff;", convergent=True)
 
     def load(self, address: Value) -> Value:
-        """One word of device memory; it is in flight from here on."""
         return self._emit("ld.global.b32 $0, [$1];", address, result=_i32())
 
     def load_two(self, address: Value) -> list[Value]:
-        """Two words of device memory."""
         return self._emit("ld.global.v2.b32 {$0, $1}, [$2];", address, result=[_i32()] * 2)
 
     def load_four(self, address: Value) -> list[Value]:
-        """Four words of device memory."""
         return self._emit("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", address, result=[_i32()] * 4)
 
     def load_bfloat16(self, address: Value) -> Value:
-        """As a float32, of which it is the upper half."""
         half = self._emit("ld.global.u16 $0, [$1];", address, result=_i32())
         return self.as_float(half << 16)
 
     def stream(self, address: Value) -> list[Value]:
-        """Four words of device memory that are read once."""
         if self._policy is None:
             raise ValueError("stream: open_stream comes first")
         text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
         return self._emit(text, address, self._policy, result=[_i32()] * 4)
 
     def copy(self, to: Value, address: Value, when: Value) -> None:
-        """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""
         if self._policy is None:
             raise ValueError("copy: open_stream comes first")
         text = "{ .reg .b32 n; selp.b32 n, 16, 0, $3; cp.async.cg.shared.global.L2::cache_hint [$0], [$1], 16, n, $2; }"
         self._emit(text, to, address, self._policy, when)
 
     def close_copies(self) -> None:
-        """End a group of a lane's copies."""
         self._emit("cp.async.commit_group;")
 
     def wait_for_copies(self, groups: int) -> None:
-        """Until all of the lane's copies have arrived but those of the last groups; for the lane itself."""
         self._emit(f"cp.async.wait_group {groups};")
 
     def open_stream(self) -> None:
-        """Before the first `stream` or `copy`, outside any branch or loop."""
         text = "createpolicy.fractional.L2::evict_first.b64 $0, 1.0;"
         self._policy = self._emit(text, result=ir.IntegerType.get_signless(64))
 
@@ -214,21 +182,17 @@ class Mosaic:
         self._emit("@$2 st.global.b32 [$0], $1;", address, word, when)
 
     def store_bfloat16(self, address: Value, number: Value, when: Value) -> None:
-        """A float that is a bfloat16."""
         text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; @$2 st.global.b16 [$0], h; }"
         self._emit(text, address, number, when)
 
     def read(self, address: Value) -> Value:
-        """One word of shared memory."""
         return self._emit("ld.shared.b32 $0, [$1];", address, result=_i32())
 
     def read_or_zero(self, address: Value, when: Value) -> Value:
-        """One word of shared memory, or zero."""
         text = "{ .reg .b32 t; mov.b32 t, 0; @$2 ld.shared.b32 t, [$1]; mov.b32 $0, t; }"
         return self._emit(text, address, when, result=_i32())
 
     def read_four_or_zeros(self, address: Value, when: Value) -> list[Value]:
-        """Four words of shared memory, or zeros."""
         text = (
             "{ .reg .b32 t<4>; mov.b32 t0, 0; mov.b32 t1, 0; mov.b32 t2, 0; mov.b32 t3, 0; "
             "@$5 ld.shared.v4.b32 {t0, t1, t2, t3}, [$4]; "
@@ -237,15 +201,12 @@ class Mosaic:
         return self._emit(text, address, when, result=[_i32()] * 4)
 
     def read_two(self, address: Value) -> list[Value]:
-        """Two words of shared memory."""
         return self._emit("ld.shared.v2.b32 {$0, $1}, [$2];", address, result=[_i32()] * 2)
 
     def read_four(self, address: Value) -> list[Value]:
-        """Four words of shared memory."""
         return self._emit("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", address, result=[_i32()] * 4)
 
     def write(self, address: Value, words: Sequence[Value], when: Value | None = None) -> None:
-        """One, two or four words into shared memory."""
         n = len(words)
         names = ", ".join(f"${k + 1}" for k in range(n))
         some = f".b32 [$0], {names};" if n == 1 else f".v{n}.b32 [$0], {{{names}}};"
@@ -253,7 +214,6 @@ class Mosaic:
         self._emit(f"{guard}st.shared{some}", address, *words, *last)
 
     def append(self, address: Value, word: Value, mask: Value, bit: int) -> Value:
-        """Write a word into shared memory where the mask has the bit; the address behind what was written."""
         text = (
             f"{{ .reg .pred p; .reg .b32 t, n; and.b32 t, $3, {bit}; setp.ne.b32 p, t, 0; mov.b32 n, $1; "
             "@p st.shared.b32 [n], $2; @p add.u32 n, n, 4; mov.b32 $0, n; }"
@@ -261,23 +221,16 @@ class Mosaic:
         return self._emit(text, address, word, mask, result=_i32())
 
     def read_address(self, address: Value) -> Value:
-        """An address that stands in shared memory."""
         return self._emit("ld.shared.b64 $0, [$1];", address, result=ir.IntegerType.get_signless(64))
 
     def write_address(self, address: Value, value: Value, when: Value) -> None:
-        """Leave an address in shared memory."""
         self._emit("@$2 st.shared.b64 [$0], $1;", address, value, when)
 
     def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
-        """A word and a tag, in one store of 8 bytes, for whoever polls for the tag."""
         # The hardware keeps aligned 8 bytes of a vector store together, as libraries of collectives rely on.
         self._emit("@$3 st.relaxed.gpu.global.v2.b32 [$0], {$1, $2};", address, word, tag, when)
 
     def poll(self, pairs: Sequence[Post], singles: Sequence[Post], tag: Value) -> list[Value]:
-        """The words that were posted at the addresses, two at each of `pairs`, once every one of them has the tag.
-
-        A post comes with a condition: where it does not hold, nothing is waited for and the words are zero.
-        """
         posts = [*((post, 2) for post in pairs), *((post, 1) for post in singles)]
         words = 2 * len(pairs) + len(singles)
         loads, w, want = [], 0, f"${words + 2 * len(posts)}"
@@ -304,7 +257,6 @@ class Mosaic:
         then: Callable[[], Sequence[Value]],
         other: Callable[[], Sequence[Value]],
     ) -> list[Value]:
-        """What one of two bodies gives, whichever the lanes run: an "i"nteger or a "f"loat for each letter."""
         op = scf.IfOp(condition.value, [_i32() if kind == "i" else _f32() for kind in kinds], has_else=True)
         for block, body in ((op.then_block, then), (op.else_block, other)):
             assert block is not None
@@ -313,7 +265,6 @@ class Mosaic:
         return [Value(r) for r in op.results]
 
     def when(self, condition: Value, body: Callable[[], Any]) -> None:
-        """Run the body in the lanes where the condition holds."""
         op = scf.IfOp(condition.value)
         with ir.InsertionPoint(op.then_block):
             body()
@@ -322,7 +273,6 @@ class Mosaic:
     def loop(
         self, turns: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
     ) -> list[Value]:
-        """`carry = body(i, carry)` for i below `turns`."""
         zero, one = arith.constant(_i32(), 0), arith.constant(_i32(), 1)
         op = scf.ForOp(zero, turns.value, one, [c.value for c in carry])
         with ir.InsertionPoint(op.body):
@@ -331,7 +281,6 @@ class Mosaic:
         return [Value(r) for r in op.results]
 
     def repeat(self, body: Callable[[], Value]) -> None:
-        """Run the body, and again while what it gives holds."""
         op = scf.WhileOp([], [])
         with ir.InsertionPoint(op.before.blocks.append()):
             scf.ConditionOp(body().value, [])

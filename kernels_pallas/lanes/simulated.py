@@ -20,7 +20,7 @@ Post = tuple[Value, Value]  # its address, and whether the lane wants it
 
 
 class Simulated:
-    """The machine that runs a body on arrays; see `Mosaic` for what each method means."""
+    """The `Machine` that runs a body on arrays."""
 
     def __init__(self, blocks: int, threads: int, arrays: Sequence[np.ndarray], shared_bytes: int):
         self.threads, self.lanes = threads, blocks * threads

@@ -104,6 +104,17 @@ def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, fits, expect
     assert decode_implementation(tiny_config(), {}, rules, batch) == expected
 
 
+def test_a_device_may_take_the_kernels_for_more_sequences(monkeypatch):
+    """As many as its own step was measured for: here two by the one that takes several, one by the other."""
+    monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
+    monkeypatch.setattr(loop, "mosaic_problem", lambda: None)
+    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None)
+    monkeypatch.setattr(loop, "largest_batch", {"mosaic": 1, "triton": 2}.get)
+    rules = [{"q": ChannelRule(jnp.zeros(2))}]
+    assert [decode_implementation(tiny_config(), {}, rules, n) for n in (1, 2, 3)] == ["mosaic", "triton", "xla"]
+    assert [decode_implementation(tiny_config(), {}, None, n) for n in (1, 2, 3)] == ["mosaic", "xla", "xla"]
+
+
 def test_a_dense_model_is_not_for_the_triton_step(monkeypatch):
     monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
     with pytest.raises(ws.WisparseError, match="'triton' runs sparse models only; this one is dense"):

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from wisparse_jax.errors import PlanError
+from wisparse_jax.errors import PlanError, WisparseError
 from wisparse_jax.inference import generate
 from wisparse_jax.models.basis import Basis, fold, folded_config, identity_basis
+from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.fingerprint import flat
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.loading import load
-from wisparse_jax.models.quantise import quantise
+from wisparse_jax.models.quantise import quantise, round_params
 from wisparse_jax.sparsity import SparsityPlan, apply, load_sparse
 from wisparse_jax.testing import tiny_config, tiny_model
 
@@ -149,6 +150,26 @@ def test_int8_comes_after_folding():
     # Exactly the folded weights, rounded.
     rounded = quantise(folded(model, plan.basis))
     np.testing.assert_array_equal(small(tokens), rounded(tokens))
+
+
+def test_a_checkpoint_may_hold_the_folded_and_rounded_model(tmp_path):
+    """A plan with that basis takes it as it is, bit for bit; a plan with another basis cannot."""
+    folder = FIXTURES / "llama3.2"
+    tokens = np.asarray(load_file(folder / "reference.safetensors")["tokens"])
+    model = load(folder, dtype="bfloat16")
+    plan, other = (plan_of(model, random_basis(model.config, seed)) for seed in (0, 1))
+    convert(folder, tmp_path / "out", "int4", "int8", basis=plan.basis, tokens=tokens)
+    small = load_sparse(tmp_path / "out", plan, "bfloat16")
+    wide = folded_config(model.config), fold(model.config, model.params, random_basis(model.config))
+    expected = round_params(*wide, "int4", "int8", tokens, "float32")
+    assert small.config == wide[0] and jax.tree.structure(small.params) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(small.params), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(WisparseError, match="its weights are folded into the basis of another plan"):
+        load_sparse(tmp_path / "out", other)
+    with pytest.raises(WisparseError, match="its weights are folded into a plan's basis already"):
+        convert(tmp_path / "out", tmp_path / "again")
 
 
 def test_what_bfloat16_costs(demo, demo_text):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from wisparse_jax.errors import WisparseError
+
 if TYPE_CHECKING:
+    from jaxtyping import Int32
+    from numpy import ndarray
+
     from wisparse_jax.sparsity import SparsityPlan
 
 
@@ -30,20 +35,57 @@ class Convert:
     OUT runs the plan."""
     dtype: str | None = None
     """float32 or bfloat16 for weights that are not rounded to integers; by default each tensor's own."""
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    """How int4 weights are rounded: each to the nearest, or, better and slower, so that the layers' outputs on a text
+    change least."""
+    text: str | None = None
+    """The text for compensated rounding: a UTF-8 file, or `self` for text that the model samples."""
+    tokens: int = 32768
+    """Tokens of that text, rounded up to whole windows of at most 2,048; several for each channel of a layer."""
+    seed: int = 0
+    """Seed of sampled text."""
 
     def run(self) -> None:
         """Convert."""
+        from wisparse_jax.files import check_new_folder
         from wisparse_jax.models.checkpoint import convert
         from wisparse_jax.sparsity import SparsityPlan, convert_with_plan
 
+        check_new_folder(self.out, WisparseError)
+        plan = None if self.plan is None else SparsityPlan.load(self.plan)
         how = (self.weights, self.head, self.dtype)
-        if self.plan is None:
-            convert(self.model, self.out, *how)
+        if plan is None:
+            convert(self.model, self.out, *how, tokens=self._windows())
         else:
-            plan = SparsityPlan.load(self.plan)
-            convert_with_plan(self.model, self.out, plan, *how)
+            convert_with_plan(self.model, self.out, plan, *how, tokens=self._windows())
             _say(plan, self.out)
         print(self.out)
+
+    def _windows(self) -> Int32[ndarray, "windows length"] | None:
+        """The text to round by."""
+        from wisparse_jax.arguments import check_count, check_seed
+        from wisparse_jax.evaluation import text_windows
+        from wisparse_jax.inference import sample_windows
+        from wisparse_jax.models.gguf import SUFFIX
+        from wisparse_jax.models.hub import resolve
+        from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+
+        check_count(self.tokens, "tokens", least=1)
+        check_seed(self.seed)
+        if self.rounding == "nearest":
+            if self.text is not None:
+                raise WisparseError("text: expected with --rounding compensated only")
+            return None
+        if self.weights != "int4":
+            raise WisparseError(f"rounding = 'compensated': expected --weights int4, found {self.weights}")
+        if self.text is None:
+            raise WisparseError("rounding = 'compensated': expected --text FILE, or --text self")
+        if Path(self.model).suffix == SUFFIX:
+            raise WisparseError(f"{self.model}: a GGUF file is converted first, and what comes of it is then rounded")
+        window = min(read_model_config(resolve(self.model, ("config",))).context, 2048)
+        if self.text == "self":
+            return sample_windows(load(self.model), -(-self.tokens // window), window, seed=self.seed, progress=True)
+        return text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
 
 def _say(plan: SparsityPlan, out: Path) -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from kernels_pallas.implementation import choose as choose_kernels
 from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.kept import LARGEST_BATCH
+from kernels_pallas.tuned import largest_batch
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.sampling import SamplingValues, choose
 from wisparse_jax.models.config import LlamaConfig
@@ -74,11 +75,6 @@ def prefill(
     return LoopState(jnp.int32(1), jnp.int32(length), tokens, first, jnp.isin(first, stops) | ~real, keys, cache)
 
 
-# Sequences for which the kernels' step was measured to be the faster one (docs/benchmarks/h200.md): at 50 % 1.67 times
-# dense for one and 0.94 times for two, as what has to be read is the union of what the sequences keep.
-KERNEL_BATCH = 1
-
-
 def decode_implementation(
     config: LlamaConfig,
     params: Params,
@@ -97,8 +93,9 @@ def decode_implementation(
         params: its weights.
         rules: of a sparse model, None for a dense one.
         batch: sequences.
-        implementation: a choice by name; None takes the kernels on an NVIDIA GPU up to `KERNEL_BATCH` sequences, the
-            Mosaic kernel if it can run the model. On a mesh it never can, and sequences are those of a device.
+        implementation: a choice by name; None takes the kernels on an NVIDIA GPU for as many sequences as they were
+            measured to be faster for (`largest_batch`), the Mosaic kernel if it can run the model. On a mesh it never
+            can, and sequences are those of a device.
         mesh: that the weights will lie on, before there are any.
 
     Raises:
@@ -126,11 +123,12 @@ def decode_implementation(
         if problem is not None:
             raise WisparseError(f"implementation = 'mosaic' {problem}")
         return chosen
-    if chosen == "xla" or batch > KERNEL_BATCH:
+    if chosen == "xla":
         return "xla"
-    if mesh is None and mosaic_problem() is None and fused_step_problem(config, params, batch) is None:
+    fused = mesh is None and batch <= largest_batch("mosaic") and mosaic_problem() is None
+    if fused and fused_step_problem(config, params, batch) is None:
         return "mosaic"
-    return "xla" if rules is None else "triton"
+    return "triton" if rules is not None and batch <= largest_batch("triton") else "xla"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8, 9), donate_argnums=2)

@@ -24,7 +24,7 @@ from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, sample
 from wisparse_jax.models.mesh import param_shardings
 from wisparse_jax.models.parameters import flat, param_shapes
-from wisparse_jax.models.quantise import quantise_params
+from wisparse_jax.models.quantise import quantise_params, round_params
 from wisparse_jax.models.weights import place, read_weights
 
 MANIFEST = "wisparse.json"
@@ -78,6 +78,7 @@ def convert(
     basis: Basis | None = None,
     beside: Mapping[str, bytes] | None = None,
     check: Callable[[str, LlamaConfig], None] | None = None,
+    tokens: Any = None,
 ) -> None:
     """Write a model as an Orbax checkpoint folder: its weights as stored or rounded, configuration and tokenizer.
 
@@ -93,9 +94,10 @@ def convert(
         basis: a plan's, to fold the weights into before they are rounded.
         beside: further files to write, by name.
         check: called with the fingerprint and the architecture before anything is folded; raises to refuse.
+        tokens: windows of text by which int4 weights make up for their rounding errors; see `quantise`.
 
     Raises:
-        WisparseError: `out` exists or cannot be written, or the model cannot be read.
+        WisparseError: `out` exists or cannot be written, or the model cannot be read or rounded.
     """
     check_new_folder(out, WisparseError)
     if dtype not in (None, *_DTYPES):
@@ -106,7 +108,8 @@ def convert(
         check(stored, config)
     if basis is not None:
         params = fold(config, params, basis, consume=True)
-    params = quantise_params(params, weights, head)
+    run_in = "float32" if jax.default_backend() == "cpu" else None
+    params = round_params(config, params, weights, head, tokens, run_in)
     files |= beside or {}
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from wisparse_jax.sparsity.plan import PLAN_FILE, SparsityPlan
 from wisparse_jax.sparsity.storage import plan_files
@@ -17,6 +18,7 @@ def convert_with_plan(
     weights: str | None = None,
     head: str | None = None,
     dtype: str | None = None,
+    tokens: Any = None,
 ) -> None:
     """Write a model as a checkpoint folder whose weights are folded into the plan's basis, the plan in it.
 
@@ -30,7 +32,7 @@ def convert_with_plan(
     from wisparse_jax.models.checkpoint import convert
 
     beside = {f"{PLAN_FOLDER}/{file}": data for file, data in plan_files(plan).items()}
-    convert(name, out, weights, head, dtype, plan.basis, beside, plan.check_model)
+    convert(name, out, weights, head, dtype, plan.basis, beside, plan.check_model, tokens)
 
 
 def own_plan(name: str | Path) -> SparsityPlan | None:

@@ -7,12 +7,12 @@ import functools
 
 from kernels_pallas.fused_block.layout import (
     ATTENDING,
+    CHANNELS_AT_ONCE,
     LOAD,
     PADDED,
     PHASES,
     QUAD,
     QUERIES,
-    TURN,
     WARP,
     FusedConfig,
     FusedShape,
@@ -25,13 +25,13 @@ from kernels_pallas.fused_block.layout import lists as lists_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class Places:
     """Where things are in shared memory, in bytes, and in the exchange, in posts of 8 bytes."""
 
     lists: int  # of kept channels
     second: int  # entries after which the list of up begins
-    looks: int  # fours of channels that a lane looks at
-    counts: int  # of kept channels, of each two looks and warp
+    rounds: int  # in which lanes take their channels, four at once
+    counts: int  # of kept channels, of each two rounds and warp
     ends: int  # of the lists, entries
     chunks: int  # keys and values
     sums: int  # of the lanes
@@ -67,12 +67,12 @@ def chunk_copies(shape: FusedShape) -> int:
 
 
 @functools.cache
-def room(shape: FusedShape, config: FusedConfig) -> Room:
+def places_of(shape: FusedShape, config: FusedConfig) -> Places:
     """Lay out shared memory and the exchange."""
     cuts = products(shape, config)
     warps = config.threads // WARP
     capacity = max(p.channels for p in cuts.values())
-    looks = -(-capacity // (TURN * config.threads))
+    rounds = -(-capacity // (CHANNELS_AT_ONCE * config.threads))
     own = -(-shape.hidden // (2 * config.blocks)) * 2
     own_lanes = -(-own // WARP) * WARP
     features = (shape.group + 2) * shape.head_dim
@@ -93,7 +93,7 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
     lists = 4 * max(p.channels * sets(shape, p) * (2 if g == "mlp_in" else 1) for g, p in cuts.items())
     integers = shape.kind.startswith("int")
     sizes = {
-        "counts": 4 * -(-looks // 2) * warps,
+        "counts": 4 * -(-rounds // 2) * warps,
         "ends": 4 * 2 if integers else 0,
         "sums": 4 * config.threads // QUAD * shape.each,
         "terms": 4 * config.threads,
@@ -124,9 +124,9 @@ def room(shape: FusedShape, config: FusedConfig) -> Room:
         "down": cuts["mlp_mid"].splits * shape.hidden,
     }
     exchange, posts = _one_after_the_other(parts, 0)
-    return Room(
-        **at, second=cuts["mlp_in"].channels, looks=looks, shared=shared, own=own, own_lanes=own_lanes, squares=squares,
-        exchange=exchange, posts=posts,
+    return Places(
+        **at, second=cuts["mlp_in"].channels, rounds=rounds, shared=shared, own=own, own_lanes=own_lanes,
+        squares=squares, exchange=exchange, posts=posts,
     )  # fmt: skip
 
 

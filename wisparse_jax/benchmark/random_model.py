@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import Thresholds, rules_of
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CALIBRATION_STEPS, ROUNDS = 16, 3
 
 

@@ -1,0 +1,258 @@
+"""What a machine of lanes can do: the language that kernels are written in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+V = TypeVar("V")  # an integer, float, address or condition of a lane
+Post = tuple[V, V]  # the address of a post, and whether it is waited for
+
+
+class Machine(Protocol[V]):
+    """One lane's view of its machine, `Mosaic` on a GPU or `Simulated` in NumPy."""
+
+    def thread(self) -> V:
+        """The lane's place in its block."""
+        ...
+
+    def block(self) -> V:
+        """The block's place in the grid."""
+        ...
+
+    def warp(self) -> V:
+        """The warp's place in its block, the same in all its lanes."""
+        ...
+
+    def integer(self, value: int) -> V:
+        """A constant."""
+        ...
+
+    def number(self, value: float) -> V:
+        """A float constant."""
+        ...
+
+    def device(self, ref: Any) -> V:
+        """The address of an array in device memory."""
+        ...
+
+    def shared(self, ref: Any) -> V:
+        """The address of an array in shared memory."""
+        ...
+
+    def select(self, condition: V, a: V, b: V) -> V:
+        """`a` where the condition holds, `b` elsewhere."""
+        ...
+
+    def least(self, a: V, b: Any) -> V:
+        """The smaller of two integers."""
+        ...
+
+    def most(self, a: V, b: Any) -> V:
+        """Of two integers or of two floats."""
+        ...
+
+    def as_float(self, bits: V) -> V:
+        """The float that has these bits."""
+        ...
+
+    def as_bits(self, number: V) -> V:
+        """The bits of a float."""
+        ...
+
+    def absolute(self, a: V) -> V:
+        """Of a float."""
+        ...
+
+    def fma(self, a: V, b: V, c: V) -> V:
+        """`a * b + c`, rounded once."""
+        ...
+
+    def exp(self, a: V) -> V:
+        """Of a float, approximately."""
+        ...
+
+    def reciprocal_root(self, a: V) -> V:
+        """One over the root of a float, approximately."""
+        ...
+
+    def rounded(self, a: V) -> V:
+        """To the nearest bfloat16, as a float32."""
+        ...
+
+    def permute(self, a: V, b: V, selector: int) -> V:
+        """Four of the eight bytes of two words, from the lowest on; `selector` has a hexadecimal digit for each."""
+        ...
+
+    def masked(self, word: V, mask: int, other: V) -> V:
+        """`(word & mask) | other`, in one instruction."""
+        ...
+
+    def halves(self, low: V, high: V) -> V:
+        """Two floats as float16 in a word."""
+        ...
+
+    def upper_half(self, word: V) -> V:
+        """The float16 in the upper half of a word, as a float32."""
+        ...
+
+    def packed(self, low: V, high: V) -> V:
+        """Two floats as bfloat16 in a word."""
+        ...
+
+    def product_of_pairs(self, a: V, b: V) -> V:
+        """Of two words of two bfloat16 each."""
+        ...
+
+    def count_bits(self, word: V) -> V:
+        """How many bits of a word are 1."""
+        ...
+
+    def matrix(self, dtype: str, a: Sequence[V], b: Sequence[V], c: Sequence[V]) -> list[V]:
+        """`c + a @ b` of the whole warp on the tensor cores, 16 x 16 by 16 x 8, every lane with its fragments."""
+        ...
+
+    def sum_of_warp(self, word: V) -> V:
+        """The sum of the integers of the lanes of the warp."""
+        ...
+
+    def highest(self, word: V) -> V:
+        """The highest integer of the lanes of the warp."""
+        ...
+
+    def exchange(self, number: V, distance: int) -> V:
+        """The float of the lane whose place in the warp differs in the bit `distance`."""
+        ...
+
+    def sum_before(self, word: V) -> V:
+        """The sum of the integers of the lanes of the warp before this one."""
+        ...
+
+    def high_product(self, a: V, b: V) -> V:
+        """The upper 32 of the 64 bits of a product of integers without signs."""
+        ...
+
+    def again(self, word: V) -> V:
+        """The same integer, of which the compiler does not know that it is."""
+        ...
+
+    def sync(self) -> None:
+        """Wait for all lanes of the block."""
+        ...
+
+    def sync_warp(self) -> None:
+        """Wait for all lanes of the warp."""
+        ...
+
+    def load(self, address: V) -> V:
+        """One word of device memory; it is in flight from here on."""
+        ...
+
+    def load_two(self, address: V) -> list[V]:
+        """Two words of device memory."""
+        ...
+
+    def load_four(self, address: V) -> list[V]:
+        """Four words of device memory."""
+        ...
+
+    def load_bfloat16(self, address: V) -> V:
+        """As a float32, of which it is the upper half."""
+        ...
+
+    def stream(self, address: V) -> list[V]:
+        """Four words of device memory that are read once."""
+        ...
+
+    def copy(self, to: V, address: V, when: V) -> None:
+        """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""
+        ...
+
+    def close_copies(self) -> None:
+        """End a group of a lane's copies."""
+        ...
+
+    def wait_for_copies(self, groups: int) -> None:
+        """Until all of the lane's copies have arrived but those of the last groups; for the lane itself."""
+        ...
+
+    def open_stream(self) -> None:
+        """Before the first `stream` or `copy`, outside any branch or loop."""
+        ...
+
+    def store(self, address: V, word: V, when: V) -> None:
+        """One word into device memory."""
+        ...
+
+    def store_bfloat16(self, address: V, number: V, when: V) -> None:
+        """A float that is a bfloat16."""
+        ...
+
+    def read(self, address: V) -> V:
+        """One word of shared memory."""
+        ...
+
+    def read_or_zero(self, address: V, when: V) -> V:
+        """One word of shared memory, or zero."""
+        ...
+
+    def read_four_or_zeros(self, address: V, when: V) -> list[V]:
+        """Four words of shared memory, or zeros."""
+        ...
+
+    def read_two(self, address: V) -> list[V]:
+        """Two words of shared memory."""
+        ...
+
+    def read_four(self, address: V) -> list[V]:
+        """Four words of shared memory."""
+        ...
+
+    def write(self, address: V, words: Sequence[V], when: V | None = None) -> None:
+        """One, two or four words into shared memory."""
+        ...
+
+    def append(self, address: V, word: V, mask: V, bit: int) -> V:
+        """Write a word into shared memory where the mask has the bit; the address behind what was written."""
+        ...
+
+    def read_address(self, address: V) -> V:
+        """An address that stands in shared memory."""
+        ...
+
+    def write_address(self, address: V, value: V, when: V) -> None:
+        """Leave an address in shared memory."""
+        ...
+
+    def post(self, address: V, word: V, tag: V, when: V) -> None:
+        """A word and a tag, in one store of 8 bytes, for whoever polls for the tag."""
+        ...
+
+    def poll(self, pairs: Sequence[Post[V]], singles: Sequence[Post[V]], tag: V) -> list[V]:
+        """The words that were posted at the addresses, two at each of `pairs`, once every one of them has the tag.
+
+        A post comes with a condition: where it does not hold, nothing is waited for and the words are zero.
+        """
+        ...
+
+    def choose(
+        self,
+        condition: V,
+        kinds: str,
+        then: Callable[[], Sequence[V]],
+        other: Callable[[], Sequence[V]],
+    ) -> list[V]:
+        """What one of two bodies gives, whichever the lanes run: an "i"nteger or a "f"loat for each letter."""
+        ...
+
+    def when(self, condition: V, body: Callable[[], Any]) -> None:
+        """Run the body in the lanes where the condition holds."""
+        ...
+
+    def loop(self, turns: V, carry: Sequence[V], body: Callable[[V, list[V]], Sequence[V]]) -> list[V]:
+        """`carry = body(i, carry)` for i below `turns`."""
+        ...
+
+    def repeat(self, body: Callable[[], V]) -> None:
+        """Run the body, and again while what it gives holds."""
+        ...

@@ -1,0 +1,269 @@
+"""Tokens per second of decoding, dense and sparse, in the same run.
+
+Each step is compared with the best dense one in the same weights and with the best one in the weights as stored, both
+of the same run. Dense steps are: of weights as stored those with the weights of one input joined and products by XLA,
+on a GPU with XLA's attention and with ours; and of all weights our own kernel with thresholds of 0 or, where it does
+not run, the plain step. The token loop is the one that `generate` runs; the cache is filled with random numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas.sparse_linear.reference import keep_mask
+from wisparse_jax.benchmark.cost import step_bytes
+from wisparse_jax.benchmark.dense_step import dense_logits, fused
+from wisparse_jax.benchmark.device_time import PEAK_BANDWIDTH, measure
+from wisparse_jax.benchmark.random_model import CALIBRATION_STEPS, calibrated, random_cache
+from wisparse_jax.inference import GREEDY
+from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_logits, token_loop
+from wisparse_jax.models.basis import is_rounded
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
+from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, zero_thresholds
+from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
+from wisparse_jax.models.quantise import quantise_params
+from wisparse_jax.models.rules import Thresholds, rules_of
+
+PROFILED = 16  # tokens of the run under the profiler
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is timed; every combination of sparsity, weights, head, batch and context."""
+
+    sparsity: tuple[float, ...] = (0.5,)  # of thresholds that are found while decoding, where none are given
+    batch: tuple[int, ...] = (1,)
+    context: tuple[int, ...] = (512,)
+    weights: tuple[str, ...] = ("stored",)  # "stored", "int8", "int4"
+    head: tuple[str, ...] = ("stored",)  # "stored", "int8"; each with every kind of weights
+    implementation: tuple[str, ...] = ()  # of the sparse steps; by default the faster one
+    tokens: int = 96
+    repeats: int = 5
+    profile: bool = True  # where the time goes, on a GPU
+
+
+def benchmark(
+    config: LlamaConfig, params: Params, options: Options, thresholds: Thresholds | None = None
+) -> list[dict[str, Any]]:
+    """Time every combination: a record for each run, as `table.report` prints them.
+
+    Args:
+        config: of the model.
+        params: its weights.
+        options: what to time.
+        thresholds: of a plan; without, each layer's threshold is a quantile of what it reads while decoding, so that
+            every layer really skips its share.
+    """
+    runs = []
+    for context in options.context:
+        for batch in options.batch:
+            runs += compare(options, config, params, context, batch, thresholds)
+    return runs
+
+
+def compare(
+    options: Options, config: LlamaConfig, params: Params, context: int, batch: int, given: Thresholds | None
+) -> list[dict[str, Any]]:
+    """The dense runs and the sparse ones at one batch and context."""
+    on_gpu = jax.default_backend() == "gpu"
+    cache = random_cache(config, batch, context + options.tokens + 8, params["embed"].dtype)
+    runs = []
+    if not is_rounded(params):
+        joined = fused(params)
+        runs.append(Run("dense, XLA", "stored", "dense", None, params, joined))
+        if on_gpu:
+            name = "dense, XLA products, our attention"
+            runs.append(Run(name, "stored", "dense, own attention", None, params, joined))
+    found = (
+        {"plan": given}
+        if given is not None
+        else {f"{s:.0%}": calibrated(config, params, cache, context, batch, s) for s in options.sparsity}
+    )
+    for kind, own in stored_kinds(options, params).items():
+        named = "" if kind == "stored" else f", {kind}"
+        if decode_implementation(config, own, None, batch) == "mosaic":
+            runs.append(Run(f"dense, mosaic{named}", kind, "mosaic", None, own, zero_thresholds(config)))
+        elif is_rounded(own):
+            runs.append(Run(f"dense, XLA{named}", kind, "xla", None, own, None))
+        for name, thresholds in found.items():
+            best = "triton" if on_gpu and batch > 1 else decode_implementation(config, own, rules_of(thresholds), batch)
+            for how in options.implementation or (best,):
+                weights = thresholds if how == "xla" else group_thresholds(thresholds)
+                runs.append(Run(f"sparse, {how}, {name}{named}", kind, how, thresholds, own, weights))
+    programs = compiled(config, runs, options.tokens, cache, context, batch)
+    out = []
+    for name, stored, kind, thresholds, own, weights in runs:
+        program = programs[kind, stored, weights is None]
+
+        def run(tokens: int, program: Any = program, own: Params = own, weights: Any = weights) -> LoopState:
+            state = first_state(cache, options.tokens, context, batch)
+            run.started = time.perf_counter()  # type: ignore[attr-defined]
+            return program(own, weights, state, jnp.int32(tokens + 1))
+
+        run(options.tokens)
+        times = sorted(timed(run, options.tokens) for _ in range(options.repeats))
+        seconds = times[options.repeats // 2] / options.tokens
+        row: dict[str, Any] = {"run": name, "weights": stored, "batch": batch, "context": context, "ms": seconds * 1e3}
+        row["tokens_per_second"] = batch / seconds
+        kept = 1.0
+        if thresholds is not None:
+            layers = realised(config, kind, own, cache, context, batch, weights)
+            row["realised"] = {n: float(layers[:, i].mean()) for i, n in enumerate(LAYERS)}
+            row["realised_min_max"] = [float(layers.min()), float(layers.max())]
+            share = np.asarray(config.layer_weights) / sum(config.layer_weights)
+            row["sparsity"] = float((layers @ share).mean())
+            kept = 1 - row["sparsity"]
+        row["bytes"] = step_bytes(config, own, kept, context, batch)
+        peak = PEAK_BANDWIDTH.get(jax.devices()[0].device_kind)
+        row["roofline"] = None if peak is None else row["bytes"] / peak / seconds
+        if options.profile and on_gpu:
+            row["profile"] = kernels(measure(lambda run=run: run(PROFILED)), config, PROFILED)
+        out.append(row)
+        print(json.dumps({k: v for k, v in row.items() if k != "profile"}), file=sys.stderr, flush=True)
+    add_ratios(out)
+    return out
+
+
+def stored_kinds(options: Options, params: Params) -> dict[str, Params]:
+    """The parameters with each kind of weights and of head."""
+    made = {}
+    for kind in options.weights:
+        own = params if kind == "stored" else quantise_params(params, kind)
+        for head_kind in options.head:
+            if head_kind == "int8":
+                own = quantise_params(own, None, head_kind)
+            made[kind if head_kind == "stored" else f"{kind}, int8 head"] = own
+    return made
+
+
+class Run(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    stored: str  # the kind of weights
+    kind: str  # "dense", "dense, own attention", or the implementation of the step
+    thresholds: Thresholds | None
+    params: Params
+    weights: (
+        Any  # the joined weights of the dense step, or thresholds: grouped for the kernels, None for the plain step
+    )
+
+
+def step_of(config: LlamaConfig, kind: str, params: Params, weights: Any) -> NextLogits:
+    """The step of one kind of run."""
+    if kind.startswith("dense"):
+        return functools.partial(dense_logits, config, kind != "dense", params, weights)
+    if kind == "xla":
+        return functools.partial(token_logits, config, params, rules=None if weights is None else rules_of(weights))
+    return functools.partial(kernel_token_logits, config, params, thresholds=weights, implementation=kind)
+
+
+def compiled(
+    config: LlamaConfig, runs: list[Run], tokens: int, cache: Cache, context: int, batch: int
+) -> dict[tuple[str, str, bool], Callable[..., LoopState]]:
+    """The library's own token loop around each kind of step, all compiled at once."""
+    start, stops = jnp.zeros(batch, jnp.int32), jnp.full(1, -2, jnp.int32)
+    values = GREEDY.values(config.vocab_size)
+
+    def lower(run: Run) -> jax.stages.Lowered:
+        @functools.partial(jax.jit, donate_argnums=2)
+        def decode(params: Params, weights: Any, state: LoopState, until: jax.Array) -> LoopState:
+            return token_loop(step_of(config, run.kind, params, weights), state, until, start, values, stops)
+
+        return decode.lower(run.params, run.weights, first_state(cache, tokens, context, batch), jnp.int32(0))
+
+    lowered = {
+        key: lower(run) for key, run in {(run.kind, run.stored, run.weights is None): run for run in runs}.items()
+    }
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(lowered, pool.map(lambda one: one.compile(), lowered.values()), strict=True))
+
+
+def first_state(cache: Cache, tokens: int, context: int, batch: int) -> LoopState:
+    """Room for some tokens after a copy of the cache."""
+    first = jnp.arange(5, 5 + batch, dtype=jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(batch))
+    room, finished = jnp.full((batch, tokens + 1), -1, jnp.int32), jnp.zeros(batch, bool)
+    fresh = jax.tree.map(jnp.copy, cache)
+    return jax.block_until_ready(LoopState(jnp.int32(1), jnp.int32(context), room, first, finished, keys, fresh))
+
+
+def timed(run: Callable[[int], LoopState], tokens: int) -> float:
+    """Seconds of the token loop alone, without the copy of the cache."""
+    state = run(tokens)
+    jax.block_until_ready(state.tokens)
+    return time.perf_counter() - run.started  # type: ignore[attr-defined]
+
+
+def realised(
+    config: LlamaConfig, kind: str, params: Params, cache: Cache, context: int, batch: int, grouped: Any
+) -> np.ndarray:
+    """Share of channels that no sequence kept, per block and layer, replaying the timed run's first tokens."""
+    step = counting_step(config, kind, batch)
+    tokens, state, counts = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache, []
+    for i in range(CALIBRATION_STEPS):
+        tokens, state, kept = step(params, tokens, jnp.int32(context + i), state, grouped)
+        counts.append(np.asarray(kept))
+    return 1 - np.mean(counts, axis=0) / np.array([config.layer_shapes[n][0] for n in LAYERS])
+
+
+@functools.cache
+def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., Any]:
+    """The sparse step that also returns how many channels each layer of each block kept."""
+    start = jnp.zeros(batch, jnp.int32)
+
+    @jax.jit
+    def step(params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, thresholds: Any) -> Any:
+        records: list[Record] = []
+        logits, cache = kernel_token_logits(
+            config, params, tokens, slot, start, cache, thresholds, kind, records=records
+        )
+        kept = [jnp.concatenate([r[g].sum(1) for g in INPUT_GROUPS]) for r in records]
+        return jnp.argmax(logits, -1).astype(jnp.int32), cache, jnp.stack(kept)
+
+    @jax.jit
+    def plain(params: Params, tokens: jax.Array, slot: jax.Array, cache: Cache, thresholds: Any) -> Any:
+        records: list[dict[str, Any]] = []
+        where, rules = layout(config, batch, 1, slot, start), rules_of(thresholds)
+        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules, records)
+        kept = [
+            jnp.stack([keep_mask(own[n][:, 0], limits[n]).any(axis=0).sum() for n in LAYERS])
+            for own, limits in zip(records, thresholds, strict=True)
+        ]
+        return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, jnp.stack(kept)
+
+    return plain if kind == "xla" else step
+
+
+def kernels(spent: dict[str, list[float]], config: LlamaConfig, tokens: int) -> dict[str, Any]:
+    """Launches and microseconds per token by kernel, and what each block spends in and outside its products."""
+    rows = {
+        name: {"launches": len(times) / tokens, "us": sum(times) / tokens * 1e6}
+        for name, times in spent.items()
+        if not name.startswith("Memcpy")  # the loop's own start, a copy of the cache
+    }
+    top = dict(sorted(rows.items(), key=lambda item: -item[1]["us"])[:14])
+    per_block = 1e6 / tokens / config.num_blocks
+
+    def of(kernel: str) -> float:
+        return sum(sum(t) for name, t in spent.items() if kernel in name) * per_block
+
+    return {
+        "busy_us": sum(row["us"] for row in rows.values()),
+        "launches": sum(row["launches"] for row in rows.values()),
+        "product_us_per_block": of("sparse_product"),
+        "fused_us_per_block": of("fused_block"),
+        "attention_us_per_block": of("decode_attention"),
+        "kernels": top,
+    }

@@ -1,0 +1,121 @@
+"""`wisparse benchmark`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from wisparse_jax.errors import WisparseError
+
+if TYPE_CHECKING:
+    from wisparse_jax.models.config import LlamaConfig
+    from wisparse_jax.models.rules import Thresholds
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Time decoding, dense and sparse, in one run."""
+
+    model: Positional[str]
+    """A folder, a hub id, `demo`, or the name of a shape that gets random weights, such as llama-3.1-8b."""
+    plan: Path | None = None
+    """The plan of the sparse steps; without one, every layer skips the share `--sparsity` of what it reads."""
+    sparsity: tuple[float, ...] = ()
+    """Shares to skip without a plan (default 0.5)."""
+    weights: tuple[Literal["stored", "int8", "int4"], ...] = ("stored",)
+    """Kinds of block weights, one after the other."""
+    head: tuple[Literal["stored", "int8"], ...] = ("stored",)
+    """Kinds of heads, each with every kind of weights."""
+    batch: tuple[int, ...] = (1,)
+    """Sequences at once."""
+    context: tuple[int, ...] = (512,)
+    """Tokens in the cache when the clock starts."""
+    tokens: int = 96
+    """Tokens of a run."""
+    repeats: int = 5
+    """Runs, of which the median counts."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; by default bfloat16 on a GPU or TPU, float32 on a CPU."""
+    implementation: tuple[Literal["triton", "mosaic", "xla"], ...] = ()
+    """Of the sparse steps; by default the fastest that runs."""
+    blocks: int | None = None
+    """Fewer blocks than a shape has, for a quick look."""
+    profile: bool = True
+    """On a GPU, where the time goes."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+    def run(self) -> None:
+        """Time and print."""
+        import jax
+
+        from wisparse_jax.benchmark import Options, benchmark
+        from wisparse_jax.benchmark.table import report
+
+        self._check()
+        config, params, thresholds = self._model()
+        longest = max(self.context) + self.tokens + 8
+        if longest > config.context:
+            raise WisparseError(
+                f"context: with {self.tokens} tokens {longest} slots, but the model has {config.context}"
+            )
+        options = Options(
+            self.sparsity or (0.5,), self.batch, self.context, self.weights, self.head, self.implementation,
+            self.tokens, self.repeats, self.profile,
+        )  # fmt: skip
+        runs = benchmark(config, params, options, thresholds)
+        device, day, dtype = jax.devices()[0].device_kind, time.strftime("%Y-%m-%d"), params["embed"].dtype.name
+        if self.json:
+            print(json_format.dumps({"device": device, "jax": jax.__version__, "date": day, "runs": runs}))
+        else:
+            conditions = f"{self.model}, {dtype}, {device}, jax {jax.__version__}, {day}"
+            print(report(f"{conditions}; median of {self.repeats} runs of {self.tokens} tokens", runs))
+
+    def _check(self) -> None:
+        from wisparse_jax.arguments import check_count, check_share
+        from wisparse_jax.models.loading import check_kinds
+
+        if self.plan is not None and self.sparsity:
+            raise WisparseError("expected either --plan or --sparsity, found both")
+        check_kinds(self.dtype)
+        for share in self.sparsity:
+            check_share(share, "sparsity")
+        for name, values in (("batch", self.batch), ("context", self.context)):
+            for value in values:
+                check_count(value, name, least=1)
+        for name, value in (("tokens", self.tokens), ("repeats", self.repeats), ("blocks", self.blocks)):
+            if value is not None:
+                check_count(value, name, least=1)
+
+    def _model(self) -> tuple[LlamaConfig, dict[str, Any], Thresholds | None]:
+        """The architecture, its weights, and a plan's thresholds; biases are among the weights."""
+        import jax
+
+        from wisparse_jax.benchmark.random_model import random_params
+        from wisparse_jax.models.config import read_config
+        from wisparse_jax.models.loading import load
+        from wisparse_jax.models.rules import merge_biases, thresholds_of
+        from wisparse_jax.presets import shapes
+        from wisparse_jax.sparsity import SparsityPlan, load_sparse
+
+        if (shape := shapes().get(self.model)) is not None:
+            if self.plan is not None:
+                raise WisparseError(f"plan: expected a model's, but {self.model} is a shape with random weights")
+            config = read_config(shape)
+            if self.blocks is not None:
+                kept = min(self.blocks, config.num_blocks)
+                config = dataclasses.replace(config, num_blocks=kept, windows=config.windows[:kept])
+            dtype = self.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+            return config, random_params(config, dtype), None
+        if self.blocks is not None:
+            raise WisparseError(f"blocks: expected for a shape only ({', '.join(shapes())}), not for a model")
+        if self.plan is None:
+            model = load(self.model, self.dtype)
+            return model.config, model.params, None
+        sparse = load_sparse(self.model, SparsityPlan.load(self.plan), self.dtype)
+        return sparse.config, merge_biases(sparse.params, sparse.rules), thresholds_of(sparse.rules)
