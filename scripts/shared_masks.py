@@ -57,7 +57,7 @@ def main() -> None:
     """Print the table, row by row."""
     args = tyro.cli(Arguments, description=__doc__)
     model, plan = ws.load(args.model, dtype=args.dtype), SparsityPlan.load(args.plan)
-    plan.check_model(model.fingerprint or "", model.config.num_blocks)
+    plan.check_model(model.fingerprint or "", model.config)
     tokenizer, specs = ws.load_tokenizer(args.model), (args.calibrate, args.evaluate)
     texts = [read_windows(s, model, tokenizer, args.window, args.tokens, seed) for seed, s in enumerate(specs)]
     most = max(args.sequences)

@@ -224,7 +224,7 @@ def _dense(config: LlamaConfig, first: int, params: Params, ids: Int[Array, "bat
 def _dense_block(
     config: LlamaConfig, window: int | None, params: Params, x: Float[Array, "batch length hidden"]
 ) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
-    return block(config, window, params, x, layout(config, *x.shape[:2]))
+    return block(config, window, params, x, layout(config, x.shape[0], x.shape[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -271,7 +271,7 @@ def _sparse_block(
 ) -> tuple[Float[Array, "batch positions hidden"], Float[Array, "batch positions 7"]]:
     """The block's output, and the share of channels that each layer skips for each token."""
     record: dict[str, Array] = {}
-    out, _ = block(config, window, params, x, layout(config, *x.shape[:2], first), cache, rules, record)
+    out, _ = block(config, window, params, x, layout(config, x.shape[0], x.shape[1], first), cache, rules, record)
 
     def skipped(name: str) -> Float[Array, "batch positions"]:
         limits = None if rules is None else rules[name].thresholds

@@ -183,7 +183,7 @@ def _run_block(
     rules: Any = {
         name: _SoftRule(own["gains"][name], sparsities[i], own["biases"][name]) for i, name in enumerate(LAYERS)
     }
-    return block(config, window, params, x, layout(config, *x.shape[:2], first), cache, rules)[0]
+    return block(config, window, params, x, layout(config, x.shape[0], x.shape[1], first), cache, rules)[0]
 
 
 _forward_block = functools.partial(jax.jit, static_argnums=(0, 1, 2))(_run_block)
@@ -207,7 +207,8 @@ def _step_block(
     _, back = jax.vjp(lambda x, own: _run_block(config, window, first, params, x, cache, own, sparsities), x, own)
     before, change = back(gradient)
     with jax.numpy_dtype_promotion("standard"):  # Optax takes powers of whole numbers, which a user may forbid
-        moves, state = optax.scale_by_adam().update(change, state)
+        found, state = optax.scale_by_adam().update(change, state)
+    moves: Any = found
     moved = {
         part: jax.tree.map(lambda value, move: value - rates[part] * move, own[part], moves[part])  # noqa: B023
         for part in own
