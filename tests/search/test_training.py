@@ -55,7 +55,7 @@ def test_each_part_alone_lowers_the_divergence(runs, part):
     shape = (training.config.num_blocks, len(LAYERS))
     start = start_of(training, np.ones(shape))
     rates = (0.02, 0.0) if part == "log_gains" else (0.0, 0.005)
-    found, curve = train(training, training, start, np.full(shape, 0.5), 12, 4, rates, seed=0)
+    found, curve = train(training, training, start, np.full(shape, 0.5), 12, 72, 4, rates, seed=0)
     assert min(curve) < 0.99 * curve[0]
     moved = {
         name: max(float(jnp.max(jnp.abs(a[n] - b[n]))) for a, b in zip(*rows, strict=True) for n in LAYERS)
@@ -70,6 +70,6 @@ def test_the_best_that_was_met_on_held_out_windows_comes_back(runs):
     training, held_out = runs
     shape = (training.config.num_blocks, len(LAYERS))
     start = start_of(training, np.zeros(shape))
-    found, curve = train(training, held_out, start, np.full(shape, 0.5), 40, 2, (0.0, 10.0), seed=0)
+    found, curve = train(training, held_out, start, np.full(shape, 0.5), 40, 72, 2, (0.0, 10.0), seed=0)
     assert curve[0] == min(curve) and len(curve) == 5  # the start, and as many looks as patience has
     assert all(not np.asarray(row[name]).any() for row in found.biases for name in LAYERS)

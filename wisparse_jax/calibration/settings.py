@@ -67,6 +67,7 @@ class SearchSettings:
     gradient_tokens: int = 16_384
     # Gains and biases trained on KL
     training_steps: int = 300
+    training_tokens: int = 2_048  # sparse positions of a step
     training_every: int = 25
     gain_rate: float = 0.005
     bias_rate: float = 0.0005

@@ -24,14 +24,15 @@ from wisparse_jax.sparsity.methods import DEFAULT
 SHOWN = ("uniform", "teal", "wina", "wisparse", "wisparse-plus")
 # Planned for two CPU cores: about two minutes of search in all.
 SETTINGS = SearchSettings(
-    tokens=8_192,
+    tokens=12_288,
     statistics_tokens=2_048,
     compare_teal=False,  # TEAL has a row of its own
     absolute_steps=100,
     skipped_steps=250,
     heads_steps=75,
-    gradient_tokens=4_096,
+    gradient_tokens=6_144,
     training_steps=40,
+    training_tokens=1_024,
     training_every=20,
     exponent_step=0.25,
     exponent_passes=2,
@@ -39,7 +40,7 @@ SETTINGS = SearchSettings(
     population=16,
     generations=12,
     block_tokens=512,
-    layer_step=0.03,
+    layer_step=0.05,
     layer_tokens=256,
 )
 SPARSITY = 0.5

@@ -31,7 +31,7 @@ from wisparse_jax.search.losses import BlockLoss
 from wisparse_jax.search.problem import BudgetProblem, Table
 from wisparse_jax.search.progress import Progress
 from wisparse_jax.search.state import SearchState, Spent
-from wisparse_jax.search.training import TOKENS_A_STEP, Trained, start_of, train
+from wisparse_jax.search.training import Trained, start_of, train
 from wisparse_jax.sparsity.apply import SparseLlama, plan_rules
 from wisparse_jax.sparsity.methods import Method
 from wisparse_jax.sparsity.plan import SparsityPlan
@@ -289,11 +289,11 @@ class Search:
         def find() -> dict[str, np.ndarray]:
             start = start_of(self.calibration, exponents)
             made, curve = train(
-                self.calibration, held_out, start, sparsities, settings.training_steps, settings.training_every, rates,
-                self.seed, self.progress.steps,
+                self.calibration, held_out, start, sparsities, settings.training_steps, settings.training_tokens,
+                settings.training_every, rates, self.seed, self.progress.steps,
             )  # fmt: skip
             steps = min(settings.training_steps, (len(curve) - 1) * settings.training_every)
-            self.spent.tokens += 3 * steps * min(self.calibration.tokens.size, TOKENS_A_STEP)
+            self.spent.tokens += 3 * steps * min(self.calibration.tokens.size, settings.training_tokens)
             parts = made._asdict().items()
             named = {
                 f"{part} {b}.{name}": np.asarray(row[name])

@@ -25,14 +25,15 @@ from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.sparse_run import Biases
-from wisparse_jax.calibration.statistics import spaced_tokens, tau_between
+from wisparse_jax.calibration.statistics import tau_between
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm, top_params
 from wisparse_jax.models.mesh import on_host
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
-TOKENS_A_STEP = 2048
+# Tokens whose scores set the threshold of a step: on a CPU all of them take as long as the products.
+QUANTILE_TOKENS = 512
 # Looks at the held-out windows without a better one before training stops.
 PATIENCE = 4
 # Of the sigmoid that stands for the choice, in units of ln(score): a channel 10 % off the threshold counts for half.
@@ -60,7 +61,7 @@ class _SoftRule(NamedTuple):
         fixed = lax.stop_gradient(self.log_gains)
         scores = size * jnp.exp(fixed)
         rows = scores.reshape(-1, scores.shape[-1])
-        tau, _ = tau_between(rows[spaced_tokens(*rows.shape)].ravel(), self.sparsity)
+        tau, _ = tau_between(rows[:: max(1, len(rows) // QUANTILE_TOKENS)].ravel(), self.sparsity)
         distance = jnp.log(size + _TINY) + self.log_gains - jnp.log(tau + _TINY)
         # How many scores lie near the threshold says how far it moves when the gains do.
         near = jax.nn.sigmoid(lax.stop_gradient(distance) / WIDTH)
@@ -88,6 +89,7 @@ def train(
     start: Trained,
     sparsities: Float64[np.ndarray, "blocks 7"],
     steps: int,
+    tokens: int,
     every: int,
     rates: tuple[float, float],
     seed: int,
@@ -101,6 +103,7 @@ def train(
         start: where to begin.
         sparsities: of every layer, which stay.
         steps: of Adam, at most.
+        tokens: sparse positions of a step, in whole windows.
         every: steps between two looks at the held-out windows.
         rates: learning rates of the gains' logarithms and of the biases, at the start; they fall to 0 by a cosine, and
             one of 0 leaves its part as it is.
@@ -108,7 +111,7 @@ def train(
         progress: around the numbers of the looks.
     """
     windows, positions = training.tokens.shape
-    batch = max(1, min(windows, TOKENS_A_STEP // positions))
+    batch = max(1, min(windows, tokens // positions))
     table = jnp.asarray(sparsities, jnp.float32)
     own = [{"gains": gains, "biases": biases} for gains, biases in zip(*start, strict=True)]
     states = [optax.scale_by_adam().init(part) for part in own]
