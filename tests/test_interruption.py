@@ -60,7 +60,9 @@ BODIES = {
 def test_a_signal_ends_the_process_with_one_line_and_nothing_left(tmp_path, name, number):
     body = "\n".join("    " + line for line in BODIES[name].splitlines())
     code = (
-        "import os, sys, time\nfrom wisparse_jax import interruption\ninterruption.watch()\n"
+        # A shell that runs the tests in the background has their SIGINT ignored.
+        "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from wisparse_jax import interruption\ninterruption.watch()\n"
         f"path = {str(tmp_path / 'partial')!r}\n"
         "with interruption.unfinished(path):\n    os.mkdir(path); open(path + '/x', 'w').close()\n"
         f"    print('ready', flush=True)\n{body}\n"
@@ -69,7 +71,10 @@ def test_a_signal_ends_the_process_with_one_line_and_nothing_left(tmp_path, name
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(0.05)
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        try:
+            out, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
     assert process.returncode == 128 + number and out == "" and not list(tmp_path.iterdir())
     assert err == f"wisparse: {WORDS[number]}\n"
 

@@ -249,7 +249,7 @@ def test_it_is_a_block_of_the_demo_model(real_block, weights, index):
     real = real_block(weights, index)
     limits = {}
     for group, layers in INPUT_GROUPS.items():
-        keeps = [jnp.abs(real.inputs[n][0]) >= real.limits[n] for n in layers]
+        keeps = [jnp.abs(real.inputs[n][0]).astype(jnp.float32) >= real.limits[n] for n in layers]
         limits[group] = jnp.where(jnp.stack(keeps), 0.0, jnp.inf)
     keys, values = (a[:1] for a in real.cache)
     place = jnp.int32(keys.shape[1] - 1), jnp.zeros(1, jnp.int32), [None]

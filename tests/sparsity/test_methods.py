@@ -7,7 +7,7 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.sparsity.methods import BASES, DEFAULT, GAINS, METHODS, get_method
 
 MADE_OF = {  # basis, gains, exponent, whether it is searched, allocator, biases
-    "wisparse-plus": ("refined", "gradients", 1.0, False, "second-order", True),
+    "wisparse-plus": ("refined", "trained", 1.0, False, "second-order", True),
     "wisparse": ("none", "norms", 0.0, True, "evolution", False),
     "wisparse-paper": ("none", "norms", 0.0, True, "paper", False),
     "teal": ("none", "norms", 0.0, False, "greedy", False),

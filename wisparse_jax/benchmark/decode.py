@@ -26,6 +26,7 @@ from wisparse_jax.benchmark.cost import step_bytes
 from wisparse_jax.benchmark.dense_step import dense_logits, fused
 from wisparse_jax.benchmark.device_time import PEAK_BANDWIDTH, measure
 from wisparse_jax.benchmark.random_model import CALIBRATION_STEPS, calibrated, random_cache
+from wisparse_jax.benchmark.table import add_ratios
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_logits, token_loop
 from wisparse_jax.models.basis import is_rounded

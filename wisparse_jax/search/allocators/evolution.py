@@ -57,19 +57,22 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
     if blocks == 1:
         return best, {"uniform": None, "best": [], "evaluations": 0}
     strategy = getattr(evosax.algorithms, settings.algorithm)(settings.population, jnp.zeros(blocks))
-    params = strategy.default_params.replace(std_init=settings.initial_std)
     key, start = jax.random.split(random_key(problem.seed))
-    state = strategy.init(start, jnp.zeros(blocks), params)
+    with jax.numpy_dtype_promotion("standard"):  # evosax multiplies truths, which a user may forbid
+        params = strategy.default_params.replace(std_init=settings.initial_std)
+        state = strategy.init(start, jnp.zeros(blocks), params)
     least = uniform = float(problem.divergence(layers(np.tile(best, (settings.population, 1))))[0])
     curve: list[float] = []
     for _ in problem.progress(range(settings.generations)):
         key, ask, tell = jax.random.split(key, 3)
-        moves, state = strategy.ask(ask, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            moves, state = strategy.ask(ask, state, params)
         candidates = problem.within_budget(problem.target + np.asarray(moves, np.float64))
         values = problem.divergence(layers(candidates))
         # A strategy ranks or sums what it is told: infinity would spoil its sums.
         told = np.where(np.isfinite(values), values, 10 * values[np.isfinite(values)].max())
-        state, _ = strategy.tell(tell, moves, jnp.asarray(told, jnp.float32), state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            state, _ = strategy.tell(tell, moves, jnp.asarray(told, jnp.float32), state, params)
         i = int(np.argmin(values))
         if values[i] < least:
             least, best = float(values[i]), candidates[i]
