@@ -24,21 +24,21 @@ from wisparse_jax.sparsity.methods import DEFAULT
 SHOWN = ("uniform", "teal", "wina", "wisparse", "wisparse-plus")
 # Planned for two CPU cores: about two minutes of search in all.
 SETTINGS = SearchSettings(
-    tokens=12_288,
+    tokens=10_240,
     statistics_tokens=2_048,
     compare_teal=False,  # TEAL has a row of its own
     absolute_steps=100,
     skipped_steps=250,
     heads_steps=75,
     gradient_tokens=6_144,
-    training_steps=40,
+    training_steps=30,
     training_tokens=1_024,
-    training_every=20,
+    training_every=15,
     exponent_step=0.25,
     exponent_passes=2,
     exponent_tokens=256,
     population=16,
-    generations=12,
+    generations=8,
     block_tokens=512,
     layer_step=0.05,
     layer_tokens=256,
