@@ -4,8 +4,7 @@
 
 Draws what the folders of these and of `wisparse sweep` hold, for each model and pair of texts: KL and perplexity
 against sparsity, the ablations, cost against quality, budgets and exponents by block, BLiMP, predicted against measured
-KL; and the picture that the README begins with. Several folders are drawn together. Needs matplotlib:
-`pip install 'wisparse-jax[plots]'`.
+KL; and the picture that the README begins with. Several folders are drawn together.
 """
 
 from __future__ import annotations

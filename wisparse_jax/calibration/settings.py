@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wisparse_jax.errors import ConfigError
 from wisparse_jax.files import read_yaml
+from wisparse_jax.sparsity.methods import BASES, GAINS
 
 MAY_BE_ZERO = ("held_out_share", "absolute_steps", "skipped_steps", "heads_steps", "training_steps")
 SHARES = ("sparse_share", "max_sparsity", "held_out_share", "basis_sparsity", "layer_step", "initial_std")
@@ -28,8 +29,8 @@ ALGORITHMS = ("CR_FM_NES", "CMA_ES", "Sep_CMA_ES", "SNES")
 
 # What a method chooses can be switched one by one; "method" leaves it as it is.
 SWITCHES = {
-    "basis": ("none", "eigen", "refined"),
-    "gains": ("norms", "gradients", "trained"),
+    "basis": BASES,
+    "gains": GAINS,
     "allocator": ("uniform", "greedy", "evolution", "evolution-equal-layers", "paper", "second-order"),
     "biases": ("on", "off"),
 }

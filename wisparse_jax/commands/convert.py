@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from wisparse_jax.sparsity import SparsityPlan
 
 
+LONGEST_WINDOW = 2048  # of the text to round by, tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Write a model as an Orbax checkpoint that every command accepts."""
@@ -64,11 +67,9 @@ class Convert:
     def _windows(self) -> Int32[ndarray, "windows length"] | None:
         """The text to round by."""
         from wisparse_jax.arguments import check_count, check_seed
-        from wisparse_jax.evaluation import text_windows
-        from wisparse_jax.inference import sample_windows
+        from wisparse_jax.commands.texts import SELF, file_windows, sampled_windows
         from wisparse_jax.models.gguf import SUFFIX
-        from wisparse_jax.models.hub import resolve
-        from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+        from wisparse_jax.models.loading import load
 
         check_count(self.tokens, "tokens", least=1)
         check_seed(self.seed)
@@ -82,10 +83,9 @@ class Convert:
             raise WisparseError("rounding = 'compensated': expected --text FILE, or --text self")
         if Path(self.model).suffix == SUFFIX:
             raise WisparseError(f"{self.model}: a GGUF file is converted first, and what comes of it is then rounded")
-        window = min(read_model_config(resolve(self.model, ("config",))).context, 2048)
-        if self.text == "self":
-            return sample_windows(load(self.model), -(-self.tokens // window), window, seed=self.seed, progress=True)
-        return text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
+        if self.text == SELF:
+            return sampled_windows(load(self.model), LONGEST_WINDOW, self.tokens, self.seed)
+        return file_windows(self.model, self.text, LONGEST_WINDOW, self.tokens)
 
 
 def _say(plan: SparsityPlan, out: Path) -> None:
