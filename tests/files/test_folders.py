@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,24 +204,29 @@ def test_what_was_killed_while_it_was_being_removed_goes_too(
     assert names(tmp_path) == set() and f"removed {half}" in capsys.readouterr().err
 
 
-def test_many_writers_of_one_place_and_one_is_whole(tmp_path: Path) -> None:
-    """Threads have one process id, as processes in containers may have."""
+def test_many_writers_of_one_place_and_one_is_whole(
+    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Threads have one process id, as processes in containers may have. They change at every chance."""
     errors: list[str] = []
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
 
     def write(number: int) -> None:
         try:
             with new_folder(tmp_path / "out", PlanError) as folder:
-                for i in range(20):
+                for i in range(4):
                     (folder / f"{i}").write_text(str(number))
         except PlanError as error:
             errors.append(str(error))
 
-    for _ in range(5):
+    for _ in range(50):
         threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         assert names(tmp_path) == {"out"} and len({p.read_text() for p in (tmp_path / "out").iterdir()}) == 1
-        assert names(tmp_path / "out") == {str(i) for i in range(20)}
+        assert names(tmp_path / "out") == {str(i) for i in range(4)}
         assert len(errors) == 7 and all(re.search(EXISTS, error) for error in errors)
         errors.clear()
         folders.shutil.rmtree(tmp_path / "out")
+    assert not capsys.readouterr().err  # nobody was killed

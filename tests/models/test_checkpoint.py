@@ -103,14 +103,14 @@ def test_missing_parents_are_made(folder: Path, tmp_path: Path) -> None:
 def test_an_interruption_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: bool
 ) -> None:
-    real = checkpoint._save
+    real = checkpoint.write_arrays
 
-    def save(*args: Any) -> None:
+    def save(*args: Any, **named: Any) -> None:
         if after:
-            real(*args)
+            real(*args, **named)
         raise error
 
-    monkeypatch.setattr(checkpoint, "_save", save)
+    monkeypatch.setattr(checkpoint, "write_arrays", save)
     with pytest.raises(error):
         convert(folder, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

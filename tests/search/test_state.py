@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,21 @@ def test_damaged_state_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WisparseError, match="file: the state of the search cannot be kept here"):
         SearchState(tmp_path / "file", "x")
+
+
+def test_state_that_cannot_be_written_is_one_line(tmp_path):
+    """A limit on the size of files, which fails as a full disk does."""
+    code = (
+        "import resource, sys, pathlib, numpy as np\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from wisparse_jax.search.state import SearchState\nfrom wisparse_jax.errors import WisparseError\n"
+        "arrays = {str(i): np.random.default_rng(i).normal(size=9_000) for i in range(20)}\n"
+        "try: SearchState(pathlib.Path(sys.argv[1]), 'x').keep('gains', lambda: arrays)\n"
+        "except WisparseError as error: print(error)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{tmp_path / 'gains'}: cannot be written by Orbax: ") and not done.stderr
+    assert not (tmp_path / "gains").exists()
 
 
 def test_answers_are_replayed_in_order_and_not_asked_again(tmp_path):

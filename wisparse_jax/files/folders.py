@@ -98,13 +98,12 @@ def new_folder(out: str | Path, error: type[WisparseError]) -> Iterator[Path]:
 def remove_litter(out: Path) -> None:
     """Remove what killed runs left of the folder `out`, each with a line on standard error that names it."""
     for staging in sorted(out.parent.glob(f"{glob.escape(_prefix(out))}*")):
-        if staging.is_dir() and not staging.is_symlink() and _is_litter(staging):
-            shutil.rmtree(staging, ignore_errors=True)
+        if staging.is_dir() and not staging.is_symlink() and _remove_unowned(staging):
             print(f"wisparse: removed {staging}, which a killed run had left", file=sys.stderr)
 
 
-def _is_litter(staging: Path) -> bool:
-    """Whether nobody writes into a staging folder."""
+def _remove_unowned(staging: Path) -> bool:
+    """Remove a staging folder that nobody writes into; returns whether anything of a run was in it."""
     # An empty one is removed: its owner is dead, or has only just begun and begins again.
     with contextlib.suppress(OSError):
         staging.rmdir()
@@ -112,16 +111,25 @@ def _is_litter(staging: Path) -> bool:
     try:
         with open(staging / _LOCK, "rb+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            # Held until nothing is left: a run that has made the file and not yet locked it finds it locked, or gone.
+            return _remove(staging)
     except FileNotFoundError:
-        return staging.exists()  # the lock is the first thing there: without it the rest is being removed
+        return (staging / _CONTENT).exists() and _remove(staging)  # the lock goes last, before the folder itself
     except OSError:
         return False  # locked, somebody else's, or a file system without locks
 
 
+def _remove(staging: Path) -> bool:
+    """Remove a staging folder, its lock last; returns whether there was more in it than that."""
+    had_content = (staging / _CONTENT).exists()
+    shutil.rmtree(staging / _CONTENT, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    return had_content
+
+
 @contextlib.contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, locked while the body runs and removed after it."""
+    """A new folder beside `out`, locked until it is removed after the body."""
     while True:
         staging = out.with_name(_prefix(out) + secrets.token_hex(4))
         with unfinished(staging):
@@ -129,7 +137,10 @@ def _staging(out: Path) -> Iterator[Path]:
             lock = _locked(staging / _LOCK)
             if lock is not None:
                 with lock:
-                    yield staging
+                    try:
+                        yield staging
+                    finally:
+                        _remove(staging)
                 return
 
 

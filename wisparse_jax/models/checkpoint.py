@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 
 from wisparse_jax.errors import WeightsError, WisparseError
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
+from wisparse_jax.files.arrays import first_line, write_arrays
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.basis import Basis, fold
@@ -124,7 +124,8 @@ def convert(
         for name, data in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
-        _save(folder / WEIGHTS, params, out)
+        # By path, not nested: then one tensor can be restored without the others.
+        write_arrays(folder / WEIGHTS, flat(params), named=out)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
@@ -242,22 +243,6 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
             raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")
 
 
-def _save(folder: Path, params: dict[str, Any], out: str | Path) -> None:
-    import orbax.checkpoint as ocp
-
-    # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
-    log = logging.getLogger("absl")
-    log.disabled = True
-    try:
-        # By path, not nested: then one tensor can be restored without the others.
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-            writer.save(folder.absolute(), args=ocp.args.PyTreeSave(flat(params)))
-    except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
-        raise WisparseError(f"{out}: cannot be written by Orbax: {_first_line(error)}") from None
-    finally:
-        log.disabled = False
-
-
 def _restore(
     folder: Path, tensors: dict[str, _Tensor], shardings: dict[str, Any] | None
 ) -> Iterator[tuple[str, jax.Array]]:
@@ -286,10 +271,6 @@ def _restore(
                     raise ValueError("it holds something else")
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 raise WeightsError(
-                    f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {_first_line(error)}"
+                    f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {first_line(error)}"
                 ) from None
             yield path, array
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

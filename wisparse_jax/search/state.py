@@ -21,6 +21,7 @@ import numpy as np
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.files import read_json
+from wisparse_jax.files.arrays import first_line, write_arrays
 
 Arrays = dict[str, np.ndarray]
 SPENT = "spent tokens"
@@ -102,18 +103,14 @@ class SearchState:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 found = reader.restore(self._place(name).absolute())
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise WisparseError(f"{self._place(name)}: the state of the search is damaged: {reason}") from None
+            where = self._place(name)
+            raise WisparseError(f"{where}: the state of the search is damaged: {first_line(error)}") from None
         return {key: np.asarray(value) for key, value in found.items()}
 
     def _write(self, name: str, arrays: Arrays) -> None:
         if self._folder is None:
             return
-        import orbax.checkpoint as ocp
-
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-            args = ocp.args.PyTreeSave({key: np.asarray(value) for key, value in arrays.items()})
-            writer.save(self._place(name).absolute(), args=args, force=True)
+        write_arrays(self._place(name), {key: np.asarray(value) for key, value in arrays.items()}, overwrite=True)
 
 
 def _is_of(file: Path, identity: str) -> bool:

@@ -1,0 +1,51 @@
+"""Writing arrays with Orbax, whose threads go on after the first of them has failed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wisparse_jax.errors import WisparseError
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = False, named: str | Path = "") -> None:
+    """Write arrays by name into a folder, which appears whole.
+
+    Args:
+        folder: Orbax's own; it must not exist, unless `overwrite`.
+        arrays: of JAX or NumPy.
+        overwrite: whether a folder that is there is replaced.
+        named: what the error calls the place, if not `folder`.
+
+    Raises:
+        WisparseError: the arrays cannot be written, as on a full disk.
+    """
+    import orbax.checkpoint as ocp
+
+    # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
+    log, shown = logging.getLogger("absl"), sys.unraisablehook
+    log.disabled = True
+
+    def without_late_writes(unraisable: Any) -> None:
+        # A write that ends after the save that it was of has failed, and closed its event loop.
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    sys.unraisablehook = without_late_writes
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=overwrite)
+    except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
+        raise WisparseError(f"{named or folder}: cannot be written by Orbax: {first_line(error)}") from None
+    else:
+        sys.unraisablehook = shown  # after a failure it stays: other writes are still under way
+    finally:
+        log.disabled = False
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, which may be long and of several."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
