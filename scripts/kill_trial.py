@@ -163,8 +163,8 @@ class Trials:
         self.work.mkdir()
         try:
             killed = self.kill(after, writing)
-            # An empty one may belong to a run that has only just begun: it goes without a word.
-            kind, litter = self.look(), [name for name in self.left() if os.listdir(self.work / name)]
+            # One without content may belong to a run that has only just begun: it goes without a word.
+            kind, litter = self.look(), [name for name in self.left() if (self.work / name / "folder").exists()]
             if kind == "whole":
                 shutil.rmtree(self.work / "out")
             said = self.finish()
