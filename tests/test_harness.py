@@ -33,7 +33,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def sparse(demo, demo_text):
-    plan = ws.calibrate(demo, demo_text["calibration"][:2], 0.5, "uniform", settings=SearchSettings(tokens=1024))
+    plan = ws.calibrate(
+        demo, demo_text["calibration"][:2], 0.5, "uniform", settings=SearchSettings(tokens=1024, compare_teal=False)
+    )
     return ws.apply(demo, plan)
 
 

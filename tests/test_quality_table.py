@@ -15,7 +15,7 @@ from wisparse_jax.testing import tiny_config
 @pytest.fixture(scope="module")
 def rows(tiny_model, tiny_tokens, tmp_path_factory):
     args = Arguments("tiny", tmp_path_factory.mktemp("table"), kinds=("bfloat16", "int4"), context=8)
-    plan = ws.calibrate(tiny_model, tiny_tokens, 0.5, "uniform")
+    plan = ws.calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=ws.SearchSettings(compare_teal=False))
     return list(measured(args, tiny_model, tiny_tokens, tiny_tokens, [plan]))
 
 

@@ -11,7 +11,7 @@ from wisparse_jax.calibration.dense import run_dense, run_dense_on
 
 @pytest.fixture(scope="module")
 def plan(tiny_model, tiny_tokens):
-    return ws.calibrate(tiny_model, tiny_tokens, 0.5, "wina")
+    return ws.calibrate(tiny_model, tiny_tokens, 0.5, "wina", settings=SearchSettings(compare_teal=False))
 
 
 def test_alone_it_is_the_plan(tiny_model, tiny_tokens, plan):

@@ -16,7 +16,7 @@ from wisparse_jax.testing import tiny_config, tiny_model
 
 @pytest.fixture(scope="module")
 def sparse(tiny_model, tiny_tokens):
-    plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=SearchSettings())
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=SearchSettings(compare_teal=False))
     return apply(tiny_model, plan)
 
 
@@ -91,7 +91,9 @@ def test_json_has_the_agreed_fields(sparse, tiny_tokens):
 
 
 def test_paired_difference_is_over_windows(sparse, tiny_model, tiny_tokens):
-    other = apply(tiny_model, calibrate(tiny_model, tiny_tokens, 0.3, "wina", settings=SearchSettings()))
+    other = apply(
+        tiny_model, calibrate(tiny_model, tiny_tokens, 0.3, "wina", settings=SearchSettings(compare_teal=False))
+    )
     found = evaluate(tiny_model, tiny_tokens, {"a": sparse, "b": other})
     gap = found.paired("a", "b")
     differences = found.sparse["a"].kl - found.sparse["b"].kl

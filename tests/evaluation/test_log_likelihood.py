@@ -28,7 +28,9 @@ def requests():
 
 @pytest.fixture(scope="module")
 def sparse(tiny_model, tiny_tokens):
-    return apply(tiny_model, calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=SearchSettings()))
+    return apply(
+        tiny_model, calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=SearchSettings(compare_teal=False))
+    )
 
 
 def token_by_token(model, request, share):

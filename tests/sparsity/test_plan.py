@@ -11,10 +11,10 @@ from wisparse_jax.errors import PlanError
 from wisparse_jax.search import calibrate
 from wisparse_jax.sparsity import SparsityPlan, apply
 
-QUICK = SearchSettings(statistics_tokens=64)
+QUICK = SearchSettings(statistics_tokens=64, compare_teal=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plan(tiny_model, tiny_tokens):
     return calibrate(tiny_model, tiny_tokens, sparsity=0.4, method="wina", settings=QUICK)
 
