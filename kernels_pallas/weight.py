@@ -57,7 +57,7 @@ class Weight(NamedTuple):
         if self.scales is None:
             return self.values.astype(dtype)
         if self.kind == "int8":
-            return (self.values.astype(jnp.float32) * self.scales).astype(dtype)
+            return (self.values.astype(jnp.float32) * self.scales[None]).astype(dtype)
         size_in, size_out = self.shape
         halves = jnp.stack([self.values & 15, self.values >> 4], axis=-1).reshape(size_in, size_out)
         scales = jnp.repeat(self.scales.T, GROUP, axis=1)[:, :size_out]

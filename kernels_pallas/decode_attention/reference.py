@@ -39,7 +39,7 @@ def decode_attention_reference(
 
     def finish(which: int) -> Array:
         y = products[which].sum(0).astype(dtype)
-        y = y if biases[which] is None else y + biases[which]
+        y = y if biases[which] is None else y + biases[which][None]
         return y.reshape(batch, -1, head_dim)
 
     query, key, value = finish(0), finish(1), finish(2)
@@ -52,7 +52,7 @@ def decode_attention_reference(
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
     grouped = query.reshape(batch, kv_heads, -1, head_dim)
     scores = jnp.einsum("bkgd,bskd->bkgs", grouped, keys, precision=precision, preferred_element_type=jnp.float32)
-    at = jnp.arange(slots)
+    at = jnp.arange(slots)[None]
     seen = (at >= start[:, None]) & (at <= slot)
     if window is not None:
         seen &= at > slot - window

@@ -53,7 +53,8 @@ def _kernel(
 
     def halves(which: int, first: Any, mask: Any) -> tuple[Any, Any]:
         """The two halves of heads that begin at features `first`, normed and rotated."""
-        a, b = finished(which, first + h, mask), finished(which, first + half + h, mask)
+        wide = functools.partial(lax.broadcast_to_rank, rank=mask.ndim)
+        a, b = finished(which, first + wide(h), mask), finished(which, first + half + wide(h), mask)
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         if gains is not None:
             square = jnp.sum(a * a, axis=-1) + jnp.sum(b * b, axis=-1)
@@ -61,9 +62,10 @@ def _kernel(
             scale = scale[:, None] if a.ndim == 2 else scale
             g1 = plt.load(gains[which].at[h], mask=in_half, other=0)
             g2 = plt.load(gains[which].at[half + h], mask=in_half, other=0)
-            a = (g1 * (a * scale).astype(dtype)).astype(jnp.float32)
-            b = (g2 * (b * scale).astype(dtype)).astype(jnp.float32)
-        return (a * cos - b * sin).astype(dtype), (b * cos + a * sin).astype(dtype)
+            a = (wide(g1) * (a * scale).astype(dtype)).astype(jnp.float32)
+            b = (wide(g2) * (b * scale).astype(dtype)).astype(jnp.float32)
+        c, s = wide(cos), wide(sin)
+        return (a * c - b * s).astype(dtype), (b * c + a * s).astype(dtype)
 
     slot, scale = place_ref[0], dim**-0.5
     begin = plt.load(start_ref.at[row])

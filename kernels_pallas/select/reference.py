@@ -21,14 +21,14 @@ def select_reference(
     values = jnp.pad(x, padding)
     # Channels that pad the last chunk are below any threshold.
     limits = jnp.pad(thresholds, padding, constant_values=jnp.inf)
-    keeps = jnp.abs(values.astype(jnp.float32)) >= limits[:, None]
+    keeps = jnp.abs(values.astype(jnp.float32))[None] >= limits[:, None]
     shape = (len(thresholds), batch, chunks, rows)
     keeps = keeps.reshape(shape)
     kept = keeps.any(axis=1)
     order = jnp.argsort(~kept, axis=-1, stable=True)
     own = jnp.where(keeps, jnp.broadcast_to(values.reshape(batch, chunks, rows), shape), 0).swapaxes(1, 2)
     listed = jnp.take_along_axis(own, order[:, :, None], axis=-1)
-    channels = order + jnp.arange(chunks)[:, None] * rows
+    channels = order + jnp.arange(chunks)[None, :, None] * rows
     return Kept(kept.sum(-1, dtype=jnp.int32), channels.astype(jnp.int32), listed.astype(x.dtype))
 
 
@@ -41,7 +41,7 @@ def add_parts(
     if parts is None:
         return x
     y = parts.sum(0).astype(x.dtype)
-    return x + (y if bias is None else y + bias)
+    return x + (y if bias is None else y + bias[None])
 
 
 def rms_norm(
@@ -50,7 +50,7 @@ def rms_norm(
     """`x / rms(x) * weight`, the mean square in float32."""
     f = x.astype(jnp.float32)
     f = f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + eps)
-    return weight * f.astype(x.dtype)
+    return lax.broadcast_to_rank(weight, x.ndim) * f.astype(x.dtype)
 
 
 def gated_reference(
@@ -62,7 +62,7 @@ def gated_reference(
 ) -> Float[Array, "batch features"]:
     """`silu(gate) * up`, from partial sums that are rounded as elsewhere; in float32, rounded once."""
     g, u = gate.sum(0).astype(dtype), up.sum(0).astype(dtype)
-    g, u = (g if gate_bias is None else g + gate_bias), (u if up_bias is None else u + up_bias)
+    g, u = (g if gate_bias is None else g + gate_bias[None]), (u if up_bias is None else u + up_bias[None])
     return (jax.nn.silu(g.astype(jnp.float32)) * u.astype(jnp.float32)).astype(dtype)
 
 

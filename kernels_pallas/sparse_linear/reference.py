@@ -13,7 +13,7 @@ def keep_mask(
     x: Float[Array, "*batch in_channels"], thresholds: Float[Array, " in_channels"]
 ) -> Bool[Array, "*batch in_channels"]:
     """`|x_i| >= t_i`, compared in float32; a NaN is not kept."""
-    return jnp.abs(x.astype(jnp.float32)) >= thresholds.astype(jnp.float32)
+    return jnp.abs(x.astype(jnp.float32)) >= lax.broadcast_to_rank(thresholds.astype(jnp.float32), x.ndim)
 
 
 def dot(x: Float[Array, "*batch in_channels"], weight: Weight | Array) -> Float[Array, "*batch out"]:
@@ -28,7 +28,7 @@ def dot(x: Float[Array, "*batch in_channels"], weight: Weight | Array) -> Float[
     if weight.kind == "int4":
         return jnp.matmul(x, weight.wide(x.dtype), precision=precision)
     whole = jnp.matmul(x, weight.values.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
-    return (whole * weight.scales).astype(x.dtype)
+    return (whole * lax.broadcast_to_rank(weight.scales, whole.ndim)).astype(x.dtype)
 
 
 def sparse_linear_reference(

@@ -16,7 +16,7 @@ def sparse_product_reference(kept: Kept, weights: Sequence[Weight]) -> tuple[Flo
     """Every layer's list spread out to a vector again and multiplied densely in float32."""
     out = []
     for layer, weight in enumerate(weights):
-        real = jnp.arange(kept.rows) < kept.counts[layer][:, None]
+        real = jnp.arange(kept.rows)[None] < kept.counts[layer][:, None]
         channels = jnp.where(real, kept.channels[layer], weight.shape[0]).reshape(-1)
         values = jnp.where(real[:, None], kept.values[layer], 0).astype(jnp.float32)
         batch = values.shape[1]

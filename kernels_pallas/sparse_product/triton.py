@@ -93,7 +93,10 @@ def _tile(
         return add(totals, read, value), next_read, next_value, listed(i + 2)
 
     steps = pl.cdiv(jnp.max(count), each)
-    factor = 1.0 if kind != "int8" else plt.load(scale.at[columns], mask=inside, other=0.0)
+    factor = 1.0
+    if kind == "int8":
+        factor = plt.load(scale.at[columns], mask=inside, other=0.0)
+        factor = factor if batch == 1 else factor[None, :]
     height = config.block_rows if batch == 1 else LARGEST_BATCH
     taken, channel, value = listed(0)
     zeros = [jnp.zeros((height, columns_read), jnp.float32)] * (2 if packed else 1)
