@@ -175,7 +175,7 @@ def train(config: LlamaConfig, stream: jax.Array, args: Arguments) -> tuple[Any,
         key, where = jax.random.split(key)
         starts = jax.random.randint(where, (args.batch, 1), 0, stream.size - CONTEXT)
         # Every window begins with BOS, as every prompt and every self-sampled text does.
-        body = stream[starts + jnp.arange(CONTEXT)].astype(jnp.int32)
+        body = stream[starts + jnp.arange(CONTEXT)[None]].astype(jnp.int32)
         windows = jnp.concatenate([jnp.full((args.batch, 1), BOS), body], axis=1)
         loss, grads = jax.value_and_grad(lambda p: token_nll(config, p, windows, jnp.bfloat16).mean())(params)
         updates, state = optimiser.update(grads, state, params)

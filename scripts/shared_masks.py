@@ -146,7 +146,7 @@ def shared_block(
         size = jnp.sqrt(jnp.mean(jnp.square(grouped), axis=1))  # [groups, positions, in]
         for name in INPUT_GROUPS[group]:
             i = LAYERS.index(name)
-            scores = size * score_weights(gains[name], exponents[i])
+            scores = size * score_weights(gains[name], exponents[i])[None, None]
             rows = scores.reshape(-1, scores.shape[-1])
             taus[name] = tau_between(rows[spaced_tokens(*rows.shape)].ravel(), values[i])[0] if find else values[i]
             kept = scores >= taus[name]

@@ -45,7 +45,7 @@ def dense_logits(
     sizes = np.cumsum([config.layer_shapes[n][1] for n in ("q", "k")])
     for i, (block, weights) in enumerate(zip(params["blocks"], joined, strict=True)):
         qkv = dot(rms_norm(x, block["attn_norm"], config.norm_eps), weights["attn_in"])
-        qkv = jnp.split(qkv + weights["bias"] if "bias" in weights else qkv, sizes, axis=-1)
+        qkv = jnp.split(qkv + weights["bias"][None] if "bias" in weights else qkv, sizes, axis=-1)
         norms = HeadNorms(block["q_norm"], block["k_norm"]) if config.qk_norm else None
         if kernels:
             parts: Any = tuple(part.astype(jnp.float32)[None] for part in qkv)

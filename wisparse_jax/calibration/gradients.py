@@ -170,7 +170,7 @@ def _level_costs(
     rows = []
     for i, name in enumerate(LAYERS):
         x, u = made.inputs[GROUP_OF[name]], made.gradients[name]
-        score, part = jnp.abs(x) * score_weights(gains[name], exponents[i]), x * u
+        score, part = jnp.abs(x) * score_weights(gains[name], exponents[i])[None], x * u
 
         def cost(tau: Array, score: Array = score, part: Array = part) -> Array:
             return 0.5 * jnp.mean(jnp.square(jnp.sum(jnp.where(score < tau, part, 0.0), axis=-1)))

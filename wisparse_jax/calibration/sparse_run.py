@@ -90,7 +90,7 @@ def _sparse_block(
         for name in INPUT_GROUPS[group]:
             i = LAYERS.index(name)
             weights = score_weights(gains[name], exponents[i])
-            taus[name], shares[name] = tau_between((rows * weights).ravel(), sparsities[i])
+            taus[name], shares[name] = tau_between((rows * weights[None]).ravel(), sparsities[i])
             rules[name] = rules[name]._replace(thresholds=taus[name] / weights)
 
     settle("attn_in", rms_norm(x, params["attn_norm"], config.norm_eps))

@@ -67,7 +67,7 @@ class BlockStatistics:
 def _scores(
     samples: Float[Array, "tokens in_channels"], gains: Float[Array, " in_channels"], exponent: Float[Array, ""]
 ) -> Float[Array, " scores"]:
-    return (samples.astype(jnp.float32) * score_weights(gains, exponent)).ravel()
+    return (samples.astype(jnp.float32) * score_weights(gains, exponent)[None]).ravel()
 
 
 def _look_up(table: np.ndarray, sparsities: np.ndarray | np.float64) -> np.ndarray:

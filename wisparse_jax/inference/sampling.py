@@ -66,7 +66,7 @@ def choose(
         scaled = logits / jnp.maximum(values.temperature, 1e-6)
         order = jnp.argsort(-scaled, axis=-1)
         ranked = jnp.take_along_axis(scaled, order, axis=-1)
-        in_top = jnp.arange(logits.shape[-1]) < values.top_k
+        in_top = jnp.arange(logits.shape[-1])[None] < values.top_k
         shares = jax.nn.softmax(jnp.where(in_top, ranked, -jnp.inf), axis=-1)
         # A token stays while those before it have not reached top_p; the first always does.
         before = jnp.cumsum(shares, axis=-1) - shares

@@ -67,7 +67,7 @@ def _write(config: LlamaConfig, length: int, params: Params, keys: Key[Array, " 
         logits, cache = token_logits(config, params, last, slot, start, cache, None)
         if begins:
             opened = _members(config, begins)[last]
-            logits = jnp.where(opened[:, None] & ends, -jnp.inf, logits)
+            logits = jnp.where(opened[:, None] & ends[None], -jnp.inf, logits)
         chosen = jax.vmap(jax.random.categorical)(step_keys[:, slot + 1], logits).astype(jnp.int32)
         if begins:
             chosen = jnp.where(closes[last], begins[0], chosen)

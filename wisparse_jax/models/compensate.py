@@ -71,7 +71,7 @@ def compensated_int4(
             for own_rows, size in zip(rows, sizes, strict=True):
                 numbers, scales = nearest_int4(own_rows[i])
                 error = (own_rows[i] - numbers * jnp.repeat(scales, GROUP)[:size]) / among[i, i]
-                left.append(own_rows - among[i][:, None] * error)
+                left.append(own_rows - jnp.outer(among[i], error))
                 made.append((numbers, scales, error))
             return left, made
 

@@ -61,7 +61,7 @@ def layout(
     """Positions and rotary angles of `length` tokens a row that occupy slots `offset .. offset + length - 1`."""
     begin = jnp.zeros(batch, jnp.int32) if start is None else start.astype(jnp.int32)
     offset = jnp.asarray(offset, jnp.int32)
-    positions = offset + jnp.arange(length, dtype=jnp.int32) - begin[:, None]
+    positions = (offset + jnp.arange(length, dtype=jnp.int32))[None] - begin[:, None]
     cos, sin = config.rope.angles(positions, config.head_dim)
     return Layout(offset, cos, sin, positions, begin)
 
@@ -91,7 +91,7 @@ def attend(
 
 def _visible(window: int | None, where: Layout, slots: int) -> Bool[Array, "batch length slots"]:
     """Which slots a query sees: from its row's start to itself, at most `window` of them."""
-    slot_positions = jnp.arange(slots, dtype=jnp.int32) - where.start[:, None]
+    slot_positions = jnp.arange(slots, dtype=jnp.int32)[None] - where.start[:, None]
     behind = where.positions[:, :, None] - slot_positions[:, None, :]
     seen = (behind >= 0) & (slot_positions[:, None, :] >= 0)
     return seen if window is None else seen & (behind < window)
@@ -180,8 +180,10 @@ def _linear(params: Params, rules: LayerRules | None, record: dict[str, Any] | N
     weight = Weight.of(layer)
     out = dot(inputs, weight) if rule is None else rule.product(inputs, weight)
     if "bias" in layer:
-        out = out + layer["bias"]
-    return out if rule is None or rule.bias is None else out + rule.bias.astype(out.dtype)
+        out = out + lax.broadcast_to_rank(layer["bias"], out.ndim)
+    if rule is None or rule.bias is None:
+        return out
+    return out + lax.broadcast_to_rank(rule.bias.astype(out.dtype), out.ndim)
 
 
 def hidden_states(

@@ -30,7 +30,7 @@ def quantise_int8(kernel: Float[Array, "in_channels out"]) -> Weight:
     wide = kernel.astype(jnp.float32)
     # A column of zeros has any scale.
     scale = jnp.maximum(jnp.abs(wide).max(axis=0), jnp.finfo(jnp.float32).tiny * LARGEST) / LARGEST
-    return Weight(jnp.round(wide / scale).astype(jnp.int8), scale)
+    return Weight(jnp.round(wide / scale[None]).astype(jnp.int8), scale)
 
 
 @jax.jit

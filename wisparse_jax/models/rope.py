@@ -103,7 +103,7 @@ class Rope:
         self, positions: Int[Array, "batch length"], head_dim: int
     ) -> tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]:
         """Cosine and sine of `position * frequency`, float32."""
-        angle = positions[..., None].astype(jnp.float32) * jnp.asarray(self.frequencies(head_dim))
+        angle = positions[..., None].astype(jnp.float32) * self.frequencies(head_dim)[None, None]
         return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -72,7 +72,7 @@ def _block_moments(
 ) -> tuple[Array, Array, Array, Array]:
     streams, gradients = [], []
     for group, norm in STREAM_GROUPS.items():
-        gain = norms[norm].astype(jnp.float32)
+        gain = norms[norm].astype(jnp.float32)[None]
         # Channels that the gain puts out are not read, whatever they are.
         streams.append(made.inputs[group] * jnp.where(gain == 0, 0.0, 1.0 / jnp.where(gain == 0, 1.0, gain)))
         rows = [made.gradients[name] * gain for name in INPUT_GROUPS[group]]
@@ -198,7 +198,8 @@ def _descend_some(
 
 @jax.jit
 def _cayley(start: Float[Array, "*batch n n"], free: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
-    half, eye = (free - jnp.swapaxes(free, -1, -2)) / 2, jnp.eye(start.shape[-1])
+    half = (free - jnp.swapaxes(free, -1, -2)) / 2
+    eye = jax.lax.broadcast_to_rank(jnp.eye(start.shape[-1]), start.ndim)
     turn = jnp.linalg.solve(eye + half, eye - half)
     return jnp.matmul(start, turn, precision="highest")
 
@@ -220,7 +221,7 @@ def _absolute(q: Array, key: Key[Array, ""], sparsity: Array, stream: Array, ene
 def _skipped(q: Array, key: Key[Array, ""], sparsity: Array, stream: Array, gradients: Array) -> Array:
     groups, tokens = _some(key, *stream.shape[:2])
     own = gradients[groups]
-    square = jnp.sum(q * (own @ q), axis=1)  # E[u_i^2] in the rotated basis
+    square = jnp.sum((own @ q) * q[None], axis=1)  # E[u_i^2] in the rotated basis
     lost = jnp.square(stream[groups][:, tokens] @ q) * square[:, None]
     scale = jnp.mean(jnp.trace(gradients, axis1=1, axis2=2))
     return _lowest(lost, sparsity) / scale

@@ -57,16 +57,17 @@ class _SoftRule(NamedTuple):
 
     def product(self, inputs: Float[Array, "*batch in_channels"], weight: Weight) -> Float[Array, "*batch out"]:
         """What the kept channels add up to."""
+        wide = functools.partial(lax.broadcast_to_rank, rank=inputs.ndim)
         size = jnp.abs(lax.stop_gradient(inputs)).astype(jnp.float32)
         fixed = lax.stop_gradient(self.log_gains)
-        scores = size * jnp.exp(fixed)
+        scores = size * wide(jnp.exp(fixed))
         rows = scores.reshape(-1, scores.shape[-1])
         tau, _ = tau_between(rows[:: max(1, len(rows) // QUANTILE_TOKENS)].ravel(), self.sparsity)
-        distance = jnp.log(size + _TINY) + self.log_gains - jnp.log(tau + _TINY)
+        distance = jnp.log(size + _TINY) + wide(self.log_gains) - jnp.log(tau + _TINY)
         # How many scores lie near the threshold says how far it moves when the gains do.
         near = jax.nn.sigmoid(lax.stop_gradient(distance) / WIDTH)
         near = near * (1.0 - near)
-        moved = jnp.sum(near * (self.log_gains - fixed)) / (jnp.sum(near) + _TINY)
+        moved = jnp.sum(near * wide(self.log_gains - fixed)) / (jnp.sum(near) + _TINY)
         soft = jax.nn.sigmoid((distance - moved) / WIDTH)
         kept = (scores >= tau).astype(jnp.float32)
         return dot(inputs * (lax.stop_gradient(kept - soft) + soft).astype(inputs.dtype), weight)

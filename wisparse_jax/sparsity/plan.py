@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Float64
 
 from wisparse_jax.errors import PlanError
@@ -185,6 +186,6 @@ def check_basis(basis: Basis, where: str) -> None:
     """
     for name, matrix in (("stream", basis.stream), ("heads", basis.heads)):
         product = jnp.matmul(jnp.swapaxes(matrix, -1, -2), matrix, precision="highest")
-        off = float(jnp.abs(product - jnp.eye(matrix.shape[-1])).max())
+        off = float(jnp.abs(product - lax.broadcast_to_rank(jnp.eye(matrix.shape[-1]), matrix.ndim)).max())
         if not off < 1e-3 or not math.isfinite(off):
             raise PlanError(f"{where}: tensor basis.{name} is not orthogonal: off by {off:.2g}")
