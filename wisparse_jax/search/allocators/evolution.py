@@ -7,7 +7,8 @@ once (evosax) keeps its best candidate, and every candidate is evaluated with th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -58,20 +59,20 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
         return best, {"uniform": None, "best": [], "evaluations": 0}
     strategy = getattr(evosax.algorithms, settings.algorithm)(settings.population, jnp.zeros(blocks))
     key, start = jax.random.split(random_key(problem.seed))
-    with jax.numpy_dtype_promotion("standard"):  # evosax multiplies truths, which a user may forbid
+    with _promotion():
         params = strategy.default_params.replace(std_init=settings.initial_std)
         state = strategy.init(start, jnp.zeros(blocks), params)
     least = uniform = float(problem.divergence(layers(np.tile(best, (settings.population, 1))))[0])
     curve: list[float] = []
     for _ in problem.progress(range(settings.generations)):
         key, ask, tell = jax.random.split(key, 3)
-        with jax.numpy_dtype_promotion("standard"):
+        with _promotion():
             moves, state = strategy.ask(ask, state, params)
         candidates = problem.within_budget(problem.target + np.asarray(moves, np.float64))
         values = problem.divergence(layers(candidates))
         # A strategy ranks or sums what it is told: infinity would spoil its sums.
         told = np.where(np.isfinite(values), values, 10 * values[np.isfinite(values)].max())
-        with jax.numpy_dtype_promotion("standard"):
+        with _promotion():
             state, _ = strategy.tell(tell, moves, jnp.asarray(told, jnp.float32), state, params)
         i = int(np.argmin(values))
         if values[i] < least:
@@ -79,3 +80,12 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
         curve.append(least)
     evaluations = settings.population * (settings.generations + 1)
     return best, {"uniform": uniform, "best": curve, "evaluations": evaluations}
+
+
+@contextlib.contextmanager
+def _promotion() -> Iterator[None]:
+    """For evosax, which multiplies truths, and vectors with matrices: a user may forbid both."""
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
