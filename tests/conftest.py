@@ -13,8 +13,10 @@ if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 
-# Numbers of two types meet only where the code says so; a user's own setting is not overridden in processes of tests.
+# Numbers of two types and arrays of two ranks meet only where the code says so; in processes of tests a user's own
+# settings are not overridden.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):

@@ -55,9 +55,8 @@ def real_block(demo, demo_text):
         limits = {}
         for name, inputs in record.items():
             norms = channel_norms(own[name]["kernel"], own[name].get("scale"))
-            limits[name] = channel_thresholds(
-                norms, jnp.float32(1), jnp.median(jnp.abs(inputs).astype(jnp.float32) * norms)
-            )
+            scores = jnp.abs(inputs).astype(jnp.float32) * norms[None, None]
+            limits[name] = channel_thresholds(norms, jnp.float32(1), jnp.median(scores))
         last = {name: inputs[:, -1] for name, inputs in record.items()}
         return RealBlock(own, x[:, -1], cache, where.cos[:, -1], where.sin[:, -1], limits, last)
 

@@ -65,7 +65,7 @@ def test_norm(triton, size, batch, parts, biased, seed):
     weight, thresholds = normal(seed + 3, size), jnp.abs(normal(seed + 4, 2, size)) * 0.7
     arguments = (x, product, bias, weight, 1e-5, thresholds, 16)
     stream, lists = select_norm(*arguments, implementation="xla")
-    expected = x + (0 if product is None else product.sum(0)) + (0 if bias is None else bias)
+    expected = x + (0 if product is None else product.sum(0)) + (0 if bias is None else bias[None])
     np.testing.assert_allclose(stream, expected, rtol=1e-5, atol=1e-6)
     found, found_lists = select_norm(*arguments, **triton)
     np.testing.assert_allclose(found, stream, rtol=1e-5, atol=1e-6)
@@ -78,7 +78,7 @@ def test_gate(triton, size, batch, biased, seed):
     gate, up, bias = normal(seed, 3, batch, size), normal(seed + 1, 3, batch, size), normal(seed + 2, size)
     thresholds = jnp.abs(normal(seed + 3, 1, size)) * 0.3
     arguments = (gate, up, bias if biased else None, None, thresholds, 32, jnp.float32)
-    plain = jax.nn.silu(gate.sum(0) + (bias if biased else 0)) * up.sum(0)
+    plain = jax.nn.silu(gate.sum(0) + (bias[None] if biased else 0)) * up.sum(0)
     for how in (XLA, triton):
         assert_same(select_gated(*arguments, **how), expected_channels(plain, thresholds), 1e-5)
 

@@ -51,7 +51,8 @@ def test_a_layer_skips_below_its_thresholds_and_adds_both_biases(model, sparse):
     from wisparse_jax.models.forward import _linear
 
     out = _linear(model.params["blocks"][0], sparse.rules[0], None, "q", jnp.asarray(x))
-    expected = np.where(np.abs(x) >= rule.thresholds, x, 0) @ layer["kernel"] + layer["bias"] + rule.bias
+    limits, own, added = (np.asarray(a) for a in (rule.thresholds, layer["bias"], rule.bias))
+    expected = np.where(np.abs(x) >= limits, x, 0) @ np.asarray(layer["kernel"]) + own + added
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
