@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -43,7 +44,6 @@ def last_line(run: subprocess.CompletedProcess[bytes]) -> str:
 SETTINGS = {
     "JAX_ENABLE_X64": ("True", "generate model --prompt x"),
     "JAX_TRANSFER_GUARD": ("disallow", "evaluate model --text self"),
-    "JAX_NUMPY_RANK_PROMOTION": ("raise", "convert model out"),
     "JAX_DEBUG_NANS": ("1", "calibrate model --out out"),
     "JAX_PLATFORMS": ("cuda", "generate model --prompt x"),
     "JAX_PLATFORM_NAME": ("nonsense", "generate model --prompt x"),
@@ -58,6 +58,13 @@ def test_settings_of_jax_that_cannot_be_are_refused_by_name(folder: Path, name: 
     run = start(folder, *command.split(), **{name: value})
     assert run.returncode == 2 and run.stdout == b""
     assert last_line(run).startswith(f"wisparse: error: {name} = {value}: ")
+
+
+def test_a_user_may_forbid_every_promotion(folder: Path) -> None:
+    strict = {"JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    run = start(folder, "evaluate", "model", "--text", "self", "--tokens", "64", "--json", **strict)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["tokens"] > 0
 
 
 def test_an_output_of_another_encoding_shows_the_codes(folder: Path) -> None:

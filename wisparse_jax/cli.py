@@ -186,7 +186,6 @@ _GUARDS = "JAX_TRANSFER_GUARD JAX_TRANSFER_GUARD_HOST_TO_DEVICE JAX_TRANSFER_GUA
 _JAX_SETTINGS = (
     ("JAX_ENABLE_X64", _ON, "this library computes with 32 bits"),
     (_GUARDS, ("disallow", "disallow_explicit"), "weights and tokens are moved between the host and the device"),
-    ("JAX_NUMPY_RANK_PROMOTION", ("raise",), "arrays of different ranks are combined here"),
     ("JAX_DEBUG_KEY_REUSE", _ON, "JAX takes a key for each step of a loop for one that is used again"),
     (" ".join(_OF_THE_SEARCH), _ON, "the search starts from values that are not finite"),
 )
