@@ -46,3 +46,10 @@ def test_commands_that_are_shown_exist(pages, capsys):
             cli.main([command, "--help"])
         known = capsys.readouterr().out
         assert [option for option in options if option not in known] == [], command
+
+
+def test_tests_that_are_named_exist(pages, repository):
+    named = {match for text in pages.values() for match in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)}
+    assert len(named) > 50
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (repository / file).read_text()]
+    assert missing == []

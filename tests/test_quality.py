@@ -1,25 +1,26 @@
-"""What the methods promise, on the trained demo model: their order, and the sparsity asked for."""
+"""What the methods promise, on the trained demo model: their order, and the sparsity asked for, in `wisparse demo`."""
 
 import dataclasses
+import json
 
 import pytest
 
 from wisparse_jax.calibration import SearchSettings
-from wisparse_jax.evaluation import evaluate
-from wisparse_jax.search import calibrate
-from wisparse_jax.sparsity import METHODS, apply
+from wisparse_jax.report import demo as program
+from wisparse_jax.sparsity import METHODS
 
 pytestmark = pytest.mark.long
 
 SETTINGS = SearchSettings(
     compare_teal=False,
     statistics_tokens=1_024,
-    absolute_steps=75,
-    skipped_steps=150,
-    heads_steps=50,
+    absolute_steps=40,
+    skipped_steps=60,
+    heads_steps=20,
     gradient_tokens=2_048,
-    training_steps=20,
-    training_every=10,
+    training_steps=8,
+    training_every=8,
+    training_tokens=1_024,
     exponent_step=0.5,
     exponent_passes=1,
     exponent_tokens=256,
@@ -28,17 +29,37 @@ SETTINGS = SearchSettings(
     paper_generations=3,
     paper_offspring=4,
     block_tokens=256,
-    layer_step=0.06,
+    layer_step=0.1,
     layer_tokens=256,
 )
 
 
 @pytest.fixture(scope="module")
-def results(demo, demo_text):
-    """Every method, with searches cut short, on text of the model's own, measured on other such text."""
-    text = demo_text["calibration"]
-    plans = {name: calibrate(demo, text, 0.5, name, settings=SETTINGS) for name in METHODS}
-    return plans, evaluate(demo, demo_text["held_out"][:24], {name: apply(demo, plan) for name, plan in plans.items()})
+def results(demo_text, tmp_path_factory):
+    """The demo with every method, searches cut short, and text of the model's own that was written before."""
+    text = {program.CALIBRATION_SEED: demo_text["calibration"], program.EVALUATION_SEED: demo_text["held_out"][:12]}
+    measured, plans = [], {}
+    search, score = program.calibrate, program.evaluate
+
+    def calibrate(model, ids, sparsity, name, *args, **how):
+        plans[name] = search(model, ids, sparsity, name, *args, **how)
+        return plans[name]
+
+    def evaluate(*args, **how):
+        measured.append(score(*args, **how))
+        return measured[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "SETTINGS", SETTINGS)
+        patch.setattr(program, "SHOWN", tuple(METHODS))
+        patch.setattr(program, "sample_windows", lambda *_, seed: text[seed])
+        patch.setattr(program, "calibrate", calibrate)
+        patch.setattr(program, "evaluate", evaluate)
+        folder = program.run_demo(tmp_path_factory.mktemp("demo") / "out")
+    figures = json.loads((folder / "evaluation.json").read_text())
+    (evaluation,) = measured
+    assert all(figures[name]["kl"] == pytest.approx(evaluation.sparse[name].divergence.mean) for name in METHODS)
+    return plans, evaluation
 
 
 ORDER = (("wisparse-plus", "teal"), ("wisparse-plus", "wisparse"), ("teal", "wina"), ("teal", "uniform"))
