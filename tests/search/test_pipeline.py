@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,7 +7,16 @@ import pytest
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.search import calibrate, calibrate_targets, calibrate_to_divergence, pipeline, stages, with_budgets
+from wisparse_jax.search import (
+    calibrate,
+    calibrate_targets,
+    calibrate_to_divergence,
+    pipeline,
+    progress,
+    stages,
+    with_budgets,
+)
+from wisparse_jax.search.progress import Progress
 from wisparse_jax.sparsity import METHODS
 
 QUICK = SearchSettings(
@@ -30,8 +40,26 @@ QUICK = SearchSettings(
 
 
 @pytest.fixture(scope="module")
-def plans(tiny_model, tiny_tokens):
-    return {name: calibrate(tiny_model, tiny_tokens, 0.5, name, settings=QUICK) for name in METHODS}
+def runs(tiny_model, tiny_tokens):
+    """For every method its plan, and the stages that its search went through."""
+    with pytest.MonkeyPatch.context() as patch:
+        met, stage = [], Progress.stage
+        patch.setattr(Progress, "stage", lambda self, name: [met.append(name), stage(self, name)][1])
+        found = {}
+        for name in METHODS:
+            met.clear()
+            found[name] = calibrate(tiny_model, tiny_tokens, 0.5, name, settings=QUICK), list(met)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plans(runs):
+    return {name: plan for name, (plan, _) in runs.items()}
+
+
+def test_the_stages_of_a_search_are_foreseen(runs):
+    for name, (_, met) in runs.items():
+        assert Counter(met) == Counter(progress.stages(METHODS[name], judged=True, targets=1)), name
 
 
 def test_every_method_meets_the_target_exactly(plans):

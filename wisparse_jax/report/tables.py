@@ -13,7 +13,7 @@ from wisparse_jax.sparsity import SparsityPlan
 
 STAGES = (
     "statistics", "moments", "basis", "gains", "exponents", "budgets", "final exponents", "training", "thresholds",
-    "held out",
+    "held out", "comparison",
 )  # fmt: skip
 
 

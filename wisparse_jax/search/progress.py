@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+
+from wisparse_jax.sparsity.methods import Method
 
 # Rough shares of a search's time; a stage that is not named has 1.
 SHARES = {
-    "statistics": 1.0,
     "moments": 2.0,
-    "basis": 6.0,
-    "gains": 1.5,
+    "basis": 14.0,
+    "gains": 2.0,
     "exponents": 6.0,
     "final exponents": 6.0,
-    "budgets": 6.0,
-    "thresholds": 1.0,
-    "biases": 6.0,
-    "held out": 2.0,
+    "budgets": 4.0,
+    "training": 14.0,
+    "held out": 0.5,
+    "comparison": 8.0,
 }
+# What allocators start from, whose result is held against it on windows that are held out.
+STARTS = {"evolution": "greedy", "second-order": "uniform"}
+
+
+def trains(method: Method) -> bool:
+    """Whether a method has a stage of training."""
+    return method.biases or method.gains == "trained"
+
+
+def stages(method: Method, judged: bool, targets: int) -> list[str]:
+    """A search's stages as often as they come, unless one is dropped; `judged` if windows are held out."""
+    held_out = ["held out"] * judged
+    once = ["statistics", "held out"]
+    if method.basis != "none":
+        once += ["moments", "basis", "statistics", "held out", *held_out]
+    if method.gains != "norms":
+        once += ["gains", "held out", *held_out]
+    each = ["budgets", *held_out * (method.allocator in STARTS), "thresholds", "comparison"]
+    each += ["training"] * (judged and trains(method))
+    each += ["exponents", *held_out, "final exponents", *held_out] * method.search_exponents
+    return once + each * targets
 
 
 class Progress:
@@ -28,14 +51,20 @@ class Progress:
         from tqdm import tqdm
 
         self.timings: dict[str, float] = {}
-        self._end, total = 0.0, sum(SHARES.get(name, 1.0) for name in stages)
+        self._end, self._ahead = 0.0, Counter(stages)
+        total = sum(SHARES.get(name, 1.0) for name in stages)
         layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
-        self._bar = tqdm(total=total, desc=title, disable=not show, bar_format=layout)
+        # What is left is estimated from the whole search so far: stages pass at different speeds.
+        self._bar = tqdm(total=total, desc=title, disable=not show, bar_format=layout, smoothing=0)
         self._title = title
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body as a stage; it may come several times."""
+        """Time the body as a stage; one that was not among those to come makes the whole longer."""
+        if self._ahead[name]:
+            self._ahead[name] -= 1
+        else:
+            self._bar.total += SHARES.get(name, 1.0)
         self._bar.set_description_str(f"{self._title}: {name}")
         started = time.perf_counter()
         self._end = self._bar.n + SHARES.get(name, 1.0)
@@ -54,9 +83,9 @@ class Progress:
             self._advance(part)
 
     def _advance(self, part: float) -> None:
-        # Stages that come again take more than was thought: the bar waits at its end.
-        self._bar.update(max(0.0, min(part, self._bar.total - self._bar.n)))
+        self._bar.update(max(0.0, part))
 
     def close(self) -> None:
-        """Leave the last line as it is."""
+        """The search is over, also where stages that it may have were not needed; the last line stays."""
+        self._advance(self._bar.total - self._bar.n)
         self._bar.close()

@@ -29,7 +29,7 @@ from wisparse_jax.search.exponents import search_exponents
 from wisparse_jax.search.judge import Judge, baselines, held_out_windows, sparse_at
 from wisparse_jax.search.losses import BlockLoss
 from wisparse_jax.search.problem import BudgetProblem, Table
-from wisparse_jax.search.progress import Progress
+from wisparse_jax.search.progress import STARTS, Progress, stages, trains
 from wisparse_jax.search.state import SearchState, Spent
 from wisparse_jax.search.training import Trained, start_of, train
 from wisparse_jax.sparsity.apply import SparseLlama, plan_rules
@@ -62,7 +62,7 @@ class Search:
         held = held_out_windows(count, settings)
         self.judge = Judge(model, windows[count - held :] if held else windows[:0], settings, seed)
         self.text, training = text, windows[: count - held]
-        self.progress = Progress(method.name, self._stages(targets), progress)
+        self.progress = Progress(method.name, stages(method, bool(self.judge), targets), progress)
         self.history: dict[str, Any] = {}
         self._shared: dict[str, Any] = {}
         self.spent = Spent()
@@ -97,17 +97,6 @@ class Search:
                 return False
         self.calibration, self.held_out = made, held_out
         return True
-
-    def _stages(self, targets: int) -> list[str]:
-        method = self.method
-        once = ["statistics"] + ["moments", "basis", "statistics"] * (method.basis != "none")
-        once += ["gains"] * (method.gains != "norms")
-        each = ["budgets", "thresholds", "held out"] + ["training"] * self._trains
-        return once + (each + ["exponents", "final exponents"] * method.search_exponents) * targets
-
-    @property
-    def _trains(self) -> bool:
-        return self.method.biases or self.method.gains == "trained"
 
     def _note(self, line: str) -> None:
         # Not the list that other targets' records hold.
@@ -198,7 +187,7 @@ class Search:
             settings=dataclasses.asdict(self.settings),
             version=__version__,
         )
-        with self.progress.stage("held out"):
+        with self.progress.stage("comparison"):
             figures = self._report(made)
         return dataclasses.replace(
             made,
@@ -228,10 +217,9 @@ class Search:
             allocation = get_allocator(self.method.allocator)(problem)
             self.history[f"budgets {target:g}"] = allocation.history
         # What was found on the tokens of the search against what it started from, which for an evolution is TEAL's.
-        starts = {"evolution": "greedy", "second-order": "uniform"}
-        if self.method.allocator not in starts:
+        if self.method.allocator not in STARTS:
             return allocation.sparsities
-        start = get_allocator(starts[self.method.allocator])(problem).sparsities
+        start = get_allocator(STARTS[self.method.allocator])(problem).sparsities
         return self._better("budgets", target, (exponents, start), (exponents, allocation.sparsities))[1]
 
     def _problem(self, target: float, exponents: Table) -> BudgetProblem:
@@ -282,7 +270,7 @@ class Search:
     ) -> tuple[Calibration, Calibration, Table, Biases | None] | None:
         """Both runs with the trained gains, the exponents these count with, and the biases, if that helps."""
         held_out, method, settings = self.held_out, self.method, self.settings
-        if held_out is None or not (self._trains and settings.training_steps and target > 0):
+        if held_out is None or not (trains(method) and settings.training_steps and target > 0):
             return None
         rates = settings.gain_rate * (method.gains == "trained"), settings.bias_rate * method.biases
 
