@@ -95,7 +95,11 @@ def test_the_command_times_a_model(repository, capsys):
         ("demo --tokens 0", "tokens = 0: expected 1 or above"),
         ("demo --context 0", "context = 0: expected 1 or above"),
         ("demo --blocks 2", r"blocks: expected for a shape only \(llama-3-70b, "),
-        ("demo --context 500", "context: with 96 tokens 604 slots, but the model has 512"),
+        (
+            "demo --context 500",
+            "context = 500: expected at most 408, as the model's context is 512 and a run writes 96 tokens",
+        ),
+        ("demo --tokens 600", "tokens = 600: expected below 504, the model's context"),
         ("llama-3.1-8b --plan p", "plan: expected a model's, but llama-3.1-8b is a shape with random weights"),
     ],
 )

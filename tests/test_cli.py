@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import wisparse_jax as ws
 from wisparse_jax.cli import main
 
 SETTINGS = """\
@@ -57,6 +58,34 @@ def test_help_names_every_command(capsys):
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert all(command in out for command in ("demo", "calibrate", "evaluate", "generate", "convert"))
+
+
+def test_help_reads_like_the_documentation(capsys):
+    """An argument is called what it is, and no default is printed where there is none."""
+    for command in ("calibrate", "evaluate", "sweep", "generate", "chat", "convert", "benchmark", "report", "show"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        out = capsys.readouterr().out
+        assert re.search(r"MODEL|PLAN", out.splitlines()[0]), command
+        assert not re.search(r"\{None\}|default: (None|False)?\s*\)|--no-json", out), command
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--help"])
+    out = capsys.readouterr().out
+    assert out.index("--out PATH") < out.index("--mesh STR")  # what few need comes last
+
+
+def test_none_is_a_word_like_any_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "demo", "--prompt", "a", "--plan", "None"])
+    assert "None: expected a plan folder, found no such folder" in capsys.readouterr().err
+
+
+def test_the_version_comes_with_those_of_what_computes(capsys):
+    main(["--version"])
+    found = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"wisparse_jax {re.escape(ws.__version__)}, jax [\d.]+, flax .*, Python 3\.\d+\.\d+, .*\n", found
+    )
 
 
 @pytest.mark.parametrize("own", ["", "--xla_dump_to=x", "--xla_gpu_deterministic_ops=false"])

@@ -41,7 +41,8 @@ def refused(capsys, *command):
 def test_the_times_are_a_line_on_standard_error(capsys):
     out, err = generate(capsys, "--prompt", "Seas")
     assert out.startswith("Seas") and out.endswith("\n")
-    line = r"load \d+\.\d s, compile \d+\.\d s, first token \d+\.\d\d s, 6 tokens, \d+\.\d tok/s\n"
+    line = r"load \d+\.\d s, compile \d+\.\d s, first token \d+\.\d\d s, 6 tokens, \d+\.\d tok/s"
+    line += r"; ended by --max-new-tokens\n"
     assert re.fullmatch(line, err)
 
 
@@ -90,7 +91,9 @@ def test_a_conversation_remembers(capsys, chatting, monkeypatch):
     )
     answer = asked[1][2]
     assert asked == [[system, first], [system, first, answer, second], [system, again]]
-    assert answer["role"] == "assistant" and out.startswith(answer["content"]) and err.count("first token") == 3
+    assert answer["role"] == "assistant" and err.count("first token") == 3
+    assert out.startswith(answer["content"] + "\n") and out.endswith("\n")  # of what is piped, an answer a line
+    assert err.startswith("/reset starts anew, /quit leaves\n") and err.count("a new conversation\n") == 1
 
 
 def test_a_conversation_too_long_can_be_begun_anew(capsys, chatting, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.metadata
 import io
 import os
+import platform
 import re
 import sys
 import traceback
@@ -16,17 +18,19 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
+from wisparse_jax import __version__
 from wisparse_jax.commands.benchmark import Benchmark
 from wisparse_jax.commands.calibrate import Calibrate
 from wisparse_jax.commands.chat import Chat
 from wisparse_jax.commands.convert import Convert
 from wisparse_jax.commands.demo import Demo
-from wisparse_jax.commands.devices import Devices
+from wisparse_jax.commands.devices import OnDevices
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
 from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
+from wisparse_jax.commands.options import REGISTRY, STYLE, Unset
 from wisparse_jax.commands.presets import Presets
 from wisparse_jax.commands.report import Report
 from wisparse_jax.commands.show import Show
@@ -68,7 +72,7 @@ NAMES = (
 REPEATED = {"generate": "--stop", "evaluate": "--plan"}
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
-    "the versions that `pip list` shows, to the issue tracker of wisparse_jax"
+    "what `wisparse --version` prints, to the issue tracker of wisparse_jax"
 )
 
 
@@ -77,7 +81,9 @@ class Program:
     """Sparse Llama-family models without training."""
 
     command: OmitSubcommandPrefixes[Command]
-    compilation_cache: str | None = None
+    version: Unset[bool] = False
+    """Print the versions of this package and of what it computes with."""
+    compilation_cache: Unset[str | None] = None
     """Folder that keeps compiled programs from run to run, or `off`; by default that of the environment variable
     WISPARSE_COMPILATION_CACHE, or one in the user's cache directory."""
 
@@ -110,18 +116,24 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if args is None else args
     try:
+        if list(given) == ["--version"]:
+            print(_versions())
+            return 0, None
         if given[:1] == [LM_EVAL]:  # its options are the harness's
             program = Program(LmEval(tuple(given[1:])))
         else:
             _check_words(given)
-            program = tyro.cli(Program, args=given, prog="wisparse")
+            program = tyro.cli(Program, args=given, prog="wisparse", config=STYLE, registry=REGISTRY)
+        if program.version:
+            print(_versions())
+            return 0, None
         use_compilation_cache(program.compilation_cache)
         command = program.command
-        if isinstance(command, Devices):
-            command.start()
+        if isinstance(command, OnDevices):
+            command.devices.start()
         _check_environment(command)
         command.run()
-        if isinstance(command, Devices):
+        if isinstance(command, OnDevices):
             part()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -137,6 +149,11 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
         traceback.print_exc()
         return 1, DEFECT
     return 0, None
+
+
+def _versions() -> str:
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "transformers"))
+    return f"wisparse_jax {__version__}, {found}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
 
 
 def _check_words(args: Sequence[str]) -> None:

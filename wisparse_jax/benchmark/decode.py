@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -131,7 +130,8 @@ def compare(
         if options.profile and on_gpu:
             row["profile"] = kernels(measure(lambda run=run: run(PROFILED)), config, PROFILED)
         out.append(row)
-        print(json.dumps({k: v for k, v in row.items() if k != "profile"}), file=sys.stderr, flush=True)
+        speed = f"{row['tokens_per_second']:.1f} tok/s, {row['ms']:.3f} ms a step"
+        print(f"{name}, batch {batch}, context {context}: {speed}", file=sys.stderr, flush=True)
     add_ratios(out)
     return out
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json as json_format
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import WisparseError
 
 if TYPE_CHECKING:
     from wisparse_jax.models.config import LlamaConfig
     from wisparse_jax.models.rules import Thresholds
+
+
+CONTEXT = 512
+SPARE = 8  # slots of the cache beside the context and the tokens of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +27,10 @@ class Benchmark:
 
     model: Positional[str]
     """A folder, a hub id, `demo`, or the name of a shape that gets random weights, such as llama-3.1-8b."""
-    plan: Path | None = None
-    """The plan of the sparse steps; without one, every layer skips the share `--sparsity` of what it reads."""
-    sparsity: tuple[float, ...] = ()
+    plan: Unset[str | None] = None
+    """The plan of the sparse steps, a folder or a hub id; without one, every layer skips the share `--sparsity` of what
+    it reads."""
+    sparsity: Unset[tuple[float, ...]] = ()
     """Shares to skip without a plan (default 0.5)."""
     weights: tuple[Literal["stored", "int8", "int4"], ...] = ("stored",)
     """Kinds of block weights, one after the other."""
@@ -33,21 +38,21 @@ class Benchmark:
     """Kinds of heads, each with every kind of weights."""
     batch: tuple[int, ...] = (1,)
     """Sequences at once."""
-    context: tuple[int, ...] = (512,)
-    """Tokens in the cache when the clock starts."""
+    context: Unset[tuple[int, ...]] = ()
+    """Tokens in the cache when the clock starts; by default 512, or what the model's context leaves."""
     tokens: int = 96
     """Tokens of a run."""
     repeats: int = 5
     """Runs, of which the median counts."""
-    dtype: str | None = None
+    dtype: Unset[str | None] = None
     """float32, bfloat16 or float16; by default bfloat16 on a GPU or TPU, float32 on a CPU."""
-    implementation: tuple[Literal["triton", "mosaic", "xla"], ...] = ()
+    implementation: Unset[tuple[Literal["triton", "mosaic", "xla"], ...]] = ()
     """Of the sparse steps; by default the fastest that runs."""
-    blocks: int | None = None
+    blocks: Unset[int | None] = None
     """Fewer blocks than a shape has, for a quick look."""
     profile: bool = True
     """On a GPU, where the time goes."""
-    json: bool = False
+    json: Unset[bool] = False
     """Print one JSON object and nothing else."""
 
     def run(self) -> None:
@@ -59,13 +64,17 @@ class Benchmark:
 
         self._check()
         config, params, thresholds = self._model()
-        longest = max(self.context) + self.tokens + 8
-        if longest > config.context:
+        most = config.context - self.tokens - SPARE
+        context = self.context or (min(CONTEXT, most),)
+        if max(context) > most or most < 1:
             raise WisparseError(
-                f"context: with {self.tokens} tokens {longest} slots, but the model has {config.context}"
+                f"context = {max(context)}: expected at most {most}, as the model's context is {config.context} and a "
+                f"run writes {self.tokens} tokens"
+                if most > 0
+                else f"tokens = {self.tokens}: expected below {config.context - SPARE}, the model's context"
             )
         options = Options(
-            self.sparsity or (0.5,), self.batch, self.context, self.weights, self.head, self.implementation,
+            self.sparsity or (0.5,), self.batch, context, self.weights, self.head, self.implementation,
             self.tokens, self.repeats, self.profile,
         )  # fmt: skip
         runs = benchmark(config, params, options, thresholds)

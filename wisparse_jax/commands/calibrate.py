@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from wisparse_jax.commands.devices import Devices
+from wisparse_jax.commands.devices import OnDevices
+from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import PlanError, WisparseError
 
 if TYPE_CHECKING:
@@ -16,28 +17,28 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrate(Devices):
+class Calibrate(OnDevices):
     """Search a sparsity plan for a model."""
 
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
     out: Path
     """Folder to write the plan to; it must not exist. With several sparsities, OUT-0.3, OUT-0.4 and so on."""
-    sparsity: tuple[float, ...] = ()
+    sparsity: Unset[tuple[float, ...]] = ()
     """Share of the channels to skip, averaged over all block linears weighted by parameter count (default 0.5);
     several share the stages that do not depend on it."""
-    max_kl: float | None = None
+    max_kl: Unset[float | None] = None
     """Instead of a sparsity: the largest one whose KL(dense || sparse) on held-out windows stays below this."""
     method: str = "wisparse-plus"
     """wisparse-plus, wisparse, wisparse-paper, teal, wina or uniform; `wisparse methods` says what each is made of."""
     text: str = "self"
     """Calibration text: a UTF-8 file, or `self` for text that the dense model samples."""
-    tokens: int | None = None
+    tokens: Unset[int | None] = None
     """Tokens of calibration text; by default those of the configuration."""
     seed: int = 0
     """Seed of the sampled text, the statistics and the searches."""
-    config: str | None = None
-    """The search's settings: quick, default or paper (`wisparse presets`), or a YAML file."""
+    config: Unset[str | None] = None
+    """The search's settings: quick, default, thorough or paper (`wisparse presets`), or a YAML file."""
 
     def run(self) -> None:
         """Search and save the plan."""
@@ -85,7 +86,7 @@ class Calibrate(Devices):
         windows = None if self.text == SELF else file_windows(self.model, self.text, window, tokens)
         count = -(-tokens // window) if windows is None else len(windows)
         check_amount(count, settings, window, held_out=self.max_kl is not None)
-        mesh = None if self.mesh is None else make_mesh(self.mesh, config)
+        mesh = None if self.devices.mesh is None else make_mesh(self.devices.mesh, config)
         model, first = load(self.model, mesh=mesh), is_first()
         check_searchable(model, method)
         if windows is None:

@@ -7,7 +7,8 @@ import sys
 
 from tyro.conf import Positional
 
-from wisparse_jax.commands.writer import Writer, Writing
+from wisparse_jax.commands.options import Unset
+from wisparse_jax.commands.writer import Writer, Writing, cut_off
 from wisparse_jax.errors import WisparseError
 
 
@@ -17,7 +18,7 @@ class Chat(Writing):
 
     model: Positional[str]
     """A folder, a hub id, or `demo`; it must have a chat template."""
-    system: str | None = None
+    system: Unset[str | None] = None
     """What the conversation's system message says."""
     max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
     """At most so many tokens an answer."""
@@ -28,11 +29,13 @@ class Chat(Writing):
         if not writer.chats:
             raise WisparseError(f"{self.model}: the model has no chat template; wisparse generate continues a text")
         writer.load()
+        print("/reset starts anew, /quit leaves", file=sys.stderr)
         beginning = [] if self.system is None else [{"role": "system", "content": self.system}]
         messages = list(beginning)
         while (line := _line()) not in (None, "/quit"):
             if line == "/reset":
                 messages = list(beginning)
+                print("a new conversation", file=sys.stderr)
             elif line:
                 messages.append({"role": "user", "content": line})
                 try:
@@ -42,7 +45,8 @@ class Chat(Writing):
                     messages.pop()
                     print(f"{error}; /reset starts anew", file=sys.stderr)
                     continue
-                print(f"\n{timing}", file=sys.stderr)
+                print(flush=True)
+                print(f"{timing}{cut_off(answer)}", file=sys.stderr)
                 messages.append({"role": "assistant", "content": answer.text})
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import WisparseError
 
 if TYPE_CHECKING:
@@ -29,19 +30,19 @@ class Convert:
     """A folder, a hub id, `demo`, or a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model."""
     out: Positional[Path]
     """Folder to write; it must not exist."""
-    weights: str | None = None
+    weights: Unset[str | None] = None
     """int8 or int4 rounds the block weights, so that nothing is rounded when the model is loaded."""
-    head: str | None = None
+    head: Unset[str | None] = None
     """int8 rounds the head."""
-    plan: str | None = None
+    plan: Unset[str | None] = None
     """A plan, a folder or a hub id: the weights are folded into its basis before they are rounded, and whatever loads
     OUT runs the plan."""
-    dtype: str | None = None
+    dtype: Unset[str | None] = None
     """float32 or bfloat16 for weights that are not rounded to integers; by default each tensor's own."""
     rounding: Literal["nearest", "compensated"] = "nearest"
     """How int4 weights are rounded: each to the nearest, or, better and slower, so that the layers' outputs on a text
     change least."""
-    text: str | None = None
+    text: Unset[str | None] = None
     """The text for compensated rounding: a UTF-8 file, or `self` for text that the model samples."""
     tokens: int = 32768
     """Tokens of that text, rounded up to whole windows of at most 2,048; several for each channel of a layer."""

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from typing import Annotated
 
+import tyro
+
+from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import WisparseError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Options of whatever runs on several devices."""
+    """Where a model runs that one device does not hold, or not fast enough."""
 
-    mesh: str | None = None
+    mesh: Unset[str | None] = None
     """Devices that the model is spread over, such as `data=2,model=4`: `model` splits the weights, `data` the batch."""
-    coordinator: str | None = None
+    coordinator: Unset[str | None] = None
     """HOST:PORT of the first process, where several run one command together; each is given the same."""
-    processes: int | None = None
+    processes: Unset[int | None] = None
     """How many processes run the command together."""
-    process: int | None = None
+    process: Unset[int | None] = None
     """The number of this one, from 0."""
-    distributed: bool = False
+    distributed: Unset[bool] = False
     """Several processes that a cluster has started: what JAX finds out by itself need not be given."""
 
     def start(self) -> None:
@@ -48,3 +52,10 @@ class Devices:
         join(self.coordinator, self.processes, self.process)
         if not is_first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what all would print the first one prints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnDevices:
+    """A command that can run on several devices."""
+
+    devices: Annotated[Devices, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Devices)

@@ -15,35 +15,36 @@ if TYPE_CHECKING:
     from wisparse_jax.models.config import LlamaConfig
     from wisparse_jax.sparsity import SparsityPlan
 
-from wisparse_jax.commands.devices import Devices
+from wisparse_jax.commands.devices import OnDevices
+from wisparse_jax.commands.options import Unset
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate(Devices):
+class Evaluate(OnDevices):
     """Measure perplexity, KL(dense || sparse) and realised sparsity on a text, or the scores of tasks."""
 
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
-    text: str | None = None
+    text: Unset[str | None] = None
     """A UTF-8 file, or `self` for text that the dense model samples."""
-    tasks: str | None = None
+    tasks: Unset[str | None] = None
     """Instead of a text: tasks of lm-evaluation-harness, commas between them; `wisparse lm-eval` has more options."""
     plan: UseAppendAction[tuple[str, ...]] = ()
     """A plan, a folder or a hub id; may be given several times, and differences of KL are then paired over windows.
     Without one only the dense model is measured, unless it was converted with a plan."""
-    tokens: int | None = None
+    tokens: Unset[int | None] = None
     """Tokens of text to read, rounded up to whole windows; by default all of a file, 16,384 of `self`."""
     sparse_prefill: float = 0.5
     """Share of each window, at its end, that runs sparse and is scored."""
-    window: int | None = None
+    window: Unset[int | None] = None
     """Tokens in a window; by default the model's context, at most 2,048."""
-    seed: int | None = None
+    seed: Unset[int | None] = None
     """Seed of self-sampled text (default 1)."""
-    weights: str | None = None
+    weights: Unset[str | None] = None
     """int8 or int4 measures the model with such block weights against the model as it is, dense and with the plan."""
-    head: str | None = None
+    head: Unset[str | None] = None
     """int8 does the same with such a head."""
-    json: bool = False
+    json: Unset[bool] = False
     """Print one JSON object and nothing else."""
 
     def run(self) -> None:
@@ -64,7 +65,7 @@ class Evaluate(Devices):
         # Everything that can be refused is refused before the model is loaded.
         if (self.text is None) == (self.tasks is None):
             raise WisparseError("expected either --text FILE or --tasks NAMES")
-        if self.tasks is not None and self.mesh is not None:
+        if self.tasks is not None and self.devices.mesh is not None:
             raise WisparseError("mesh: expected --text, as --tasks runs on one device")
         if self.tasks is not None and len(self.plan) > 1:
             raise WisparseError(f"--plan is given {len(self.plan)} times: expected at most one with --tasks")
@@ -88,7 +89,7 @@ class Evaluate(Devices):
         window = min(config.context, 2048) if self.window is None else self.window
         if check_count(window, "window, in tokens", least=2) > config.context:
             raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")
-        mesh = None if self.mesh is None else make_mesh(self.mesh, config, self.weights)
+        mesh = None if self.devices.mesh is None else make_mesh(self.devices.mesh, config, self.weights)
         windows = None
         if self.text != "self":
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)

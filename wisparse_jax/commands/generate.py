@@ -10,29 +10,30 @@ from typing import Any
 
 from tyro.conf import Positional, UseAppendAction
 
-from wisparse_jax.commands.devices import Devices
-from wisparse_jax.commands.writer import Writer, Writing
+from wisparse_jax.commands.devices import OnDevices
+from wisparse_jax.commands.options import Unset
+from wisparse_jax.commands.writer import Writer, Writing, cut_off
 from wisparse_jax.errors import WisparseError
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate(Devices, Writing):
+class Generate(OnDevices, Writing):
     """Answer or continue prompts, streaming to the terminal."""
 
     model: Positional[str]
     """A folder, a hub id, or `demo`."""
-    prompt: str | None = None
+    prompt: Unset[str | None] = None
     """The text: of a question where the model has a chat template, to be continued where it has none."""
-    prompts: str | None = None
+    prompts: Unset[str | None] = None
     """Many texts: a file with one a line, or a .jsonl file of objects with `prompt` or `messages`; - is standard input,
     of JSON lines if it begins with {."""
-    raw: bool = False
+    raw: Unset[bool] = False
     """Continue the text, also where the model has a chat template."""
-    system: str | None = None
+    system: Unset[str | None] = None
     """What the system message of the chat template says."""
     stop: UseAppendAction[tuple[str, ...]] = ()
     """End before this text; may be given several times."""
-    json: bool = False
+    json: Unset[bool] = False
     """Print one JSON object for each prompt and nothing else: text, token counts, stop reason, seconds, tok/s."""
 
     def run(self) -> None:
@@ -62,7 +63,7 @@ class Generate(Devices, Writing):
             print()
             if not answer.tokens and answer.stop_reason == "end":
                 print("the model ended its answer before the first token", file=sys.stderr)
-            print(f"load {writer.load_seconds:.1f} s, {timing}", file=sys.stderr)
+            print(f"load {writer.load_seconds:.1f} s, {timing}{cut_off(answer)}", file=sys.stderr)
 
     def _prompts(self) -> list[Any]:
         if (self.prompt is None) == (self.prompts is None):

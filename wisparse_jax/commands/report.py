@@ -7,12 +7,14 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.options import Unset
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Draw plans: one HTML page that opens without a network, and its figures as PNG files."""
 
-    plans: Positional[tuple[str, ...]]
+    plans: Unset[Positional[tuple[str, ...]]]
     """Plan folders or hub ids; several stand side by side."""
     out: Path
     """Folder to write; it must not exist."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import WisparseError
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ class Sweep:
     """Calibration text: a UTF-8 file, or `self` for text that the dense model samples."""
     evaluate: str = "self"
     """Text to measure on: a UTF-8 file other than that of --text, or `self`, which is sampled anew."""
-    tokens: int | None = None
+    tokens: Unset[int | None] = None
     """Tokens of calibration text; by default those of the configuration."""
     evaluation_tokens: int = 16_384
     """Tokens of text to measure on, in whole windows; half of them are scored."""
     seed: int = 0
     """Seed of the calibration text, the statistics and the searches."""
-    config: str | None = None
-    """The search's settings: quick, default or paper (`wisparse presets`), or a YAML file."""
+    config: Unset[str | None] = None
+    """The search's settings: quick, default, thorough or paper (`wisparse presets`), or a YAML file."""
 
     def run(self) -> None:
         """Calibrate, measure, write."""

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wisparse_jax.commands.devices import OnDevices
+from wisparse_jax.commands.options import Unset
+
 if TYPE_CHECKING:
     from wisparse_jax.inference.text import Answer
     from wisparse_jax.inference.timing import Timing
@@ -20,23 +23,23 @@ Prompt = str | list[dict[str, Any]]
 class Writing:
     """Options of whatever writes text."""
 
-    plan: str | None = None
+    plan: Unset[str | None] = None
     """The plan, a folder or a hub id; without one the model is dense, unless it was converted with one."""
     max_new_tokens: int = 128
     """At most so many new tokens."""
     temperature: float = 0.0
     """0 is greedy."""
-    top_k: int | None = None
+    top_k: Unset[int | None] = None
     """Sample from the k most likely tokens only."""
     top_p: float = 1.0
     """Sample from the most likely tokens that hold this share of the probability."""
     seed: int = 0
     """Same seed, same text."""
-    weights: str | None = None
+    weights: Unset[str | None] = None
     """int8 or int4 runs the block weights in that."""
-    head: str | None = None
+    head: Unset[str | None] = None
     """int8 runs the head in that."""
-    implementation: str | None = None
+    implementation: Unset[str | None] = None
     """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
 
 
@@ -62,7 +65,7 @@ class Writer:
         check_kinds(weights=options.weights, head=options.head)
         self.plan = plan_of(name, options.plan)
         self.config = read_model_config(resolve(name, ("config",)))
-        asked = getattr(options, "mesh", None)
+        asked = options.devices.mesh if isinstance(options, OnDevices) else None
         self.mesh = None if asked is None else make_mesh(asked, self.config, options.weights)
         if self.plan is None or (self.mesh is not None and options.implementation == "mosaic"):
             decode_implementation(self.config, {}, None, 1, options.implementation, self.mesh)
@@ -118,3 +121,8 @@ class Writer:
         from wisparse_jax.inference.timing import timed
 
         return timed(answer, self.clock, show)
+
+
+def cut_off(answer: Answer) -> str:
+    """What to add to the line about an answer that would have gone on."""
+    return "; ended by --max-new-tokens" if answer.stop_reason == "length" else ""
