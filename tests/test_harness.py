@@ -177,6 +177,32 @@ def test_a_missing_harness_is_one_line(monkeypatch, capsys):
     assert caught.value.code == 2 and "pip install 'wisparse-jax[eval]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ValueError("Tasks not found: blimpp"),
+            "tasks: blimpp not found: expected some of those that `wisparse",
+        ),
+        (
+            ConnectionError("Couldn't reach 'x' on the Hub"),
+            "Couldn't reach 'x' on the Hub: a task's data come",
+        ),
+        (FileNotFoundError("Unable to find 'a.jsonl'\nat all"), "lm-evaluation-harness: Unable to find 'a.jsonl'\n"),
+    ],
+)
+def test_what_a_task_lacks_is_one_line(monkeypatch, capsys, error, line):
+    import lm_eval.__main__ as harness  # pyright: ignore[reportMissingImports]
+
+    def fails():
+        raise error
+
+    monkeypatch.setattr(harness, "cli_evaluate", fails)
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "demo", "--tasks", "blimpp"])
+    assert caught.value.code == 2 and line in capsys.readouterr().err
+
+
 def test_a_loaded_model_needs_its_tokenizer(sparse, tokenizer):
     from wisparse_jax.harness import WisparseLM
 

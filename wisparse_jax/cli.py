@@ -153,7 +153,8 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
 
 def _versions() -> str:
     found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "transformers"))
-    return f"wisparse_jax {__version__}, {found}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"wisparse_jax {__version__}, {found}, {machine}"
 
 
 def _check_words(args: Sequence[str]) -> None:

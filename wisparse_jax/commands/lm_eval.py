@@ -29,7 +29,7 @@ def run_harness(arguments: list[str]) -> None:
     """The harness's command line on these arguments.
 
     Raises:
-        WisparseError: lm-evaluation-harness is not installed.
+        WisparseError: lm-evaluation-harness is not installed, does not know a task, or cannot fetch a task's data.
     """
     try:
         from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
@@ -51,5 +51,19 @@ def run_harness(arguments: list[str]) -> None:
     sys.argv = [f"wisparse {NAME}", *given]
     try:
         cli_evaluate()
+    except OSError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, ConnectionError):
+            reason += (
+                ": a task's data come from the hub once, then from its cache; a task of your own may have local data"
+            )
+        raise WisparseError(f"lm-evaluation-harness: {reason}") from None
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        missing = str(error).partition(": ")[2]
+        raise WisparseError(
+            f"tasks: {missing} not found: expected some of those that `wisparse lm-eval ls tasks` lists, or FILE.yaml"
+        ) from None
     finally:
         sys.argv = before
