@@ -137,6 +137,16 @@ def test_tables_are_for_people(files, capsys):
     assert "wina" in out and "dense" in out and "realised sparsity by layer" in out
 
 
+@pytest.mark.parametrize(("near", "told"), [(-1.0, True), (1.0, False)])
+def test_another_sparsity_than_the_plans_is_told(files, capsys, monkeypatch, near, told):
+    from wisparse_jax.commands import evaluate
+
+    monkeypatch.setattr(evaluate, "NEAR", near)
+    run("evaluate demo --text {f}/text.txt --plan {f}/plan --window 128", files)
+    found = re.search(r"wina skips ([\d.]+)%, not the 50% that it was made for", capsys.readouterr().out)
+    assert bool(found) == told and (found is None or abs(float(found[1]) - 50) < 10)
+
+
 def test_int8_weights_are_measured_against_the_model_as_it_is(files, capsys):
     command = "evaluate demo --text {f}/text.txt --window 128 --weights int8 --json"
     run(command, files)

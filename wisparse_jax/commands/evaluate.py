@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 from wisparse_jax.commands.devices import OnDevices
 from wisparse_jax.commands.options import Unset
 
+NEAR = 0.01  # of its target: a realised sparsity that needs no word
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(OnDevices):
@@ -137,6 +139,11 @@ class Evaluate(OnDevices):
         show = console()
         share = f"the last {self.sparse_prefill:.0%} of each window sparse"
         show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
+        for name, plan in plans.items():
+            found = result.sparse[name].sparsity.mean
+            if abs(found - plan.target) > NEAR:
+                asked = f"not the {plan.target:.0%} that it was made for: what a plan skips depends on the text"
+                show.print(f"{name} skips {found:.1%}, {asked}", highlight=False)
         for one, other in itertools.combinations(reversed(plans), 2):
             gap = result.paired(one, other)
             show.print(f"KL of {one} minus {other}: {gap.mean:+.4f} ± {gap.error:.4f} (paired over windows)")
