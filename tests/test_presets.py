@@ -6,7 +6,7 @@ import pytest
 
 from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.cli import main
-from wisparse_jax.presets import description, presets, settings_file
+from wisparse_jax.presets import description, fitting_preset, presets, settings_file
 
 
 def test_the_presets_are_the_files_at_the_top(repository):
@@ -40,6 +40,28 @@ def test_the_command_lists_them(capsys):
     ]
     assert "8,192 tokens of text. wisparse-plus: 550 steps of the basis, gradients of 4,096 tokens" in out
     assert "wisparse: 256 candidates on 512 tokens each." in out
+
+
+def test_the_command_says_what_each_costs_for_a_model(capsys, monkeypatch):
+    monkeypatch.setattr("wisparse_jax.search.cost.seconds_per_token", lambda model: 0.001)
+    main(["presets", "demo", "--method", "teal"])
+    out = capsys.readouterr().out
+    assert out.startswith("quick (the default here, on a CPU): ")
+    assert "teal, one sparsity: up to 270 thousand tokens forwarded, 92% of them for budgets; roughly 5 minutes" in out
+    assert out.count("tokens forwarded") == 4 and "roughly 26 hours here" in out
+
+
+def test_the_preset_fits_the_model_and_the_device(repository, monkeypatch, tmp_path, capsys):
+    from wisparse_jax.models.config import read_config
+
+    small, large = (read_config(repository / "configs" / f"llama-3.{name}.json") for name in ("2-1b", "1-8b"))
+    assert fitting_preset(large) == ("quick", "on a CPU")
+    with pytest.raises(SystemExit):  # refused after the choice, which was said
+        main(["calibrate", "demo", "--sparsity", "50", "--out", str(tmp_path / "plan")])
+    assert capsys.readouterr().err.startswith("settings: quick, on a CPU; --config takes others\n")
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert fitting_preset(small) == ("thorough", "for 973 million weights on a GPU or TPU")
+    assert fitting_preset(large) == ("default", "for 7.0 billion weights")
 
 
 def test_an_unknown_name_is_a_missing_file(tmp_path, capsys):

@@ -5,14 +5,32 @@ from __future__ import annotations
 import importlib.resources
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wisparse_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wisparse_jax.models.config import LlamaConfig
+
+SMALL_MODEL = 1_000_000_000  # weights of the block linears, below which a GPU has time for a thorough search
 
 
 def presets() -> dict[str, Path]:
     """The packaged settings files by name, the cheapest first."""
     files = _files("*.yaml")
     return dict(sorted(files.items(), key=lambda item: _cost(item[1])))
+
+
+def fitting_preset(config: LlamaConfig) -> tuple[str, str]:
+    """The preset that suits a model on the device that JAX computes on, and why."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return "quick", "on a CPU"
+    weights = config.num_blocks * sum(config.layer_weights)
+    if weights < SMALL_MODEL:
+        return "thorough", f"for {weights / 1e6:.0f} million weights on a GPU or TPU"
+    return "default", f"for {weights / 1e9:.1f} billion weights"
 
 
 def shapes() -> dict[str, Path]:

@@ -38,27 +38,27 @@ class Calibrate(OnDevices):
     seed: int = 0
     """Seed of the sampled text, the statistics and the searches."""
     config: Unset[str | None] = None
-    """The search's settings: quick, default, thorough or paper (`wisparse presets`), or a YAML file."""
+    """The search's settings: quick, default, thorough or paper (`wisparse presets`), or a YAML file; by default the
+    preset that fits the model and the device."""
 
     def run(self) -> None:
         """Search and save the plan."""
         import jax
 
         from wisparse_jax.arguments import check_count, check_seed
-        from wisparse_jax.calibration import read_settings
+        from wisparse_jax.commands.settings import settings_for
         from wisparse_jax.commands.texts import SELF, file_windows, sampled_windows, short_name
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.models import hub
         from wisparse_jax.models.loading import load, read_model_config
         from wisparse_jax.models.mesh import make_mesh
-        from wisparse_jax.presets import settings_file
         from wisparse_jax.processes import is_first
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
 
         # Everything that can be refused is refused before any work is done.
-        settings = read_settings(settings_file(self.config))
+        settings = settings_for(self.config, self.model)
         method = resolve(self.method, settings)
         check_seed(self.seed)
         if not self.out.name:

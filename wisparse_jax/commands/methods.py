@@ -18,8 +18,8 @@ class Methods:
 
         table = Table("method", "basis", "score", "exponents", "budgets", "biases", "in words", title="methods")
         for method in METHODS.values():
-            score = "weight norms" if method.gains == "norms" else "gradients"
             exponents = "searched" if method.search_exponents else f"{method.exponent:g}"
+            score = "gradients" if method.gains != "norms" else "magnitudes" if exponents == "0" else "weight norms"
             name = f"{method.name} (default)" if method.name == DEFAULT else method.name
             biases = "trained" if method.biases else "none"
             table.add_row(name, method.basis, score, exponents, method.allocator, biases, method.summary)

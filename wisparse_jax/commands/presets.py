@@ -3,24 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from wisparse_jax.commands.options import Unset
+
+if TYPE_CHECKING:
+    from wisparse_jax.calibration import SearchSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Presets:
-    """List the search settings that `calibrate --config NAME` knows, and what each spends."""
+    """List the search settings that `calibrate --config NAME` knows, and what each spends (on MODEL)."""
+
+    model: Unset[Positional[str | None]] = None
+    """A folder, a hub id, or `demo`: what a search forwards for it, and roughly how long that takes on this device."""
+    method: str = "wisparse-plus"
+    """The method whose search it is, of those that `wisparse methods` lists."""
 
     def run(self) -> None:
         """Print the list."""
         from wisparse_jax.calibration import read_settings
-        from wisparse_jax.presets import description, presets
+        from wisparse_jax.models.loading import load
+        from wisparse_jax.presets import description, fitting_preset, presets
+        from wisparse_jax.search.cost import search_tokens, seconds_per_token
+        from wisparse_jax.search.pipeline import resolve
 
+        settings = {name: read_settings(file) for name, file in presets().items()}
+        methods = {name: resolve(self.method, found) for name, found in settings.items()}
+        model = None if self.model is None else load(self.model)
+        speed = None if model is None else seconds_per_token(model)
+        chosen = None if model is None else fitting_preset(model.config)
         for name, file in presets().items():
-            settings = read_settings(file)
-            basis = settings.absolute_steps + settings.skipped_steps + settings.heads_steps
-            candidates = settings.population * settings.generations
-            print(f"{name}: {description(file)}")
+            mark = f" (the default here, {chosen[1]})" if chosen is not None and chosen[0] == name else ""
+            print(f"{name}{mark}: {description(file)}")
+            if model is None or speed is None:
+                print(f"  {_parts(settings[name])}")
+                continue
+            stages = search_tokens(model.config, methods[name], settings[name])
+            total = sum(stages.values())
+            most = max(stages, key=lambda stage: stages[stage])
             print(
-                f"  {settings.tokens:,} tokens of text. wisparse-plus: {basis:,} steps of the basis, gradients of "
-                f"{settings.gradient_tokens:,} tokens, {settings.training_steps:,} steps of training. wisparse: "
-                f"{candidates:,} candidates on {settings.block_tokens:,} tokens each."
+                f"  {self.method}, one sparsity: up to {_rounded(total)} tokens forwarded, {stages[most] / total:.0%} "
+                f"of them for {_NAMES.get(most, most)}; roughly {_duration(total * speed)} here, compiling aside"
             )
+
+
+_NAMES = {"comparison": "the comparison with TEAL"}
+
+
+def _parts(settings: SearchSettings) -> str:
+    basis = settings.absolute_steps + settings.skipped_steps + settings.heads_steps
+    return (
+        f"{settings.tokens:,} tokens of text. wisparse-plus: {basis:,} steps of the basis, gradients of "
+        f"{settings.gradient_tokens:,} tokens, {settings.training_steps:,} steps of training. wisparse: "
+        f"{settings.population * settings.generations:,} candidates on {settings.block_tokens:,} tokens each."
+    )
+
+
+def _rounded(number: float) -> str:
+    """Two digits of it, such as 380 thousand."""
+    for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if number >= size:
+            return f"{float(f'{number / size:.2g}'):g} {name}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"

@@ -46,7 +46,10 @@ def _lines(plan: SparsityPlan) -> Iterator[str]:
     import numpy as np
 
     made = f"wisparse_jax {plan.version or 'of an unknown version'}, seed {plan.seed}"
-    yield f"{plan.method} plan: target {plan.target:.4f}, realised {plan.mean_realised:.4f}"
+    realised = f"realised {plan.mean_realised:.4f} on its calibration text"
+    if plan.held_out.get("plan", {}).get("sparsity") is not None:
+        realised += f", {plan.held_out['plan']['sparsity']:.4f} on the windows of it that were held out"
+    yield f"{plan.method} plan: target {plan.target:.4f}, {realised}"
     found = plan.calibration
     model = f"{found['model']} ({plan.fingerprint[:16]})" if found.get("model") else plan.fingerprint[:16]
     yield f"for the model {model} of {len(plan.sparsities)} blocks; made by {made}"

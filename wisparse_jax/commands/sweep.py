@@ -42,20 +42,20 @@ class Sweep:
     seed: int = 0
     """Seed of the calibration text, the statistics and the searches."""
     config: Unset[str | None] = None
-    """The search's settings: quick, default, thorough or paper (`wisparse presets`), or a YAML file."""
+    """The search's settings: quick, default, thorough or paper (`wisparse presets`), or a YAML file; by default the
+    preset that fits the model and the device."""
 
     def run(self) -> None:
         """Calibrate, measure, write."""
         from wisparse_jax.arguments import check_count, check_seed
-        from wisparse_jax.calibration import read_settings
+        from wisparse_jax.commands.settings import settings_for
         from wisparse_jax.commands.texts import check_text
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.presets import settings_file
         from wisparse_jax.report.comparison import EVALUATION_SEED
         from wisparse_jax.search.pipeline import check_sparsity, resolve
 
         # Everything that can be refused is refused before any work is done.
-        settings = read_settings(settings_file(self.config))
+        settings = settings_for(self.config, self.model)
         for name, values in (("methods", self.methods), ("sparsity", self.sparsity)):
             if not values or len(set(values)) < len(values):
                 raise WisparseError(f"{name} = {' '.join(map(str, values))}: expected at least one, and none twice")

@@ -38,6 +38,11 @@ class Path(NamedTuple):
         return np.stack([np.interp(targets, means, column) for column in self.sparsities.T], axis=1)
 
 
+def increments(weights: Float64[np.ndarray, "7"], step: float) -> Float64[np.ndarray, "7"]:
+    """What one step adds to each layer's sparsity: `step` to the largest layer's, as much work to the others'."""
+    return np.minimum(step * weights.max() / weights, LARGEST_STEP)
+
+
 def greedy_path(
     loss: BlockObjective,
     statistics: BlockStatistics,
@@ -61,12 +66,12 @@ def greedy_path(
     if until > max_sparsity:
         raise ValueError(f"block sparsity {until} is above the largest layer sparsity {max_sparsity}")
     share = weights / weights.sum()
-    increments = np.minimum(step * weights.max() / weights, LARGEST_STEP)
+    steps = increments(weights, step)
     current = np.zeros(len(LAYERS))
     taus = statistics.thresholds(exponents, current)
     path, errors = [current], [0.0]
     while share @ current < until - 1e-12:
-        grown = np.minimum(current + increments, max_sparsity)
+        grown = np.minimum(current + steps, max_sparsity)
         tries = np.tile(taus, (len(LAYERS), 1))
         np.fill_diagonal(tries, statistics.thresholds(exponents, grown))
         values = loss(np.tile(exponents, (len(LAYERS), 1)), tries)
