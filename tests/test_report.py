@@ -24,7 +24,7 @@ def a_plan(seed=0, blocks=4, **changes):
     sparsities += 0.5 - (sparsities @ np.array(weights)).mean() / sum(weights)
     held_out = {
         "windows": 4,
-        "dense_perplexity": 12.0,
+        "dense_perplexity": 12.25,
         "plan": {"kl": 0.1234, "perplexity": 13.5, "sparsity": 0.5012},
         "uniform": {"kl": 0.2345, "perplexity": 15.5, "sparsity": 0.5001},
     }
@@ -68,6 +68,7 @@ def test_the_numbers_are_the_plans(tmp_path):
     text = write_report({"first": plan}, tmp_path / "report").read_text()
     flat = re.sub(r"\s+", " ", text)
     assert "<td>the plan</td><td>0.1234</td><td>13.50</td><td>0.5012</td>" in flat
+    assert "<td>dense</td><td>0</td><td>12.25</td><td>0</td>" in flat
     assert "<td>uniform</td><td>0.2345</td><td>15.50</td><td>0.5001</td>" in flat
     blocks = plan.sparsities @ np.array(plan.layer_weights) / sum(plan.layer_weights)
     assert f"<td>{blocks.argmin()} ({blocks.min():.3f})</td><td>{blocks.argmax()} ({blocks.max():.3f})</td>" in flat
@@ -84,6 +85,22 @@ def test_light_and_dark_figures_differ_in_their_page(tmp_path):
         first = re.findall(rf'{kind}="data:image/png;base64,([^"]*)"', text)[0]
         corners.append(np.asarray(matplotlib.image.imread(io.BytesIO(base64.b64decode(first))))[0, 0, :3])
     assert corners[0].mean() > 0.9 and corners[1].mean() < 0.2
+
+
+def test_every_stage_is_in_the_legend_and_in_the_picture():
+    from matplotlib.figure import Figure
+
+    from wisparse_jax.report.figures import stages
+
+    names = [f"stage {i}" for i in range(10)]
+    for count in (1, 4):
+        canvas = Figure(layout="constrained")
+        stages({f"plan {i}": a_plan(timings=dict.fromkeys(names, 5.0)) for i in range(count)}, canvas)
+        canvas.draw_without_rendering()
+        [legend] = canvas.legends
+        assert [text.get_text() for text in legend.get_texts()] == names
+        box, page = legend.get_window_extent(), canvas.bbox
+        assert box.y0 >= 0 and box.x0 >= 0 and box.x1 <= page.x1 and box.y1 < page.y1 / 2
 
 
 def test_text_of_a_plan_is_no_markup(tmp_path):

@@ -17,6 +17,7 @@ from wisparse_jax.sparsity import SparsityPlan
 Plans = Mapping[str, SparsityPlan]
 _COLOURS = {False: ("#ffffff", "#1f2328"), True: ("#15181d", "#e6e8eb")}  # page and ink, light and dark
 _WIDTH = 5.2  # inches
+_COLUMNS = 3  # of a legend below a figure
 _LINES = ("#2f7fd6", "#e0812a", "#3a9d5d", "#c04a9a", "#8a6fd1", "#b39a1e")
 
 
@@ -64,10 +65,10 @@ def divergences(plans: Plans, canvas: Any) -> None:
     for name, plan in plans.items():
         for other, found in plan.held_out.items():
             if isinstance(found, dict):
-                label = name if other == "plan" else f"{other}, beside them"
+                label = name if other == "plan" else f"{other}, for comparison"
                 marks.setdefault(label, []).append((found["sparsity"], found["kl"]))
     for label, points in marks.items():
-        beside = label.endswith(", beside them")
+        beside = label.endswith(", for comparison")
         axes.plot(*zip(*sorted(points), strict=True), "x:" if beside else "o-", label=label, markersize=8)
     axes.set(xlabel="realised sparsity", ylabel="KL(dense || sparse), nats per token")
     axes.margins(x=0.2)
@@ -106,9 +107,9 @@ def convergence(plans: Plans, canvas: Any) -> None:
 
 def stages(plans: Plans, canvas: Any) -> None:
     """Seconds of each stage, a bar a plan."""
-    canvas.set_size_inches(_WIDTH, 1.8 + 0.45 * len(plans))
-    axes = canvas.subplots()
     names = list(dict.fromkeys(stage for plan in plans.values() for stage in plan.timings))
+    canvas.set_size_inches(_WIDTH, 0.9 + 0.45 * len(plans) + 0.25 * -(-len(names) // _COLUMNS))
+    axes = canvas.subplots()
     left = np.zeros(len(plans))
     for stage, shade in zip(names, np.linspace(0.15, 0.95, max(len(names), 1)), strict=False):
         seconds = np.array([plan.timings.get(stage, 0.0) for plan in plans.values()])
@@ -116,7 +117,7 @@ def stages(plans: Plans, canvas: Any) -> None:
         left += seconds
     axes.invert_yaxis()
     axes.set(xlabel="seconds")
-    axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.3 - 0.3 / max(len(plans), 1)))
+    canvas.legend(fontsize=9, ncols=_COLUMNS, loc="outside lower center")
 
 
 def drawable(plans: Plans) -> dict[str, tuple[str, Callable[[Plans, Any], None]]]:

@@ -53,7 +53,7 @@ def render(plans: Plans, figures: list[dict[str, Any]], title: str) -> str:
     held_out = [
         (name, "the plan" if measured == "plan" else measured, kl, perplexity, sparsity)
         for name, plan in plans.items()
-        for measured, perplexity, kl, sparsity in plan.held_out_rows()
+        for measured, perplexity, kl, sparsity in (*_dense(plan), *plan.held_out_rows())
     ]
     notes = [(name, note) for name, plan in plans.items() for note in plan.history.get("notes", [])]
     layers = [(name, [f"{value:.3f}" for value in plan.sparsities.mean(axis=0)]) for name, plan in plans.items()]
@@ -74,6 +74,12 @@ def _row(name: str, plan: SparsityPlan) -> dict[str, str]:
         "text": str(plan.calibration.get("text", "unknown")),
         "seconds": f"{sum(plan.timings.values()):.0f}",
     }
+
+
+def _dense(plan: SparsityPlan) -> list[tuple[str, str, str, str]]:
+    """The row of the dense model, where there are any."""
+    perplexity = plan.held_out.get("dense_perplexity")
+    return [] if perplexity is None else [("dense", f"{perplexity:.2f}", "0", "0")]
 
 
 def _embedded(png: bytes) -> str:
