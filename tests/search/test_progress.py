@@ -2,7 +2,7 @@
 
 import pytest
 
-from wisparse_jax.search.progress import SHARES, Progress
+from wisparse_jax.search.progress import SHARES, TEALS_SEARCH, Progress
 
 
 def test_stages_move_the_bar_by_their_shares():
@@ -25,6 +25,11 @@ def test_a_stage_that_was_not_foreseen_makes_the_whole_longer():
             assert bar._bar.n < bar._bar.total
     assert bar._bar.n == bar._bar.total - 1  # thresholds are to come
     bar.close()
+
+
+def test_the_comparison_is_long_where_teals_budgets_are_searched_for_it():
+    short, long = (Progress("search", ["comparison"], False, compare_teal=teal)._shares for teal in (False, True))
+    assert long["comparison"] - short["comparison"] == TEALS_SEARCH and {**long, "comparison": 1.0} == short
 
 
 def test_a_stage_that_never_came_leaves_the_bar_at_its_end(capsys):

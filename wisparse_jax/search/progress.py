@@ -19,8 +19,9 @@ SHARES = {
     "budgets": 4.0,
     "training": 14.0,
     "held out": 0.5,
-    "comparison": 8.0,
+    "comparison": 1.0,
 }
+TEALS_SEARCH = 7.0  # share of a comparison beyond its own, where TEAL's budgets are searched for it
 # What allocators start from, whose result is held against it on windows that are held out.
 STARTS = {"evolution": "greedy", "second-order": "uniform"}
 
@@ -47,12 +48,13 @@ def stages(method: Method, judged: bool, targets: int) -> list[str]:
 class Progress:
     """The stages of a search, timed, and shown on standard error if `show`."""
 
-    def __init__(self, title: str, stages: list[str], show: bool):
+    def __init__(self, title: str, stages: list[str], show: bool, compare_teal: bool = False):
         from tqdm import tqdm
 
         self.timings: dict[str, float] = {}
         self._end, self._ahead = 0.0, Counter(stages)
-        total = sum(SHARES.get(name, 1.0) for name in stages)
+        self._shares = SHARES | {"comparison": SHARES["comparison"] + TEALS_SEARCH * compare_teal}
+        total = sum(self._shares.get(name, 1.0) for name in stages)
         layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
         # What is left is estimated from the whole search so far: stages pass at different speeds.
         self._bar = tqdm(total=total, desc=title, disable=not show, bar_format=layout, smoothing=0)
@@ -64,10 +66,10 @@ class Progress:
         if self._ahead[name]:
             self._ahead[name] -= 1
         else:
-            self._bar.total += SHARES.get(name, 1.0)
+            self._bar.total += self._shares.get(name, 1.0)
         self._bar.set_description_str(f"{self._title}: {name}")
         started = time.perf_counter()
-        self._end = self._bar.n + SHARES.get(name, 1.0)
+        self._end = self._bar.n + self._shares.get(name, 1.0)
         try:
             yield
         finally:

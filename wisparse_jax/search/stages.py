@@ -62,7 +62,9 @@ class Search:
         held = held_out_windows(count, settings)
         self.judge = Judge(model, windows[count - held :] if held else windows[:0], settings, seed)
         self.text, training = text, windows[: count - held]
-        self.progress = Progress(method.name, stages(method, bool(self.judge), targets), progress)
+        self.progress = Progress(
+            method.name, stages(method, bool(self.judge), targets), progress, settings.compare_teal
+        )
         self.history: dict[str, Any] = {}
         self._shared: dict[str, Any] = {}
         self.spent = Spent()
