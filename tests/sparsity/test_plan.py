@@ -107,6 +107,25 @@ def test_a_damaged_plan_is_refused_with_the_reason(damaged, name):
     assert str(path / "plan.json") in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_nothing_and_everything_skipped_are_plans(plan, tmp_path, share):
+    changed = dataclasses.replace(plan, target=share, sparsities=np.full_like(plan.sparsities, share))
+    changed.save(tmp_path / "plan")
+    assert SparsityPlan.load(tmp_path / "plan").mean_sparsity == share
+
+
+def test_what_is_realised_is_the_target_until_it_was_measured(plan):
+    unmeasured = dataclasses.replace(plan, realised=None)
+    assert unmeasured.mean_realised == plan.mean_sparsity
+    half = dataclasses.replace(plan, realised=plan.sparsities / 2)
+    assert half.mean_realised == pytest.approx(plan.mean_sparsity / 2)
+
+
+def test_figures_that_are_no_numbers_are_dashes(plan):
+    rows = {"plan": {"perplexity": 12.345, "kl": None, "sparsity": 0.25}, "windows": 3}
+    assert dataclasses.replace(plan, held_out=rows).held_out_rows() == [("plan", "12.35", "-", "0.2500")]
+
+
 def test_what_is_not_a_plan_is_refused(tmp_path):
     with pytest.raises(PlanError, match="no such folder"):
         SparsityPlan.load(tmp_path / "missing")

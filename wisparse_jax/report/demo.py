@@ -40,7 +40,7 @@ SETTINGS = SearchSettings(
     population=16,
     generations=8,
     block_tokens=512,
-    layer_step=0.05,
+    layer_step=0.0625,
     layer_tokens=256,
 )
 SPARSITY = 0.5
