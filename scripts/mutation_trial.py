@@ -37,7 +37,7 @@ NEAREST = {
     "search/greedy_path.py": ["tests/search/test_greedy_and_exponents.py"],
     "sparsity/budget.py": ["tests/sparsity/test_budget.py"],
     "sparsity/methods.py": ["tests/sparsity/test_methods.py"],
-    "sparsity/plan.py": ["tests/sparsity/test_plan.py"],
+    "sparsity/plan.py": ["tests/sparsity/test_plan.py", "tests/sparsity/test_formats.py"],
     "sparsity/score.py": ["tests/sparsity/test_score.py"],
 }
 COMPARED = {
