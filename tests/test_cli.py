@@ -215,6 +215,24 @@ BAD = {
     "short text of a search": ("calibrate demo --out {f}/new --text {f}/short.txt", "short.txt: holds .* too few"),
     "degenerate text of a search": ("calibrate demo --out {f}/new --text {f}/dull.txt", "the text is degenerate"),
     "no text of a search": ("calibrate demo --out {f}/new --text {f}/none.txt", "none.txt: no such file"),
+    "an endless text": ("evaluate demo --text /dev/zero", "/dev/zero: a device: expected a file"),
+    "endless prompts": ("generate demo --prompts /dev/zero", "/dev/zero: a device: expected a file"),
+    "sparsities of one folder": (
+        "calibrate demo --out {f}/new --sparsity 0.5 0.50000001",
+        "expected none twice, in the six digits of a folder's name",
+    ),
+    "sparsities of one folder in a sweep": (
+        "sweep demo --out {f}/new --sparsity 0.5 0.50000001",
+        "sparsity = 0.5 0.50000001: expected at least one, and none twice",
+    ),
+    "a head before text is sampled": (
+        "convert demo {f}/new --weights int4 --rounding compensated --text self --head int4",
+        "head = 'int4': expected int8",
+    ),
+    "numbers before text is sampled": (
+        "convert demo {f}/new --weights int4 --rounding compensated --text self --dtype float16",
+        "dtype = 'float16': expected float32 or bfloat16",
+    ),
     "no model of a search": ("calibrate {f}/none --out {f}/new", "none': no such folder"),
     "nothing held out": ("calibrate demo --out {f}/new --max-kl 0.1 --tokens 512", "max-kl needs held-out windows"),
     "two bounds": ("calibrate demo --out {f}/new --max-kl 0.1 --sparsity 0.5", "either --sparsity or --max-kl"),

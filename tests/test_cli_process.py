@@ -47,6 +47,10 @@ SETTINGS = {
     "JAX_DEBUG_NANS": ("1", "calibrate model --out out"),
     "JAX_PLATFORMS": ("cuda", "generate model --prompt x"),
     "JAX_PLATFORM_NAME": ("nonsense", "generate model --prompt x"),
+    "JAX_DEFAULT_DEVICE": ("nonsense", "convert model out"),
+    "JAX_NO_TRACING": ("1", "convert model out"),
+    "JAX_DEFAULT_MATMUL_PRECISION": ("nonsense", "generate model --prompt x"),
+    "JAX_CHECK_TRACER_LEAKS": ("perhaps", "convert model out"),
 }
 
 
@@ -65,6 +69,15 @@ def test_a_user_may_forbid_every_promotion(folder: Path) -> None:
     run = start(folder, "evaluate", "model", "--text", "self", "--tokens", "64", "--json", **strict)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["tokens"] > 0
+
+
+def test_an_input_that_is_closed_is_an_empty_one(folder: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.stdin = None; from wisparse_jax.cli import main; main()"]
+    run = subprocess.run(
+        [*command, "generate", str(folder / "model"), "--prompts", "-"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr == "wisparse: error: standard input: expected a prompt a line, found none\n"
 
 
 def test_an_output_of_another_encoding_shows_the_codes(folder: Path) -> None:

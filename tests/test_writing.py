@@ -53,6 +53,20 @@ def test_prompts_of_a_file_are_answered_one_by_one(capsys, tmp_path):
     assert out == "---\n".join(singles)
 
 
+def test_prompts_end_where_lines_do(capsys, tmp_path):
+    text = '\ufeff{"prompt": "Seas\u2028and"}\r\n\n{"prompt": "The\x85old"}\n'
+    (tmp_path / "prompts.jsonl").write_text(text, encoding="utf-8", newline="")
+    out, _ = generate(capsys, "--prompts", str(tmp_path / "prompts.jsonl"), "--json")
+    assert [json.loads(line)["prompt"] for line in out.split("\n")[:-1]] == ["Seas\u2028and", "The\x85old"]
+
+
+@pytest.mark.parametrize("value", ["[" * 10_000 + "]" * 10_000, "9" * 6_000, '"\\ud800"'], ids=["deep", "long", "half"])
+def test_prompts_that_are_hostile_json_are_a_line(capsys, tmp_path, value):
+    (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": "Seas"}}\n\n{{"prompt": "x", "more": {value}}}\n')
+    line = refused(capsys, "generate", "demo", "--prompts", str(tmp_path / "prompts.jsonl"))
+    assert "prompts.jsonl: line 3: not readable as JSON" in line and len(line) < 300
+
+
 def test_json_is_an_object_a_prompt(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": "Seas"}\n{"prompt": "The old man"}\n'))
     out, err = generate(capsys, "--prompts", "-", "--json")
@@ -94,6 +108,12 @@ def test_a_conversation_remembers(capsys, chatting, monkeypatch):
     assert answer["role"] == "assistant" and err.count("first token") == 3
     assert out.startswith(answer["content"] + "\n") and out.endswith("\n")  # of what is piped, an answer a line
     assert err.startswith("/reset starts anew, /quit leaves\n") and err.count("a new conversation\n") == 1
+
+
+def test_an_answer_that_never_fits_is_refused_at_once(capsys, chatting, monkeypatch):
+    monkeypatch.setattr(loading, "read_params", lambda *_: pytest.fail("read the weights"))
+    line = refused(capsys, "chat", "demo", "--max-new-tokens", "512")
+    assert "with 512 new ones it exceeds the context of 512" in line
 
 
 def test_a_conversation_too_long_can_be_begun_anew(capsys, chatting, monkeypatch):

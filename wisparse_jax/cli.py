@@ -129,6 +129,7 @@ def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
             return 0, None
         use_compilation_cache(program.compilation_cache)
         command = program.command
+        _check_values()
         if isinstance(command, OnDevices):
             command.devices.start()
         _check_environment(command)
@@ -174,6 +175,24 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
 
 
+def _check_values() -> None:
+    """Refuse variables of JAX whose values it cannot read, which it says when it is imported.
+
+    Raises:
+        WisparseError: with the variable, where JAX names it, and its value.
+    """
+    given = [name for name in os.environ if name.startswith("JAX_")]
+    if not given:
+        return
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        said = str(error).lower().replace(".", "_")  # it may be called jax.default_device
+        named = max((name for name in given if name.lower() in said), key=len, default=None)
+        place = "JAX's variables in the environment" if named is None else f"{named} = {os.environ[named]}"
+        raise WisparseError(f"{place}: cannot be: {error}") from None
+
+
 def _check_environment(command: object) -> None:
     """Refuse settings of JAX that the commands cannot run under, and a platform that is not there, by their names.
 
@@ -186,12 +205,12 @@ def _check_environment(command: object) -> None:
             value = os.environ.get(name, "")
             if value.lower() in refused and (searches or name not in _OF_THE_SEARCH):
                 raise WisparseError(f"{name} = {value}: {reason}; unset it for this command")
-    asked = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+    asked = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_DEFAULT_DEVICE") if os.environ.get(name)]
     if asked:
         import jax
 
         try:
-            jax.devices()
+            jax.devices(os.environ.get("JAX_DEFAULT_DEVICE") or None)
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).strip() or "no such device here").splitlines()[0]
             raise WisparseError(f"{asked[0]} = {os.environ[asked[0]]}: JAX cannot run there: {reason}") from None
@@ -204,6 +223,7 @@ _GUARDS = "JAX_TRANSFER_GUARD JAX_TRANSFER_GUARD_HOST_TO_DEVICE JAX_TRANSFER_GUA
 _JAX_SETTINGS = (
     ("JAX_ENABLE_X64", _ON, "this library computes with 32 bits"),
     (_GUARDS, ("disallow", "disallow_explicit"), "weights and tokens are moved between the host and the device"),
+    ("JAX_NO_TRACING", _ON, "nothing has been compiled yet"),
     ("JAX_DEBUG_KEY_REUSE", _ON, "JAX takes a key for each step of a loop for one that is used again"),
     (" ".join(_OF_THE_SEARCH), _ON, "the search starts from values that are not finite"),
 )

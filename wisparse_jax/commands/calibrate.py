@@ -70,8 +70,10 @@ class Calibrate(OnDevices):
             if not 0 < self.max_kl < float("inf"):
                 raise WisparseError(f"max-kl = {self.max_kl}: expected a positive number of nats per token")
         else:
-            if len(set(sparsities)) < len(sparsities):
-                raise WisparseError(f"sparsity = {sparsities}: expected none twice")
+            if len({f"{sparsity:g}" for sparsity in sparsities}) < len(sparsities):
+                raise WisparseError(
+                    f"sparsity = {sparsities}: expected none twice, in the six digits of a folder's name"
+                )
             for sparsity in sparsities:
                 check_sparsity(sparsity, settings)
             if len(sparsities) > 1:

@@ -28,9 +28,11 @@ class Chat(Writing):
         writer = Writer(self, self.model)
         if not writer.chats:
             raise WisparseError(f"{self.model}: the model has no chat template; wisparse generate continues a text")
+        beginning = [] if self.system is None else [{"role": "system", "content": self.system}]
+        # What leaves no room for a first question is refused before the weights are read.
+        writer.check([*beginning, {"role": "user", "content": "?"}], raw=False, system=None)
         writer.load()
         print("/reset starts anew, /quit leaves", file=sys.stderr)
-        beginning = [] if self.system is None else [{"role": "system", "content": self.system}]
         messages = list(beginning)
         while (line := _line()) not in (None, "/quit"):
             if line == "/reset":
@@ -52,6 +54,8 @@ class Chat(Writing):
 
 def _line() -> str | None:
     """What the user types next; None at the end of input."""
+    if sys.stdin is None:  # closed
+        return None
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()

@@ -52,10 +52,13 @@ class Convert:
     def run(self) -> None:
         """Convert."""
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.models.checkpoint import convert
+        from wisparse_jax.models.checkpoint import check_stored_dtype, convert
+        from wisparse_jax.models.loading import check_kinds
         from wisparse_jax.sparsity import SparsityPlan, convert_with_plan
 
         check_new_folder(self.out, WisparseError)
+        check_kinds(weights=self.weights, head=self.head)
+        check_stored_dtype(self.dtype)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
         how = (self.weights, self.head, self.dtype)
         if plan is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional, UseAppendAction
@@ -66,29 +65,38 @@ class Generate(OnDevices, Writing):
             print(f"load {writer.load_seconds:.1f} s, {timing}{cut_off(answer)}", file=sys.stderr)
 
     def _prompts(self) -> list[Any]:
+        from wisparse_jax.evaluation.windows import read_text
+
         if (self.prompt is None) == (self.prompts is None):
             raise WisparseError("expected either --prompt TEXT or --prompts FILE")
         if self.prompts is None:
             return [self.prompt]
         where = "standard input" if self.prompts == "-" else self.prompts
-        try:
-            text = sys.stdin.read() if self.prompts == "-" else Path(self.prompts).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise WisparseError(f"{where}: no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise WisparseError(f"{where}: not readable as UTF-8 text: {error}") from None
-        lines = [line for line in text.splitlines() if line.strip()]
+        text = _standard_input() if self.prompts == "-" else read_text(self.prompts)
+        # Not splitlines, which also splits at characters that may stand within a text, such as U+2028.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if not lines:
             raise WisparseError(f"{where}: expected a prompt a line, found none")
-        if self.prompts.endswith(".jsonl") or (self.prompts == "-" and lines[0].startswith("{")):
-            return [_parsed(line, f"{where}: line {number}") for number, line in enumerate(lines, 1)]
-        return lines
+        if self.prompts.endswith(".jsonl") or (self.prompts == "-" and lines[0][1].startswith("{")):
+            return [_parsed(line, f"{where}: line {number}") for number, line in lines]
+        return [line for _, line in lines]
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:  # closed
+        return ""
+    try:
+        return sys.stdin.read().removeprefix("\ufeff")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WisparseError(f"standard input: not readable as UTF-8 text: {error}") from None
 
 
 def _parsed(line: str, where: str) -> Any:
+    from pydantic_core import from_json
+
     try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
+        raw = from_json(line)
+    except ValueError as error:
         raise WisparseError(f"{where}: not readable as JSON: {error}") from None
     found = [raw[key] for key in ("prompt", "messages") if isinstance(raw, dict) and key in raw]
     messages = [m for m in found if isinstance(m, list) and m and all(isinstance(x, dict) for x in m)]

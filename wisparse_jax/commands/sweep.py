@@ -57,7 +57,8 @@ class Sweep:
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)
         for name, values in (("methods", self.methods), ("sparsity", self.sparsity)):
-            if not values or len(set(values)) < len(values):
+            # Six digits of a sparsity name the folder of a plan.
+            if not values or len({v if isinstance(v, str) else f"{v:g}" for v in values}) < len(values):
                 raise WisparseError(f"{name} = {' '.join(map(str, values))}: expected at least one, and none twice")
         for method in self.methods:
             resolve(method, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -40,9 +42,11 @@ def read_text(path: str | Path) -> str:
     """A text file, without the byte-order mark that some editors put in front.
 
     Raises:
-        WisparseError: the file cannot be read or is not UTF-8.
+        WisparseError: the file cannot be read, is a device, which may have no end, or is not UTF-8.
     """
     try:
+        if stat.S_ISCHR(os.stat(path).st_mode):
+            raise WisparseError(f"{path}: a device: expected a file")
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise WisparseError(f"{path}: no such file") from None

@@ -69,6 +69,16 @@ def stored_basis(folder: Path) -> str | None:
     return read_json(folder / MANIFEST, _Manifest, WeightsError, LARGE).basis if is_checkpoint(folder) else None
 
 
+def check_stored_dtype(dtype: str | None) -> None:
+    """Refuse a kind of numbers that `convert` does not write.
+
+    Raises:
+        WisparseError: an unknown dtype.
+    """
+    if dtype not in (None, *_DTYPES):
+        raise WisparseError(f"dtype = {dtype!r}: expected {' or '.join(_DTYPES)}, or nothing for the model's own")
+
+
 def convert(
     name: str | Path,
     out: str | Path,
@@ -100,8 +110,7 @@ def convert(
         WisparseError: `out` exists or cannot be written, or the model cannot be read or rounded.
     """
     check_new_folder(out, WisparseError)
-    if dtype not in (None, *_DTYPES):
-        raise WisparseError(f"dtype = {dtype!r}: expected {' or '.join(_DTYPES)}, or nothing for the model's own")
+    check_stored_dtype(dtype)
     opened = _open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder
     config, files, params, stored = opened(name, dtype)
     if check is not None:
