@@ -215,8 +215,8 @@ BAD = {
     "short text of a search": ("calibrate demo --out {f}/new --text {f}/short.txt", "short.txt: holds .* too few"),
     "degenerate text of a search": ("calibrate demo --out {f}/new --text {f}/dull.txt", "the text is degenerate"),
     "no text of a search": ("calibrate demo --out {f}/new --text {f}/none.txt", "none.txt: no such file"),
-    "an endless text": ("evaluate demo --text /dev/zero", "/dev/zero: a device: expected a file"),
-    "endless prompts": ("generate demo --prompts /dev/zero", "/dev/zero: a device: expected a file"),
+    "an endless text": ("evaluate demo --text /dev/zero", "error: /dev/zero: a device: expected a file"),
+    "endless prompts": ("generate demo --prompts /dev/zero", "error: /dev/zero: a device: expected a file"),
     "sparsities of one folder": (
         "calibrate demo --out {f}/new --sparsity 0.5 0.50000001",
         "expected none twice, in the six digits of a folder's name",

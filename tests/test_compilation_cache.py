@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from wisparse_jax.compilation_cache import use_compilation_cache
+from wisparse_jax.errors import WisparseError
 
 VARIABLES = (
     "WISPARSE_COMPILATION_CACHE",
@@ -39,6 +40,13 @@ def test_an_option_comes_before_the_variable_and_the_variable_before_jax(environ
     assert use_compilation_cache() == tmp_path / "variable"
     assert use_compilation_cache(str(tmp_path / "option")) == tmp_path / "option"
     assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "option")
+
+
+def test_a_file_is_no_cache(environment, tmp_path):
+    (tmp_path / "file").write_text("")
+    environment["WISPARSE_COMPILATION_CACHE"] = str(tmp_path / "file")
+    with pytest.raises(WisparseError, match="file: expected a folder, or off"):
+        use_compilation_cache()
 
 
 @pytest.mark.parametrize("by", ["option", "variable"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from wisparse_jax.errors import WisparseError
+
 VARIABLE = "WISPARSE_COMPILATION_CACHE"
 OFF = "off"
 # Beyond it the programs that were not used for longest go.
@@ -20,6 +22,9 @@ def use_compilation_cache(choice: str | None = None) -> Path | None:
 
     Returns:
         The folder, or None where nothing is kept.
+
+    Raises:
+        WisparseError: it is something else than a folder.
     """
     choice = choice or os.environ.get(VARIABLE)
     if choice == OFF:
@@ -33,6 +38,8 @@ def use_compilation_cache(choice: str | None = None) -> Path | None:
         folder = user_cache_path("wisparse", appauthor=False) / "compiled"
     else:
         folder = Path(os.path.expanduser(choice)).absolute()
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise WisparseError(f"compilation cache {folder}: expected a folder, or {OFF}")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     # JAX keeps only what took a second to compile; a model's loading and its first token have many smaller programs.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

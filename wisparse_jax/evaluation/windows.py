@@ -48,6 +48,8 @@ def read_text(path: str | Path) -> str:
         if stat.S_ISCHR(os.stat(path).st_mode):
             raise WisparseError(f"{path}: a device: expected a file")
         return Path(path).read_text(encoding="utf-8-sig")
+    except WisparseError:  # a ValueError too
+        raise
     except FileNotFoundError:
         raise WisparseError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
