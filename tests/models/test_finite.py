@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from wisparse_jax.commands.texts import sampled_windows
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.finite import check_activations
+from wisparse_jax.models.llama import Llama
 
 
 @pytest.mark.parametrize("bad", [*INPUT_GROUPS, "out"])
@@ -23,3 +26,11 @@ def test_the_first_layer_that_is_not_finite_is_named(bad: str, value: float) -> 
     message = f"block 5: {names} is not finite: expected numbers, found NaN or infinity; the dense model overflows in "
     with pytest.raises(WisparseError, match=re.escape(message + "bfloat16 on a text")):
         check_activations(5, inputs | ({} if bad == "out" else {bad: broken}), broken, "a text")
+
+
+def test_a_model_that_overflows_is_not_said_to_repeat_itself(tiny_model: Llama) -> None:
+    params = jax.tree.map(lambda leaf: leaf, tiny_model.params)
+    params["blocks"] = jax.tree.map(lambda leaf: leaf * 3e37, params["blocks"])
+    broken = Llama.from_params(tiny_model.config, params)
+    with pytest.raises(WisparseError, match=r"block 0: .* is not finite: .* the dense model overflows"):
+        sampled_windows(broken, window=16, tokens=64, seed=0)

@@ -51,13 +51,17 @@ def sampled_windows(model: Llama, window: int, tokens: int, seed: int) -> np.nda
     """Windows that the model samples.
 
     Raises:
-        WisparseError: they repeat themselves.
+        WisparseError: they repeat themselves, or the model's activations overflow on them.
     """
-    from wisparse_jax.calibration import check_variety
+    from wisparse_jax.calibration import check_variety, run_dense
     from wisparse_jax.inference import sample_windows
     from wisparse_jax.processes import is_first
 
     window = min(window, model.config.context)
     windows = sample_windows(model, -(-tokens // window), window, seed=seed, progress=is_first())
-    check_variety(windows, model.config.vocab_size)
+    try:
+        check_variety(windows, model.config.vocab_size)
+    except WisparseError:
+        run_dense(model, windows[:1])  # names the layer: a model that overflows repeats a token for ever
+        raise
     return windows
