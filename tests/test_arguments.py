@@ -20,6 +20,10 @@ def test_one_rule_for_seeds(seed):
         arguments.check_seed(seed)
 
 
+def test_a_seed_may_be_numpys():
+    assert type(arguments.check_seed(np.int64(3))) is int
+
+
 def test_every_seed_has_a_key_of_its_own():
     seeds = (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1)
     assert len({tuple(np.asarray(jax.random.key_data(random_key(seed))).tolist()) for seed in seeds}) == len(seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 from wisparse_jax.errors import WisparseError
@@ -15,10 +16,10 @@ def check_seed(seed: Any, name: str = "seed") -> int:
     Raises:
         WisparseError: not a whole number from 0 to 2**63 - 1.
     """
-    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)  # NumPy's integers too
     if not whole or not 0 <= seed <= LARGEST_SEED:
         raise WisparseError(f"{name} = {seed!r}: expected a whole number from 0 to {LARGEST_SEED}")
-    return seed
+    return int(seed)
 
 
 def check_count(value: Any, name: str, least: int) -> int:

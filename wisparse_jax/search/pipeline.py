@@ -139,7 +139,7 @@ def _begin(
     state: str | Path | None,
     targets: list[Any],
 ) -> Search:
-    check_seed(seed)
+    seed = check_seed(seed)
     chosen = resolve(method, settings)
     windows = token_windows(model.config, tokens)
     check_searchable(model, chosen)
