@@ -17,7 +17,7 @@ def check_seed(seed: Any, name: str = "seed") -> int:
         WisparseError: not a whole number from 0 to 2**63 - 1.
     """
     whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)  # NumPy's integers too
-    if not whole or not 0 <= seed <= LARGEST_SEED:
+    if not whole or not 0 <= int(seed) <= LARGEST_SEED:
         raise WisparseError(f"{name} = {seed!r}: expected a whole number from 0 to {LARGEST_SEED}")
     return int(seed)
 
