@@ -36,7 +36,7 @@ from wisparse_jax.commands.report import Report
 from wisparse_jax.commands.show import Show
 from wisparse_jax.commands.sweep import Sweep
 from wisparse_jax.compilation_cache import use_compilation_cache
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import WisparseError, first_line
 from wisparse_jax.processes import part
 
 Command = (
@@ -231,7 +231,7 @@ _JAX_SETTINGS = (
 
 def _surroundings(error: Exception) -> str | None:
     """Why the machine that the command runs on, not the command, has failed; None for anything else."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in first:
         return f"out of memory: {first}"
     if isinstance(error, MemoryError):

@@ -26,3 +26,8 @@ class WeightsError(WisparseError):
 
 class PlanError(WisparseError):
     """A sparsity plan that is damaged or does not belong to the model."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, which may be of several or empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import WisparseError, first_line
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -23,7 +23,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise WisparseError(f"distributed: the processes cannot be joined: {reason}") from None
 
 

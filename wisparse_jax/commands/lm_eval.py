@@ -7,7 +7,7 @@ import sys
 
 from tyro.conf import Positional
 
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import WisparseError, first_line
 
 NAME = "lm-eval"
 _COMMANDS = ("run", "ls", "validate")
@@ -52,7 +52,7 @@ def run_harness(arguments: list[str]) -> None:
     try:
         cli_evaluate()
     except OSError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, ConnectionError):
             reason += (
                 ": a task's data come from the hub once, then from its cache; a task of your own may have local data"

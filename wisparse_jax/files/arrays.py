@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import WisparseError, first_line
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = False, named: str | Path = "") -> None:
@@ -44,8 +44,3 @@ def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = Fals
         sys.unraisablehook = shown  # after a failure it stays: other writes are still under way
     finally:
         log.disabled = False
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, which may be long and of several."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

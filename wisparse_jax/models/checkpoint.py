@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from wisparse_jax.errors import WeightsError, WisparseError
+from wisparse_jax.errors import WeightsError, WisparseError, first_line
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
-from wisparse_jax.files.arrays import first_line, write_arrays
+from wisparse_jax.files.arrays import write_arrays
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.basis import Basis, fold

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import WisparseError, first_line
 from wisparse_jax.files import check_regular
 from wisparse_jax.models import tokenizer_probe
 
@@ -63,5 +63,5 @@ def contained(what: str) -> Iterator[None]:
         # A panic is no Exception, but neither is an interruption.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise WisparseError(f"{what}: {reason}") from None

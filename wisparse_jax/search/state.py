@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from wisparse_jax.errors import WisparseError
+from wisparse_jax.errors import WisparseError, first_line
 from wisparse_jax.files import read_json
-from wisparse_jax.files.arrays import first_line, write_arrays
+from wisparse_jax.files.arrays import write_arrays
 
 Arrays = dict[str, np.ndarray]
 SPENT = "spent tokens"
