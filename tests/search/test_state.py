@@ -169,6 +169,26 @@ def test_state_that_cannot_be_written_is_one_line(tmp_path):
     assert not (tmp_path / "gains").exists()
 
 
+def test_writes_that_fail_after_the_first_say_nothing(tmp_path):
+    """Each array's write fails some turns of the event loop after the one before, so some fail unheard."""
+    code = (
+        "import asyncio, itertools, logging, pathlib, sys, numpy as np, tensorstore\n"
+        "from wisparse_jax.errors import WisparseError\nfrom wisparse_jax.files.arrays import write_arrays\n"
+        "turns = itertools.count()\n"
+        "async def fails(*_, **__):\n"
+        "    for _ in range(next(turns)): await asyncio.sleep(0)\n"
+        "    raise OSError('full')\n"
+        "tensorstore.open = fails\n"
+        "try: write_arrays(pathlib.Path(sys.argv[1]) / 'a', {str(i): np.ones(9) for i in range(20)})\n"
+        "except WisparseError as error: print(error)\n"
+        "logging.getLogger('asyncio').error('Task exception was never retrieved: of someone else')"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{tmp_path / 'a'}: cannot be written by Orbax: full"
+    assert done.stderr.count("\n") == 1 and done.stderr.rstrip().endswith("of someone else")
+
+
 def test_answers_are_replayed_in_order_and_not_asked_again(tmp_path):
     def answers(state, asked):
         told = state.journal("p", lambda q: (asked.append(float(q[0])), q * 2)[1])

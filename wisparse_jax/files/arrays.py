@@ -11,6 +11,12 @@ from typing import Any
 from wisparse_jax.errors import WisparseError, first_line
 
 
+def _of_other_tasks(record: logging.LogRecord) -> bool:
+    """Whether asyncio speaks of anything but a write that failed after the first failed write had been raised."""
+    text = record.getMessage()
+    return "exception was never retrieved" not in text or not ("orbax" in text or "tensorstore" in text)
+
+
 def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = False, named: str | Path = "") -> None:
     """Write arrays by name into a folder, which appears whole.
 
@@ -35,12 +41,15 @@ def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = Fals
             shown(unraisable)
 
     sys.unraisablehook = without_late_writes
+    tasks = logging.getLogger("asyncio")
+    tasks.addFilter(_of_other_tasks)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
             writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=overwrite)
     except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
         raise WisparseError(f"{named or folder}: cannot be written by Orbax: {first_line(error)}") from None
     else:
-        sys.unraisablehook = shown  # after a failure it stays: other writes are still under way
+        sys.unraisablehook = shown  # after a failure both stay: other writes are still under way
+        tasks.removeFilter(_of_other_tasks)
     finally:
         log.disabled = False
