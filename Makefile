@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up themselves, in .venv; `make PYTHON=... ` chooses the Python.
 
-.PHONY: demo test test-gpu lint venv clean
+.PHONY: demo test suite test-gpu lint venv clean
 .DELETE_ON_ERROR:
 
 # The newest supported Python that starts: a name on the PATH may be a stub that does not.
@@ -14,7 +14,11 @@ INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no
 demo: .venv/run.stamp
 	$(BIN)/wisparse demo
 
-test: .venv/dev.stamp lint
+# The checkers keep one core busy for a minute, beside the tests.
+test: .venv/dev.stamp
+	@$(MAKE) --no-print-directory -j 2 lint suite
+
+suite: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-gpu: .venv/gpu.stamp
