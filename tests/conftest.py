@@ -12,6 +12,7 @@ if jax.__version_info__ < (0, 11):
     # With XLA's older CPU emitters these tests compile in two thirds of the time; from jax 0.11 there are no others.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
+MOST_MAPPINGS = 40_000  # of the 65,530 that Linux allows unless told otherwise; every compiled program takes some
 
 # Numbers of two types and arrays of two ranks meet only where the code says so; in processes of tests a user's own
 # settings are not overridden.
@@ -28,6 +29,14 @@ def pytest_runtest_setup(item):
     """Most tests compile for longer than they run; on a CPU only the long ones are worth XLA's optimisations."""
     quick = jax.default_backend() == "cpu" and item.get_closest_marker("long") is None
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget what was compiled before Linux refuses more mappings to one process: XLA dies of it by a signal."""
+    maps = Path("/proc/self/maps")
+    if (nextitem is None or nextitem.path != item.path) and maps.exists():
+        if maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+            jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ SAYS = {
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(example):
-    settings = os.environ | {"PYTHONPATH": str(example.parent.parent), "XLA_FLAGS": ""}
+    settings = os.environ | {"PYTHONPATH": str(example.parent.parent), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, env=settings)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(SAYS[example.stem], done.stdout.strip(), re.DOTALL)

@@ -8,6 +8,7 @@ once (evosax) keeps its best candidate, and every candidate is evaluated with th
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,21 +48,21 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
     Returns:
         The best budget, and the history: the uniform divergence, the best of each generation, and the evaluations.
     """
-    import evosax.algorithms
     import jax
     import jax.numpy as jnp
 
     from wisparse_jax.models.keys import random_key
 
     settings, blocks = problem.settings, problem.blocks
-    best = np.full(blocks, problem.target)
+    best, zero = np.full(blocks, problem.target), jnp.zeros(blocks, jnp.float32)
     if blocks == 1:
         return best, {"uniform": None, "best": [], "evaluations": 0}
-    strategy = getattr(evosax.algorithms, settings.algorithm)(settings.population, jnp.zeros(blocks))
+    strategy = _strategy(settings.algorithm, settings.population, blocks)
     key, start = jax.random.split(random_key(problem.seed))
     with _promotion():
         params = strategy.default_params.replace(std_init=settings.initial_std)
-        state = strategy.init(start, jnp.zeros(blocks), params)
+        # Types as `tell` returns them, or its next call is compiled anew.
+        state = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), strategy.init(start, zero, params))
     least = uniform = float(problem.divergence(layers(np.tile(best, (settings.population, 1))))[0])
     curve: list[float] = []
     for _ in problem.progress(range(settings.generations)):
@@ -80,6 +81,15 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
         curve.append(least)
     evaluations = settings.population * (settings.generations + 1)
     return best, {"uniform": uniform, "best": curve, "evaluations": evaluations}
+
+
+@functools.lru_cache(maxsize=8)
+def _strategy(algorithm: str, population: int, blocks: int) -> Any:
+    """The same object for every search alike, since evosax compiles for each object."""
+    import evosax.algorithms
+    import jax.numpy as jnp
+
+    return getattr(evosax.algorithms, algorithm)(population, jnp.zeros(blocks, jnp.float32))
 
 
 @contextlib.contextmanager
