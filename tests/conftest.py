@@ -33,10 +33,9 @@ def pytest_runtest_setup(item):
 
 def pytest_runtest_teardown(item, nextitem):
     """Forget what was compiled before Linux refuses more mappings to one process: XLA dies of it by a signal."""
-    maps = Path("/proc/self/maps")
-    if (nextitem is None or nextitem.path != item.path) and maps.exists():
-        if maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
-            jax.clear_caches()
+    maps, last = Path("/proc/self/maps"), nextitem is None or nextitem.path != item.path
+    if last and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
