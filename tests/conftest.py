@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -42,6 +44,18 @@ def pytest_runtest_teardown(item, nextitem):
 def repository():
     """The checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Runs code with arguments in another Python, which imports what this one does; the process when it has ended."""
+
+    def run(code, *arguments):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -263,15 +263,15 @@ def test_checkpoints_of_version_1_load(repository: Path) -> None:
     assert load(old)(TOKENS).shape == (2, 12, 96)
 
 
-def test_a_disk_that_is_full(folder: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(
+    folder: Path, tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     """A limit on the size of files, which fails in Orbax's threads as a full disk does."""
     code = (
         "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "from wisparse_jax.cli import main\nmain(['convert', sys.argv[1], sys.argv[2]])"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = run_python(code, folder, tmp_path / "out")
     assert done.returncode == 2 and {p.name for p in tmp_path.iterdir()} == {"model"}
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"wisparse: error: {tmp_path / 'out'}: cannot be written by Orbax: ")

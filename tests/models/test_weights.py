@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,9 @@ print(status("VmHWM") - before, sum(sizes), max(sizes))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-def test_peak_memory_is_the_model_and_its_largest_tensor(folder: Path, tmp_path: Path) -> None:
+def test_peak_memory_is_the_model_and_its_largest_tensor(
+    folder: Path, tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     raw = json.loads((folder / "config.json").read_text())
     big = tmp_path / "big"
     big.mkdir()
@@ -173,9 +174,8 @@ def test_peak_memory_is_the_model_and_its_largest_tensor(folder: Path, tmp_path:
         shape = leaf.shape[::-1] if weights.transposed(path) else leaf.shape
         tensors[hf_name(path)] = np.full(shape, 0.5, np.float32)
     save_file(tensors, big / "model.safetensors")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", PEAK, str(folder), str(big)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = run_python(PEAK, folder, big)
+    assert done.returncode == 0, done.stderr
     (big / "model.safetensors").unlink()
     peak, model, largest = map(float, done.stdout.split())
     assert model > 190

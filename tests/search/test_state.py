@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -154,7 +152,7 @@ def test_damaged_state_is_refused_in_one_line(tmp_path):
         SearchState(tmp_path / "file", "x")
 
 
-def test_state_that_cannot_be_written_is_one_line(tmp_path):
+def test_state_that_cannot_be_written_is_one_line(tmp_path, run_python):
     """A limit on the size of files, which fails as a full disk does."""
     code = (
         "import resource, sys, pathlib, numpy as np\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
@@ -163,13 +161,12 @@ def test_state_that_cannot_be_written_is_one_line(tmp_path):
         "try: SearchState(pathlib.Path(sys.argv[1]), 'x').keep('gains', lambda: arrays)\n"
         "except WisparseError as error: print(error)"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    done = run_python(code, tmp_path)
     assert done.stdout.startswith(f"{tmp_path / 'gains'}: cannot be written by Orbax: ") and not done.stderr
     assert not (tmp_path / "gains").exists()
 
 
-def test_writes_that_fail_after_the_first_say_nothing(tmp_path):
+def test_writes_that_fail_after_the_first_say_nothing(tmp_path, run_python):
     """Each array's write fails some turns of the event loop after the one before, so some fail unheard."""
     code = (
         "import asyncio, itertools, logging, pathlib, sys, numpy as np, tensorstore\n"
@@ -183,8 +180,7 @@ def test_writes_that_fail_after_the_first_say_nothing(tmp_path):
         "except WisparseError as error: print(error)\n"
         "logging.getLogger('asyncio').error('Task exception was never retrieved: of someone else')"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    done = run_python(code, tmp_path)
     assert done.stdout.strip() == f"{tmp_path / 'a'}: cannot be written by Orbax: full"
     assert done.stderr.count("\n") == 1 and done.stderr.rstrip().endswith("of someone else")
 
