@@ -48,7 +48,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0,)
     config: Path | None = None
     tokens: int = 32_768  # of each evaluation text, in whole windows of the settings' length; half of them are scored
-    ablations: bool = False  # the paper's order, and each new part alone, added in turn, and left out
+    ablations: tuple[str, ...] = ()  # groups of them: "paper's order", "alone", "together", "left out"
     allocators: tuple[str, ...] = ()  # these, with everything else as in --allocators-with
     allocators_with: str = "uniform"  # the method; its biases are off
     blimp: Path | None = None  # jsonl or jsonl.xz of minimal pairs

@@ -65,25 +65,26 @@ ABLATIONS = [
         ],
     ),
 ]
+GROUPS = tuple(dict.fromkeys(row.group for row in ABLATIONS))
 
 
 def variants_of(
-    methods: tuple[str, ...], ablations: bool, allocators: tuple[str, ...], allocators_with: str
+    methods: tuple[str, ...], ablations: tuple[str, ...], allocators: tuple[str, ...], allocators_with: str
 ) -> list[Variant]:
     """The variants that a comparison was asked for.
 
     Raises:
-        WisparseError: an unknown method or allocator, or one named twice.
+        WisparseError: an unknown method, group of ablations or allocator, or one named twice.
     """
     for kind, names, known in (
-        ("methods", methods, METHODS), ("allocators", allocators, ALLOCATORS),
+        ("methods", methods, METHODS), ("ablations", ablations, GROUPS), ("allocators", allocators, ALLOCATORS),
         ("allocators-with", (allocators_with,), METHODS),
     ):  # fmt: skip
         if unknown := [name for name in names if name not in known]:
             raise WisparseError(f"{kind}: {unknown[0]!r}: expected some of {', '.join(known)}")
         if len(set(names)) < len(names):
             raise WisparseError(f"{kind}: expected none twice, found {' '.join(names)}")
-    found = [Variant(name, name) for name in methods] + ABLATIONS * ablations
+    found = [Variant(name, name) for name in methods] + [row for row in ABLATIONS if row.group in ablations]
     switches = {"biases": "off"}
     if METHODS[allocators_with].gains == "trained":
         switches["gains"] = "gradients"  # what is trained would stand for the budgets

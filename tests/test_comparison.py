@@ -11,7 +11,7 @@ import pytest
 from blimp import log_likelihoods, read_pairs
 from comparison_report import sparsity_at
 from comparison_texts import read_text
-from comparison_variants import ABLATIONS, variants_of
+from comparison_variants import ABLATIONS, GROUPS, variants_of
 
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings
@@ -40,13 +40,13 @@ def test_a_part_of_a_text(tmp_path):
 
 
 def test_every_ablation_is_a_method_that_the_search_takes():
-    for variant in variants_of(("teal",), True, ("greedy", "paper"), "wisparse-plus"):
+    for variant in variants_of(("teal",), GROUPS, ("greedy", "paper"), "wisparse-plus"):
         method = resolve(variant.method, dataclasses.replace(SearchSettings(), **variant.switches))  # pyright: ignore[reportArgumentType]
         for part, value in variant.switches.items():
             assert getattr(method, part) == {"on": True, "off": False}.get(value, value)
     assert len({variant.name for variant in ABLATIONS}) == len(ABLATIONS)
     with pytest.raises(WisparseError, match="methods: 'no'"):
-        variants_of(("no",), False, (), "uniform")
+        variants_of(("no",), (), (), "uniform")
 
 
 def test_plans_are_scored_on_other_text_than_they_are_made_of(tmp_path, monkeypatch, tiny_model):

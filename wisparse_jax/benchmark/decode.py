@@ -24,7 +24,7 @@ from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.benchmark.cost import step_bytes
 from wisparse_jax.benchmark.dense_step import dense_logits, fused
 from wisparse_jax.benchmark.device_time import PEAK_BANDWIDTH, measure
-from wisparse_jax.benchmark.random_model import CALIBRATION_STEPS, calibrated, random_cache
+from wisparse_jax.benchmark.random_model import CALIBRATION_STEPS, calibrated, random_cache, with_biases
 from wisparse_jax.benchmark.table import add_ratios
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_logits, token_loop
@@ -47,6 +47,7 @@ class Options:
     context: tuple[int, ...] = (512,)
     weights: tuple[str, ...] = ("stored",)  # "stored", "int8", "int4"
     head: tuple[str, ...] = ("stored",)  # "stored", "int8"; each with every kind of weights
+    biases: bool = False  # every kind also with biases in all layers, as a plan's trained ones
     implementation: tuple[str, ...] = ()  # of the sparse steps; by default the faster one
     tokens: int = 96
     repeats: int = 5
@@ -145,6 +146,8 @@ def stored_kinds(options: Options, params: Params) -> dict[str, Params]:
             if head_kind == "int8":
                 own = quantise_params(own, None, head_kind)
             made[kind if head_kind == "stored" else f"{kind}, int8 head"] = own
+    if options.biases:
+        made |= {f"{name}, biases": with_biases(own) for name, own in made.items()}
     return made
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
-from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
+from kernels_pallas.weight import Weight
+from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.mesh import param_shardings, place_on
 from wisparse_jax.models.parameters import flat, param_shapes
@@ -52,6 +53,20 @@ def random_params(config: LlamaConfig, dtype: str, mesh: Mesh | None = None, wei
         own = {"blocks": [all_of(block, f"blocks.{b}.")]}
         params["blocks"] += quantise_params(own, weights)["blocks"]
     return place_on(mesh, config, params)
+
+
+def with_biases(params: Params) -> Params:
+    """The same weights, with a random bias in every layer of every block, as `merge_biases` leaves a plan's."""
+
+    def biased(number: int, layer: Params) -> Params:
+        size = Weight.of(layer).shape[1]
+        return layer | {"bias": 0.01 * jax.random.normal(jax.random.key(number), (size,), params["embed"].dtype)}
+
+    blocks = [
+        block | {name: biased(len(LAYERS) * b + i, block[name]) for i, name in enumerate(LAYERS)}
+        for b, block in enumerate(params["blocks"])
+    ]
+    return params | {"blocks": blocks}
 
 
 def random_cache(

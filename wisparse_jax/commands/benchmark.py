@@ -36,6 +36,8 @@ class Benchmark:
     """Kinds of block weights, one after the other."""
     head: tuple[Literal["stored", "int8"], ...] = ("stored",)
     """Kinds of heads, each with every kind of weights."""
+    biases: bool = False
+    """Every kind also with random biases in all layers: what a plan's trained biases cost."""
     batch: tuple[int, ...] = (1,)
     """Sequences at once."""
     context: Unset[tuple[int, ...]] = ()
@@ -74,8 +76,8 @@ class Benchmark:
                 else f"tokens = {self.tokens}: expected below {config.context - SPARE}, the model's context"
             )
         options = Options(
-            self.sparsity or (0.5,), self.batch, context, self.weights, self.head, self.implementation,
-            self.tokens, self.repeats, self.profile,
+            self.sparsity or (0.5,), self.batch, context, self.weights, self.head, self.biases,
+            self.implementation, self.tokens, self.repeats, self.profile,
         )  # fmt: skip
         runs = benchmark(config, params, options, thresholds)
         device, day, dtype = jax.devices()[0].device_kind, time.strftime("%Y-%m-%d"), params["embed"].dtype.name
