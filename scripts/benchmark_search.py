@@ -2,7 +2,8 @@
 
     python scripts/benchmark_search.py demo --out docs/benchmarks/search.md
 
-Every candidate is the KL divergence of the whole model at its own block budgets, on the same tokens.
+Every candidate is the KL divergence of the whole model at its own block budgets, on the same tokens. Where there are
+several devices, each has the whole model and some of the candidates, and one device alone stands beside all of them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
+from wisparse_jax.benchmark.random_model import random_params
 from wisparse_jax.calibration import SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference import sample_windows
-from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.config import LAYERS, read_config
+from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.loading import load
+from wisparse_jax.presets import shapes
 from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.sparsity.budget import project_to_mean
 from wisparse_jax.testing import count_compilations
@@ -32,7 +36,7 @@ from wisparse_jax.testing import count_compilations
 class Arguments:
     """Time the evaluation of a population."""
 
-    model: Positional[str]
+    model: Positional[str]  # or the name of a shape that gets random weights and text, such as llama-3.2-1b
     out: Path | None = None  # Markdown to append to; by default only printed
     population: int = 32
     tokens: int = 1_024  # sparse positions of each evaluation
@@ -46,8 +50,14 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     settings = SearchSettings(tokens=2 * args.tokens, block_tokens=args.tokens, statistics_tokens=args.tokens)
     try:
-        model = load(args.model, args.dtype)
-        windows = sample_windows(model, -(-settings.tokens // settings.window), settings.window, seed=0)
+        if (shape := shapes().get(args.model)) is None:
+            model = load(args.model, args.dtype)
+            windows = sample_windows(model, -(-settings.tokens // settings.window), settings.window, seed=0)
+        else:
+            config = read_config(shape)
+            model = Llama.from_params(config, random_params(config, args.dtype))
+            size = (-(-settings.tokens // settings.window), settings.window)
+            windows = np.random.default_rng(0).integers(0, config.vocab_size, size)
     except WisparseError as error:
         sys.exit(f"benchmark_search: {error}")
     calibration = run_dense(model, windows, settings)
@@ -63,8 +73,10 @@ def main() -> None:
         return np.stack(taus, axis=1)
 
     rows, reference = [], None
-    for chunk in (1, *args.chunks):
-        loss = DivergenceLoss(calibration, args.tokens, chunk)
+    devices = jax.local_devices()
+    some = [devices[:1], devices] if len(devices) > 1 else [devices]
+    for chunk, used in [(1, devices[:1]), *((chunk, used) for chunk in args.chunks for used in some)]:
+        loss = DivergenceLoss(calibration, args.tokens, chunk, used)
 
         def run(taus: np.ndarray, chunk: int = chunk, loss: DivergenceLoss = loss) -> np.ndarray:
             if chunk == 1:
@@ -83,12 +95,15 @@ def main() -> None:
                 seconds.append(time.perf_counter() - started)
         rate = args.population / float(np.median(seconds))
         reference = reference or rate
-        name = "one by one" if chunk == 1 else f"vectorised, {chunk} at once"
+        name = (
+            "one by one" if chunk == 1 else f"vectorised, {chunk} at once" + f", {len(used)} devices" * (len(used) > 1)
+        )
         rows.append(f"| {name} | {rate:.1f} | {rate / reference:.2f}x | {first:.1f} | {compilations.count} |")
         print(rows[-1], file=sys.stderr, flush=True)
 
     device = jax.devices()[0]
     place = f"cpu, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    place = f"{len(devices)} x {place}" if len(devices) > 1 else place
     command = " ".join(["python", "scripts/benchmark_search.py", *sys.argv[1:]])
     text = (
         f"## {place}\n\n"
