@@ -228,7 +228,18 @@ def top_params(params: Params) -> Params:
 def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
     """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"].T
-    return dot(hidden, Weight.of(weight) if isinstance(weight, dict) else weight).astype(jnp.float32)
+    if not isinstance(weight, dict):
+        return dot(hidden, weight).astype(jnp.float32)
+    rounded = Weight.of(weight)
+    if hidden.size > hidden.shape[-1] or rounded.kind != "int8":
+        return dot(hidden, rounded).astype(jnp.float32)
+    return lax.platform_dependent(hidden, rounded, cuda=_one_row, default=dot).astype(jnp.float32)
+
+
+def _one_row(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Array, "*ones vocab"]:
+    """`dot` of one row as a sum over channels, which XLA reads the weights faster for than for its product on a GPU."""
+    whole = jnp.sum(hidden.reshape(-1, 1).astype(jnp.float32) * weight.values.astype(jnp.float32), axis=0)
+    return (whole * weight.scales).astype(hidden.dtype).reshape(*hidden.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
