@@ -135,6 +135,14 @@ class Base:
             row, further = row + further * 8, 0
         return row + 8 * (further + self.entries[name])
 
+    def either(self, condition: Any, one: str, other: str) -> tuple[Any, Any]:
+        """Where the bias of the one layer is, or of the other, and whether it is there; one of them has one."""
+        if one not in self.shape.biases:
+            return self.address(f"bias_{other}"), condition ^ True
+        if other not in self.shape.biases:
+            return self.address(f"bias_{one}"), condition
+        return self.m.select(condition, self.address(f"bias_{one}"), self.address(f"bias_{other}")), self.always
+
     def column(self, task: Any) -> tuple[Any, Any]:
         """Whether the lane's column is of up's tile, behind gate's, and its place in the tile."""
         m = self.m

@@ -49,6 +49,7 @@ class Inputs(Attention):
                 )
             )
         scale = self.scale_of(task) if self.shape.kind == "int8" else None
+        bias = self.bias_of(task) if {"gate", "up"} & set(self.shape.biases) else None
         kinds = "i" * (CHANNELS_AT_ONCE // 2 * len(turns)) + "f"
         *values, square = m.choose(
             self.merging, kinds, lambda: self.recall(task, turns), lambda: self.receive(task, turns)
@@ -57,6 +58,8 @@ class Inputs(Attention):
             turn.values = values[CHANNELS_AT_ONCE // 2 * number : CHANNELS_AT_ONCE // 2 * (number + 1)]
         if scale is not None:
             m.write(self.place("scales", self.thread), [scale])
+        if bias is not None:
+            m.write(self.place("biases", self.thread), [m.as_bits(bias)])
         (norm,) = m.choose(
             normed, "f", lambda: self.norm_scale(square, turns[0].active), lambda: [m.number(0.0)]
         )  # fmt: skip
@@ -98,6 +101,15 @@ class Inputs(Attention):
         second, column = self.column(task)
         scale = self.address("scale_q", m.select(second & self.gating, m.integer(ENTERED.index("up")), task.entry))
         return m.load(scale + (task.first_column + column) * 4)
+
+    def bias_of(self, task: Any) -> Any:
+        """The bias of gate or up of a lane's column, which `Results.gate` adds; zero in other phases."""
+        m = self.m
+        second, column = self.column(task)
+        at, has = self.either(second ^ True, "gate", "up")
+        has = self.gating & has
+        bias = m.load_bfloat16(at + m.select(has, task.first_column + column, m.integer(0)) * 2)
+        return m.select(has, bias, m.number(0.0))
 
     def recall(self, task: Any, turns: list[LaneChannels]) -> list[Any]:
         """Attention, merged, in pairs."""

@@ -50,6 +50,7 @@ class Places:
     weights: int  # of the pieces: highest scores and sums of weights
     stream: int  # the block's own channels of it
     scales: int  # of the columns
+    biases: int  # of the columns of gate and up
     turns: int  # of each warp: the phase, and the first tag
     tasks: int
     addresses: int  # of the arrays of every decoder block
@@ -102,6 +103,7 @@ def places_of(shape: FusedShape, config: FusedConfig) -> Places:
         "norms": 4 * lists_of(shape, config) if integers else 0,
         "stream": 4 * own_lanes,
         "scales": 4 * config.threads if shape.kind == "int8" else 0,
+        "biases": 4 * config.threads if {"gate", "up"} & set(shape.biases) else 0,
         "turns": 8 * warps,
         "tasks": 4 * len(PHASES) * len(Task._fields),
         "addresses": 8 * config.depth * len(entries(shape)),

@@ -23,15 +23,13 @@ class Results(Base):
     def gate(self, task: Any, total: Any, column: Any, inside: Any) -> None:
         """Both products in bfloat16 with their biases, their sum's silu, and a post for every two columns."""
         m = self.m
-        m.write(self.place("terms", self.thread), [m.as_bits(total)])
+        own = m.rounded(total)
+        if {"gate", "up"} & set(self.shape.biases):
+            own = m.rounded(own + m.as_float(m.read(self.place("biases", self.thread))))
+        m.write(self.place("terms", self.thread), [m.as_bits(own)])
         m.sync()
         mine = m.least(self.thread, task.columns - 1)
-        both = [m.as_float(m.read(self.place("terms", mine + task.columns * k))) for k in range(2)]
-        for k, layer in enumerate(("gate", "up")):
-            both[k] = m.rounded(both[k])
-            if layer in self.shape.biases:
-                both[k] = m.rounded(both[k] + m.load_bfloat16(self.address(f"bias_{layer}") + column * 2))
-        gate, up = both
+        gate, up = (m.as_float(m.read(self.place("terms", mine + task.columns * k))) for k in range(2))
         hidden = m.rounded(gate / (m.exp(gate * -1.0) + 1.0) * up)
         word = self.pair(hidden)
         m.post(self.post_of("gated", column // 2), word, self.tag, inside & (self.thread % 2).equals(0))
@@ -43,6 +41,10 @@ class Results(Base):
         part = m.select(self.merging, m.integer(places.exchange["out"]), m.integer(places.exchange["down"]))
         split, place = self.thread // lanes, self.thread % lanes
         channel = m.least(self.block * places.own + place, hidden - 1)
+        biased, bias = bool({"o", "down"} & set(self.shape.biases)), m.number(0.0)
+        if biased:  # on its way while the block waits for the sums
+            at, has = self.either(self.merging, "o", "down")
+            bias = m.select(has, m.load_bfloat16(at + self.owned * 2), bias)
 
         def fetch() -> None:
             where = self.at["exchange"] + (part + split * hidden + channel) * POST
@@ -50,14 +52,14 @@ class Results(Base):
 
         m.when(split < splits, fetch)
         m.sync()
-        m.when(self.thread < lanes, lambda: self.add_own(splits))
+        m.when(self.thread < lanes, lambda: self.add_own(splits, bias if biased else None))
 
     def added_splits(self) -> tuple[int, int]:
         """Of o and of down."""
         return self.cuts["attn_out"].splits, self.cuts["mlp_mid"].splits
 
-    def add_own(self, splits: Any) -> None:
-        """The first warps add up the terms."""
+    def add_own(self, splits: Any, bias: Any) -> None:
+        """The first warps add up the terms, and the product's bias if it has one."""
         m, places, lanes = self.m, self.places, self.places.own_lanes
         most = max(self.added_splits())
         terms = [
@@ -65,10 +67,8 @@ class Results(Base):
             for s in range(most)
         ]
         total = m.rounded(self.sum(terms))
-        for layer, here in (("o", self.merging), ("down", self.adding & (self.merging ^ True))):
-            if layer in self.shape.biases:
-                bias = m.load_bfloat16(self.address(f"bias_{layer}") + self.owned * 2)
-                total = m.select(here, m.rounded(total + bias), total)
+        if bias is not None:
+            total = m.rounded(total + bias)
         stream = m.rounded(m.as_float(m.read(self.place("stream", self.thread))) + total)
         m.write(self.place("stream", self.thread), [m.as_bits(stream)])
         m.store_bfloat16(self.at["new_x"] + self.owned * 2, stream, self.owns)

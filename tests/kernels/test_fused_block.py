@@ -31,7 +31,7 @@ EPS = 1e-5
 
 
 def arguments(
-    hidden=128, inner=352, dim=32, group=2, kv_heads=2, depth=1, weights="bfloat16", biased=False, qk_norm=False,
+    hidden=128, inner=352, dim=32, group=2, kv_heads=2, depth=1, weights="bfloat16", biased=(), qk_norm=False,
     slot=40, start=3, window=None, seed=0,
 ) -> Any:  # fmt: skip
     """What `fused_blocks` takes, half of the channels kept, by thresholds of 0 and of infinity: none is close."""
@@ -62,7 +62,7 @@ def arguments(
                 block[name] = {"kernel": kernel, "scale": jnp.asarray(scale.astype(jnp.bfloat16))}
             else:
                 block[name] = {"kernel": normal(size_in, size_out, dtype=weights, scale=size_in**-0.5)}
-            if biased:
+            if name in biased:
                 block[name]["bias"] = normal(size_out)
         block |= {name: normal(hidden, scale=0.2, middle=1.0) for name in ("attn_norm", "mlp_norm")}
         if qk_norm:
@@ -159,13 +159,16 @@ def assert_right(inputs, config=None, tolerance=1e-3):
     assert [{g: n.sum(1).tolist() for g, n in found.items()} for found in counts] == expected
 
 
+ALL = ("q", "k", "v", "o", "gate", "up", "down")  # layers
 CASES = {
     "plain": {},
     "int8": {"weights": "int8"},
     "int4": {"weights": "int4"},
     "int4, parts of a scale's columns": {"weights": "int4", "hidden": 160, "dim": 64, "kv_heads": 1, "group": 3},
-    "biases": {"biased": True},
-    "norms of heads": {"qk_norm": True, "biased": True, "weights": "int8"},
+    "biases": {"biased": ALL},
+    "biases of some": {"biased": ("o", "up")},
+    "biases of others, int4": {"biased": ("q", "k", "v", "gate", "down"), "weights": "int4"},
+    "norms of heads": {"qk_norm": True, "biased": ALL, "weights": "int8"},
     "wide heads": {"dim": 128, "group": 1, "hidden": 256, "seed": 1},  # with 0 something is rounded the other way
     "many queries": {"dim": 64, "group": 4, "kv_heads": 1},
     "wide inner": {"inner": 720},
