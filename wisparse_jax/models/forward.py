@@ -239,7 +239,8 @@ def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, 
 def _one_row(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Array, "*ones vocab"]:
     """`dot` of one row as a sum over channels, which XLA reads the weights faster for than for its product on a GPU."""
     whole = jnp.sum(hidden.reshape(-1, 1).astype(jnp.float32) * weight.values.astype(jnp.float32), axis=0)
-    return (whole * weight.scales).astype(hidden.dtype).reshape(*hidden.shape[:-1], -1)
+    scaled = whole if weight.scales is None else whole * weight.scales
+    return scaled.astype(hidden.dtype).reshape(*hidden.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
