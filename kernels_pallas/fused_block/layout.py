@@ -39,7 +39,7 @@ class FusedConfig:
     splits_down: int = 8
     unit: int = LINE // LOAD  # vectors that a tile's edges are multiples of, at most: see `cut`
     attention_splits: int = 16  # parts of the slots
-    depth: int = 8  # decoder blocks of a launch
+    depth: int = 16  # decoder blocks of a launch
 
 
 @dataclasses.dataclass(frozen=True)
