@@ -12,6 +12,7 @@ import pytest
 import wisparse_jax as ws
 from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.commands.generate import Generate
 from wisparse_jax.inference import Sample, sample_windows
 from wisparse_jax.inference.loop import decode_implementation, token_logits
 from wisparse_jax.models.config import LAYERS, read_config
@@ -141,6 +142,12 @@ def test_a_dense_model_decodes_by_the_mosaic_step(weights):
     found = loss(model, windows, functools.partial(kernel_token_logits, thresholds=zeros, implementation="mosaic"))
     reference = loss(model, windows, functools.partial(token_logits, rules=None))
     assert abs(np.expm1(found - reference)) < 0.002
+
+
+def test_the_command_writes(capsys):
+    """It looks at what decodes before the weights are read, and after."""
+    Generate("demo", prompt="The sea", max_new_tokens=4).run()
+    assert capsys.readouterr().out.startswith("The sea")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
+from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.writer import Writer
 from wisparse_jax.inference import GREEDY, Sample, loop
 from wisparse_jax.inference.loop import LoopState, decode_implementation, token_loop
 from wisparse_jax.models.rules import ChannelRule
@@ -102,6 +104,15 @@ def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, fits, expect
     monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None if fits else "has no room")
     rules = [{"q": ChannelRule(jnp.zeros(2))}] if sparse else None
     assert decode_implementation(tiny_config(), {}, rules, batch) == expected
+
+
+@pytest.mark.parametrize("implementation", [None, "mosaic"])
+def test_a_command_asks_before_there_are_weights(monkeypatch, implementation):
+    """On a Hopper GPU, where what decodes depends on them."""
+    monkeypatch.setattr(loop, "choose_kernels", lambda named, **_: named or "triton")
+    monkeypatch.setattr(loop, "mosaic_problem", lambda: None)
+    options = Generate("demo", prompt="x", implementation=implementation)
+    assert Writer(options, "demo").config.num_blocks == 8
 
 
 def test_a_device_may_take_the_kernels_for_more_sequences(monkeypatch):

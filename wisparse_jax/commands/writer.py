@@ -68,7 +68,7 @@ class Writer:
         asked = options.devices.mesh if isinstance(options, OnDevices) else None
         self.mesh = None if asked is None else make_mesh(asked, self.config, options.weights)
         if self.plan is None or (self.mesh is not None and options.implementation == "mosaic"):
-            decode_implementation(self.config, {}, None, 1, options.implementation, self.mesh)
+            decode_implementation(self.config, None, None, 1, options.implementation, self.mesh)
         began = time.perf_counter()
         self.tokenizer = load_tokenizer(name)
         self.load_seconds = time.perf_counter() - began

@@ -77,7 +77,7 @@ def prefill(
 
 def decode_implementation(
     config: LlamaConfig,
-    params: Params,
+    params: Params | None,
     rules: Rules | None,
     batch: int,
     implementation: str | None = None,
@@ -90,7 +90,7 @@ def decode_implementation(
 
     Args:
         config: of the model.
-        params: its weights.
+        params: its weights; None before they are read: whether the Mosaic kernel can run them is left open then.
         rules: of a sparse model, None for a dense one.
         batch: sequences.
         implementation: a choice by name; None takes the kernels on an NVIDIA GPU for as many sequences as they were
@@ -101,7 +101,7 @@ def decode_implementation(
     Raises:
         WisparseError: the named one cannot run: the reason is in the message.
     """
-    mesh = mesh_of(params) if mesh is None else mesh
+    mesh = mesh_of(params) if mesh is None and params is not None else mesh
     if mesh is not None and implementation == "mosaic":
         raise WisparseError(
             "implementation = 'mosaic' runs whole blocks in one launch, which a mesh cannot split: expected triton "
@@ -119,14 +119,15 @@ def decode_implementation(
             raise WisparseError(
                 f"implementation = {implementation!r} takes at most {LARGEST_BATCH} sequences, found {batch}"
             )
-        problem = fused_step_problem(config, params, batch) if implementation == "mosaic" else None
+        looks = implementation == "mosaic" and params is not None
+        problem = fused_step_problem(config, params, batch) if looks else None
         if problem is not None:
             raise WisparseError(f"implementation = 'mosaic' {problem}")
         return chosen
     if chosen == "xla":
         return "xla"
     fused = mesh is None and batch <= largest_batch("mosaic") and mosaic_problem() is None
-    if fused and fused_step_problem(config, params, batch) is None:
+    if fused and (params is None or fused_step_problem(config, params, batch) is None):
         return "mosaic"
     return "triton" if rules is not None and batch <= largest_batch("triton") else "xla"
 
