@@ -1,9 +1,9 @@
 """The figure of scripts/quality_table.py's quality.csv.
 
-    python scripts/plot_quality.py runs/quality/quality.csv --out docs/benchmarks/quality.png
+    python scripts/plot_quality.py docs/benchmarks/formats-smollm2.csv --out docs/images/formats.png
 
 KL against the bytes that a token reads at Llama-3.1-8B shapes, and against the tokens a second measured at them; a line
-for each kind of weights, a point for each sparsity, bars of one standard error. Of dense rows the better
+for each kind of weights, a marker for each sparsity, bars of one standard error. Of dense rows the better
 basis is drawn. Needs matplotlib.
 """
 
@@ -24,6 +24,8 @@ import matplotlib.pyplot as plt
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {"bfloat16": "#000000", "int8": "#0072B2", "int4": "#E69F00", "int4, compensated": "#D55E00"}
+MARKERS = "ov^sDPX*"  # by sparsity
+NOTHING = 1e-6  # nats a token: a KL below it is float32's rounding, which a logarithm shall not show
 AXES = {"gigabytes_8b": "GB read a token", "tokens_per_second_8b": "tok/s on one H100, batch 1"}
 
 
@@ -42,18 +44,21 @@ def main() -> None:
         lines = curves(list(csv.DictReader(file)))
     plt.rcParams.update({"figure.dpi": 150, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     figure, panels = plt.subplots(1, len(AXES), figsize=(9, 3.8), sharey=True, constrained_layout=True)
+    targets = sorted({row["target"] for rows in lines.values() for row in rows})
+    marks = dict(zip(targets, MARKERS, strict=False))
     for panel, (column, label) in zip(panels, AXES.items(), strict=True):
         for kind, rows in lines.items():
-            # The dense model in bfloat16 has no KL to itself, which a logarithm cannot show.
-            drawn = [row for row in rows if row[column] and row["kl"] > 0]
-            x, y, error = ([row[key] for row in drawn] for key in (column, "kl", "kl_error"))
-            panel.errorbar(x, y, error, marker="o", markersize=4, capsize=2, color=COLOURS[kind], label=kind)
+            drawn = [row for row in rows if row[column] and row["kl"] > NOTHING]
+            panel.plot([row[column] for row in drawn], [row["kl"] for row in drawn], color=COLOURS[kind], label=kind)
             for row in drawn:
-                text = f"{row['target']:.0%}"
-                panel.annotate(text, (row[column], row["kl"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        panel.set(xlabel=f"{label} at Llama-3.1-8B shapes", yscale="log")
+                how = {"marker": marks[row["target"]], "markersize": 6, "capsize": 2, "color": COLOURS[kind]}
+                panel.errorbar(row[column], row["kl"], row["kl_error"], **how)
+        panel.set(xlabel=f"{label}, Llama-3.1-8B shapes", yscale="log")
     panels[0].set_ylabel("KL(dense || it), nats a token")
     panels[0].legend(frameon=False)
+    for target, mark in marks.items():
+        panels[1].plot([], [], mark, color="grey", label=f"{target:.0%} skipped")
+    panels[1].legend(handles=panels[1].get_legend_handles_labels()[0][len(lines) :], frameon=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, bbox_inches="tight")
 
