@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ class Tensor:
 
 
 @contextlib.contextmanager
-def opened(file: Path) -> Iterator[tuple[Any, BinaryIO, int]]:
+def opened(file: Path) -> Iterator[tuple[Any, BufferedReader, int]]:
     """A file as the library opens it, its bytes, and how many of them are its header."""
     from safetensors import SafetensorError, safe_open
 
@@ -60,7 +61,7 @@ def read_tensor(tensor: Tensor, shape: tuple[int, ...], transpose: bool) -> np.n
         stored = np.empty(piece.get_shape(), _DTYPES[piece.get_dtype()])
         begin, _ = json.loads(raw.read(length))[tensor.name]["data_offsets"]
         raw.seek(8 + length + begin)
-        if raw.readinto(stored.reshape(-1).view(np.uint8)) < stored.nbytes:
+        if raw.readinto(stored.reshape(-1).view(np.uint8).data) < stored.nbytes:
             raise OSError(f"it ends within tensor {tensor.name}")
         return stored
 
