@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder: safetensors in, the plain parameter pytree out, one tensor at a time."""
+"""Weights of a Hugging Face folder: safetensors in, the plain parameter pytree out, a few tensors at a time."""
 
 from __future__ import annotations
 

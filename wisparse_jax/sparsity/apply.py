@@ -164,8 +164,8 @@ def load_sparse(
 ) -> SparseLlama:
     """Load a model together with a plan: a basis is folded in tensor by tensor, before any rounding to integers.
 
-    Memory holds the model and its largest tensor; the other arguments and errors as in `models.loading.load` and
-    `apply`.
+    Memory holds the model and what is on its way, see `models.weights.read_weights`; the other arguments and errors as
+    in `models.loading.load` and `apply`.
 
     Args:
         name: of the model.
