@@ -20,6 +20,7 @@ from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, ze
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import rules_of
+from wisparse_jax.models.weights import place
 from wisparse_jax.sparsity import SparseLlama
 from wisparse_jax.testing import count_compilations
 
@@ -142,6 +143,16 @@ def test_a_dense_model_decodes_by_the_mosaic_step(weights):
     found = loss(model, windows, functools.partial(kernel_token_logits, thresholds=zeros, implementation="mosaic"))
     reference = loss(model, windows, functools.partial(token_logits, rules=None))
     assert abs(np.expm1(found - reference)) < 0.002
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_seen(bad):
+    """By their maximum, which a GPU may not take past a NaN."""
+    for at in (0, 1, 4_095, 70_000, 199_999):
+        stored = np.zeros((400, 500), jnp.bfloat16)
+        stored.flat[at] = bad
+        with pytest.raises(ws.WisparseError, match="is not finite"):
+            place(stored, "bfloat16", True, "a tensor")
 
 
 def test_the_command_writes(capsys):
