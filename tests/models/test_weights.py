@@ -27,6 +27,7 @@ from wisparse_jax.models.fingerprint import SAMPLES, fingerprint, flat, model_fi
 from wisparse_jax.models.loading import load
 from wisparse_jax.models.parameters import hf_name, param_shapes
 from wisparse_jax.models.tensor_files import Tensor, read_tensor
+from wisparse_jax.models.weights import place
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -499,3 +500,15 @@ def test_a_tensor_with_and_without_its_prefix_is_refused(folder: Path, edit: Any
     edit(folder / "model.safetensors", lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
     with pytest.raises(WeightsError, match=r"tensor norm\.weight is unexpected; there is another of it"):
         load(folder)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_number_that_is_none_is_seen_wherever_it_stands(dtype, bad):
+    """XLA's maximum of floats passes NaN by on a CPU, in arrays of some sizes."""
+    for size in (1, 31, 64, 129):
+        for at in (0, size, size * size - 1):
+            stored = np.ones((size, size), dtype)
+            stored.flat[min(at, stored.size - 1)] = bad
+            with pytest.raises(WeightsError, match="a tensor is not finite"):
+                place(stored, "float32", True, "a tensor")

@@ -50,7 +50,8 @@ def a_plan(model, basis=True, seed=0):
 
 
 def error(found, wanted):
-    return float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())
+    # NumPy's maximum, as XLA's passes NaN by on a CPU.
+    return float(np.abs(np.asarray(found - wanted)).max() / np.abs(np.asarray(wanted)).max())
 
 
 @pytest.fixture(scope="module")
