@@ -4,10 +4,11 @@
         --evaluate wikitext=wiki.txt@300000: books=books.txt --methods uniform teal wisparse wisparse-plus \
         --sparsities 0.5 0.65 --seeds 0 1 --config configs/quick.yaml --out runs/comparison
 
-Texts are `name=FILE`, `name=FILE@start:stop` for a part of it in characters, or `self` for text that the dense model
-samples. Into the folder go comparison.csv, one row for each variant, sparsity, calibration text, evaluation text and
-seed; layers.csv, the plans by layer; run.json, what was run where; and
-summary.md. Rows are written as they come. `scripts/plot_comparison.py` draws them, also of several folders together.
+`--ablations "paper's order" alone together "left out"` adds methods with single parts switched. Texts are `name=FILE`,
+`name=FILE@start:stop` for a part of it in characters, or `self` for text that the dense model samples. Into the folder
+go comparison.csv, one row for each variant, sparsity, calibration text, evaluation text and seed; layers.csv, the plans
+by layer; run.json, what was run where; and summary.md. Rows are written as they come. `scripts/plot_comparison.py`
+draws them, also of several folders together.
 """
 
 from __future__ import annotations

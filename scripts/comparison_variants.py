@@ -81,9 +81,11 @@ def variants_of(
         ("allocators-with", (allocators_with,), METHODS),
     ):  # fmt: skip
         if unknown := [name for name in names if name not in known]:
-            raise WisparseError(f"{kind}: {unknown[0]!r}: expected some of {', '.join(known)}")
+            raise WisparseError(f"{kind}: {unknown[0]!r}: expected some of {', '.join(map(repr, known))}")
         if len(set(names)) < len(names):
-            raise WisparseError(f"{kind}: expected none twice, found {' '.join(names)}")
+            raise WisparseError(f"{kind}: expected none twice, found {', '.join(map(repr, names))}")
+    if not (methods or ablations or allocators):
+        raise WisparseError("methods, ablations and allocators: expected one at least, found none")
     found = [Variant(name, name) for name in methods] + [row for row in ABLATIONS if row.group in ablations]
     switches = {"biases": "off"}
     if METHODS[allocators_with].gains == "trained":

@@ -11,8 +11,9 @@ import pytest
 from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.benchmark import Options, benchmark
 from wisparse_jax.benchmark.cost import step_bytes
+from wisparse_jax.benchmark.decode import stored_kinds
 from wisparse_jax.benchmark.dense_step import dense_logits, fused
-from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
+from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params, with_biases
 from wisparse_jax.benchmark.table import add_ratios, report
 from wisparse_jax.cli import main
 from wisparse_jax.inference.loop import token_logits
@@ -68,6 +69,23 @@ def test_a_plan_and_every_kind_of_weights_are_timed_on_a_cpu():
     assert all(name in report("title", rows) for name in names)
 
 
+@pytest.mark.parametrize("heads", [("stored", "int8"), ("int8", "stored")])
+def test_every_head_is_with_every_kind_of_weights_and_biases(heads):
+    params = tiny_model().params
+    made = stored_kinds(Options(weights=("stored", "int4"), head=heads, biases=True), params)
+    for name, own in made.items():
+        assert ("int8 head" in name) == isinstance(own["lm_head"], dict)
+        assert own["blocks"][0]["q"]["kernel"].dtype == (jnp.uint8 if "int4" in name else jnp.float32)
+        assert all(("bias" in block[layer]) == ("biases" in name) for block in own["blocks"] for layer in LAYERS)
+    assert len(made) == 8
+
+
+def test_a_bias_of_the_model_stays():
+    params = tiny_model(tiny_config(qkv_bias=True)).params
+    found = with_biases(params)["blocks"][1]
+    assert found["q"]["bias"] is params["blocks"][1]["q"]["bias"] and float(abs(found["o"]["bias"]).min()) > 0
+
+
 def test_the_bytes_of_a_step():
     """Half of the rows in int4, with a scale for each as all are below 128 wide; head and cache in bfloat16."""
     config = tiny_config()
@@ -91,6 +109,9 @@ def test_the_command_times_a_model(repository, capsys):
     ("options", "message"),
     [
         ("demo --plan p --sparsity 0.5", "expected either --plan or --sparsity, found both"),
+        ("demo --plan p --biases", "expected either --plan or --biases, which a plan has of its own, found both"),
+        ("demo --implementation xla mosaic", "implementation = 'mosaic' needs an NVIDIA GPU"),
+        ("llama-3.2-1b --blocks 17", "blocks = 17: expected at most 16, those of llama-3.2-1b"),
         ("demo --sparsity 50", r"sparsity = 50.0: .*did you mean 0.5\?"),
         ("demo --tokens 0", "tokens = 0: expected 1 or above"),
         ("demo --context 0", "context = 0: expected 1 or above"),

@@ -47,6 +47,8 @@ def test_every_ablation_is_a_method_that_the_search_takes():
     assert len({variant.name for variant in ABLATIONS}) == len(ABLATIONS)
     with pytest.raises(WisparseError, match="methods: 'no'"):
         variants_of(("no",), (), (), "uniform")
+    with pytest.raises(WisparseError, match="methods, ablations and allocators: expected one at least, found none"):
+        variants_of((), (), (), "uniform")
 
 
 def test_plans_are_scored_on_other_text_than_they_are_made_of(tmp_path, monkeypatch, tiny_model):

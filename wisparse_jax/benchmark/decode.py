@@ -95,7 +95,7 @@ def compare(
         named = "" if kind == "stored" else f", {kind}"
         if decode_implementation(config, own, None, batch) == "mosaic":
             runs.append(Run(f"dense, mosaic{named}", kind, "mosaic", None, own, zero_thresholds(config)))
-        elif is_rounded(own):
+        elif kind != "stored" or is_rounded(own):
             runs.append(Run(f"dense, XLA{named}", kind, "xla", None, own, None))
         for name, thresholds in found.items():
             best = "triton" if on_gpu and batch > 1 else decode_implementation(config, own, rules_of(thresholds), batch)
@@ -143,9 +143,8 @@ def stored_kinds(options: Options, params: Params) -> dict[str, Params]:
     for kind in options.weights:
         own = params if kind == "stored" else quantise_params(params, kind)
         for head_kind in options.head:
-            if head_kind == "int8":
-                own = quantise_params(own, None, head_kind)
-            made[kind if head_kind == "stored" else f"{kind}, int8 head"] = own
+            rounded = head_kind == "int8"
+            made[f"{kind}, int8 head" if rounded else kind] = quantise_params(own, None, "int8") if rounded else own
     if options.biases:
         made |= {f"{name}, biases": with_biases(own) for name, own in made.items()}
     return made

@@ -56,11 +56,12 @@ def random_params(config: LlamaConfig, dtype: str, mesh: Mesh | None = None, wei
 
 
 def with_biases(params: Params) -> Params:
-    """The same weights, with a random bias in every layer of every block, as `merge_biases` leaves a plan's."""
+    """The same weights, with a random bias in every layer of every block that has none, as a plan's are merged in."""
 
     def biased(number: int, layer: Params) -> Params:
         size = Weight.of(layer).shape[1]
-        return layer | {"bias": 0.01 * jax.random.normal(jax.random.key(number), (size,), params["embed"].dtype)}
+        made = 0.01 * jax.random.normal(jax.random.key(number), (size,), params["embed"].dtype)
+        return {"bias": made} | layer
 
     blocks = [
         block | {name: biased(len(LAYERS) * b + i, block[name]) for i, name in enumerate(LAYERS)}

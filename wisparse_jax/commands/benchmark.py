@@ -37,7 +37,7 @@ class Benchmark:
     head: tuple[Literal["stored", "int8"], ...] = ("stored",)
     """Kinds of heads, each with every kind of weights."""
     biases: bool = False
-    """Every kind also with random biases in all layers: what a plan's trained biases cost."""
+    """Every kind of weights also with random biases in all layers: what trained ones cost. Not with a plan."""
     batch: tuple[int, ...] = (1,)
     """Sequences at once."""
     context: Unset[tuple[int, ...]] = ()
@@ -53,7 +53,7 @@ class Benchmark:
     blocks: Unset[int | None] = None
     """Fewer blocks than a shape has, for a quick look."""
     profile: bool = True
-    """On a GPU, where the time goes."""
+    """Tell where the time goes, on a GPU."""
     json: Unset[bool] = False
     """Print one JSON object and nothing else."""
 
@@ -88,11 +88,18 @@ class Benchmark:
             print(report(f"{conditions}; median of {self.repeats} runs of {self.tokens} tokens", runs))
 
     def _check(self) -> None:
+        from kernels_pallas.implementation import choose
         from wisparse_jax.arguments import check_count, check_share
         from wisparse_jax.models.loading import check_kinds
 
-        if self.plan is not None and self.sparsity:
-            raise WisparseError("expected either --plan or --sparsity, found both")
+        for option, found in (("--sparsity", self.sparsity), ("--biases, which a plan has of its own", self.biases)):
+            if self.plan is not None and found:
+                raise WisparseError(f"expected either --plan or {option}, found both")
+        for named in self.implementation:
+            try:
+                choose(named, offered=("triton", "mosaic", "xla"))
+            except ValueError as error:
+                raise WisparseError(str(error)) from None
         check_kinds(self.dtype)
         for share in self.sparsity:
             check_share(share, "sparsity")
@@ -119,7 +126,9 @@ class Benchmark:
                 raise WisparseError(f"plan: expected a model's, but {self.model} is a shape with random weights")
             config = read_config(shape)
             if self.blocks is not None:
-                kept = min(self.blocks, config.num_blocks)
+                kept = self.blocks
+                if kept > config.num_blocks:
+                    raise WisparseError(f"blocks = {kept}: expected at most {config.num_blocks}, those of {self.model}")
                 config = dataclasses.replace(config, num_blocks=kept, windows=config.windows[:kept])
             dtype = self.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
             return config, random_params(config, dtype), None
