@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
+from wisparse_jax.arguments import check_count
 from wisparse_jax.benchmark.random_model import random_params
 from wisparse_jax.calibration import SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
@@ -40,7 +41,7 @@ class Arguments:
     out: Path | None = None  # Markdown to append to; by default only printed
     population: int = 32
     tokens: int = 1_024  # sparse positions of each evaluation
-    chunks: tuple[int, ...] = (8, 32)  # candidates at once
+    chunks: tuple[int, ...] = (8, 32)  # candidates at once on a device, at most
     repeats: int = 5
     dtype: str = "float32"
 
@@ -48,6 +49,13 @@ class Arguments:
 def main() -> None:
     """Run the benchmark and print a table."""
     args = tyro.cli(Arguments, description=__doc__)
+    try:
+        for name in ("population", "tokens", "repeats"):
+            check_count(getattr(args, name), name, least=1)
+        for chunk in args.chunks:
+            check_count(chunk, "chunks", least=2)
+    except WisparseError as error:
+        sys.exit(f"benchmark_search: {error}")
     settings = SearchSettings(tokens=2 * args.tokens, block_tokens=args.tokens, statistics_tokens=args.tokens)
     try:
         if (shape := shapes().get(args.model)) is None:

@@ -1,8 +1,9 @@
 """What a search has found so far, on disk, so that a killed one goes on to the same plan.
 
-Every stage's result is a few arrays, written by Orbax when the stage ends; a search that is started again with the same
-model, text and settings reads what is there and computes the rest. Evolutions ask for the losses of one population
-after another and are otherwise determined by their seed: what they were told is kept every few populations.
+The results of long stages are a few arrays each, written by Orbax when the stage ends; a search that is started again
+with the same model, text and settings reads what is there and computes the rest, dense runs and statistics included.
+Evolutions ask for the losses of one population after another and are otherwise determined by their seed: what they were
+told is kept every few populations.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class SearchState:
                 new.rename(known)
         except OSError as error:
             raise WisparseError(f"{folder}: the state of the search cannot be kept here: {error}") from None
-        if resumed:
-            print(f"wisparse: going on with the search in {folder}", file=sys.stderr)
+        if found := sum(path.is_dir() for path in folder.glob("[!.]*")):
+            print(f"wisparse: going on with the search in {folder}, results kept: {found}", file=sys.stderr)
 
     def keep(self, name: str, make: Callable[[], Arrays], spent: Spent | None = None) -> Arrays:
         """What was found under a name, or what `make` finds, which is kept; it adds the same to `spent` either way."""
