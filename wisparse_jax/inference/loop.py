@@ -119,8 +119,8 @@ def decode_implementation(
             raise WisparseError(
                 f"implementation = {implementation!r} takes at most {LARGEST_BATCH} sequences, found {batch}"
             )
-        looks = implementation == "mosaic" and params is not None
-        problem = fused_step_problem(config, params, batch) if looks else None
+        known = params if implementation == "mosaic" else None
+        problem = None if known is None else fused_step_problem(config, known, batch)
         if problem is not None:
             raise WisparseError(f"implementation = 'mosaic' {problem}")
         return chosen
