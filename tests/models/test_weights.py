@@ -203,6 +203,35 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(folder: Path, monkeypatc
         load(folder)
 
 
+@pytest.mark.parametrize("other", ["float32", "tensors of other names", "no JSON"])
+def test_a_file_that_is_replaced_while_it_is_opened_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """The library opens it again: offsets of one file are not used for the bytes of another."""
+    file, first = folder / "model.safetensors", folder / "first.safetensors"
+    with safe_open(file, framework="numpy") as library:
+        expected = library.get_tensor(Q)
+    stored = load_file(file)
+    if other == "float32":
+        save_file({name: value.astype(np.float32) for name, value in stored.items()}, first)
+    elif other == "no JSON":
+        first.write_bytes((1_000).to_bytes(8, "little") + bytes(2_000))
+    else:
+        save_file({f"other.{name}": value for name, value in stored.items()}, first)
+    opened = open
+    monkeypatch.setattr(tensor_files, "open", lambda path, mode: opened(first, mode), raising=False)
+    with pytest.raises(WeightsError, match=re.escape(f"{file}: not readable as safetensors") + f".*tensor {Q}"):
+        read_tensor(Tensor(file, Q, ""), expected.shape, False)
+
+
+def test_a_header_whose_entries_are_lists_is_refused(tmp_path: Path) -> None:
+    """The library takes them for objects."""
+    file, header = tmp_path / "model.safetensors", b'{"x":["F32",[6],[0,24]]}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    with pytest.raises(WeightsError, match=re.escape(f"{file}: not readable as safetensors")):
+        read_tensor(Tensor(file, "x", ""), (6,), False)
+
+
 def test_an_interruption_waits_for_no_reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
     going_on = threading.Event()

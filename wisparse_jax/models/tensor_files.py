@@ -59,11 +59,21 @@ def read_tensor(tensor: Tensor, shape: tuple[int, ...], transpose: bool) -> np.n
         check_piece(tensor, piece, shape, transpose)
         # Not by the library, which has checked the header: it copies one tensor at a time and stops other threads.
         stored = np.empty(piece.get_shape(), _DTYPES[piece.get_dtype()])
-        begin, _ = json.loads(raw.read(length))[tensor.name]["data_offsets"]
-        raw.seek(8 + length + begin)
+        raw.seek(8 + length + _begin(raw.read(length), tensor.name, piece))
         if raw.readinto(stored.reshape(-1).view(np.uint8).data) < stored.nbytes:
             raise OSError(f"it ends within tensor {tensor.name}")
         return stored
+
+
+def _begin(header: bytes, name: str, piece: Any) -> int:
+    """Where a tensor begins behind the header. The library has opened the file again, which may be another by then."""
+    try:
+        entry = json.loads(header)[name]
+        if (entry["dtype"], entry["shape"]) == (piece.get_dtype(), list(piece.get_shape())):
+            return entry["data_offsets"][0]
+    except (LookupError, TypeError, ValueError):
+        pass
+    raise OSError(f"its header describes tensor {name} otherwise than the library read it; was it replaced meanwhile?")
 
 
 def check_piece(tensor: Tensor, piece: Any, shape: tuple[int, ...], transpose: bool) -> None:
