@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from wisparse_jax.calibration import SearchSettings
@@ -242,3 +243,13 @@ def test_a_run_that_was_killed_at_its_beginning_is_gone_on_with(tmp_path, capsys
     assert capsys.readouterr().err == ""
     SearchState(tmp_path, "own")
     assert capsys.readouterr().err == f"wisparse: going on with the search in {tmp_path}, results kept: 1\n"
+
+
+def test_what_a_killed_run_was_writing_is_no_result(tmp_path, capsys):
+    """Named as Orbax names it, and replaced by what is found again."""
+    SearchState(tmp_path, "own")
+    (tmp_path / f"the_basis{ocp.utils.TMP_DIR_SUFFIX}").mkdir()
+    state = SearchState(tmp_path, "own")
+    assert capsys.readouterr().err == ""
+    state.keep("the basis", lambda: {"Q": np.eye(2)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity.json", "the_basis"]

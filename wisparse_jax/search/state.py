@@ -26,6 +26,7 @@ from wisparse_jax.files.arrays import write_arrays
 
 Arrays = dict[str, np.ndarray]
 SPENT = "spent tokens"
+UNFINISHED = ".orbax-checkpoint-tmp"
 EVERY = 5  # populations between two writes
 
 
@@ -55,7 +56,8 @@ class SearchState:
                 new.rename(known)
         except OSError as error:
             raise WisparseError(f"{folder}: the state of the search cannot be kept here: {error}") from None
-        if found := sum(path.is_dir() for path in folder.glob("[!.]*")):
+        # Orbax renames a folder once it is written; the unfinished one of a killed run stays until the next write.
+        if found := sum(path.is_dir() and UNFINISHED not in path.name for path in folder.glob("[!.]*")):
             print(f"wisparse: going on with the search in {folder}, results kept: {found}", file=sys.stderr)
 
     def keep(self, name: str, make: Callable[[], Arrays], spent: Spent | None = None) -> Arrays:
