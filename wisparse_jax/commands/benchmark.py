@@ -36,7 +36,7 @@ class Benchmark:
     """Kinds of block weights, one after the other."""
     head: tuple[Literal["stored", "int8"], ...] = ("stored",)
     """Kinds of heads, each with every kind of weights."""
-    biases: bool = False
+    biases: Unset[bool] = False
     """Every kind of weights also with random biases in all layers: what trained ones cost. Not with a plan."""
     batch: tuple[int, ...] = (1,)
     """Sequences at once."""
