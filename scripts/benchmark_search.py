@@ -103,9 +103,9 @@ def main() -> None:
                 seconds.append(time.perf_counter() - started)
         rate = args.population / float(np.median(seconds))
         reference = reference or rate
-        name = (
-            "one by one" if chunk == 1 else f"vectorised, {chunk} at once" + f", {len(used)} devices" * (len(used) > 1)
-        )
+        name = "one by one" if chunk == 1 else f"vectorised, {chunk} at once"
+        if len(used) > 1:
+            name += f", {len(used)} devices"
         rows.append(f"| {name} | {rate:.1f} | {rate / reference:.2f}x | {first:.1f} | {compilations.count} |")
         print(rows[-1], file=sys.stderr, flush=True)
 

@@ -135,7 +135,7 @@ class Base:
             row, further = row + further * 8, 0
         return row + 8 * (further + self.entries[name])
 
-    def either(self, condition: Any, one: str, other: str) -> tuple[Any, Any]:
+    def bias_of_either(self, condition: Any, one: str, other: str) -> tuple[Any, Any]:
         """Where the bias of the one layer is, or of the other, and whether it is there; one of them has one."""
         if one not in self.shape.biases:
             return self.address(f"bias_{other}"), condition ^ True

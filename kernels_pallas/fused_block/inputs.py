@@ -49,7 +49,7 @@ class Inputs(Attention):
                 )
             )
         scale = self.scale_of(task) if self.shape.kind == "int8" else None
-        bias = self.bias_of(task) if {"gate", "up"} & set(self.shape.biases) else None
+        bias = self.bias_of(task) if self.shape.has_bias("gate", "up") else None
         kinds = "i" * (CHANNELS_AT_ONCE // 2 * len(turns)) + "f"
         *values, square = m.choose(
             self.merging, kinds, lambda: self.recall(task, turns), lambda: self.receive(task, turns)
@@ -106,7 +106,7 @@ class Inputs(Attention):
         """The bias of gate or up of a lane's column, which `Results.gate` adds; zero in other phases."""
         m = self.m
         second, column = self.column(task)
-        at, has = self.either(second ^ True, "gate", "up")
+        at, has = self.bias_of_either(second ^ True, "gate", "up")
         has = self.gating & has
         bias = m.load_bfloat16(at + m.select(has, task.first_column + column, m.integer(0)) * 2)
         return m.select(has, bias, m.number(0.0))

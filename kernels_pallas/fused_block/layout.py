@@ -80,6 +80,10 @@ class FusedShape:
     biases: tuple[str, ...]  # layers that have one
     qk_norm: bool
 
+    def has_bias(self, *layers: str) -> bool:
+        """Whether any of the layers has one."""
+        return any(layer in self.biases for layer in layers)
+
     @property
     def bits(self) -> int:
         """Of a weight."""

@@ -103,7 +103,7 @@ def places_of(shape: FusedShape, config: FusedConfig) -> Places:
         "norms": 4 * lists_of(shape, config) if integers else 0,
         "stream": 4 * own_lanes,
         "scales": 4 * config.threads if shape.kind == "int8" else 0,
-        "biases": 4 * config.threads if {"gate", "up"} & set(shape.biases) else 0,
+        "biases": 4 * config.threads if shape.has_bias("gate", "up") else 0,
         "turns": 8 * warps,
         "tasks": 4 * len(PHASES) * len(Task._fields),
         "addresses": 8 * config.depth * len(entries(shape)),

@@ -24,7 +24,7 @@ class Results(Base):
         """Both products in bfloat16 with their biases, their sum's silu, and a post for every two columns."""
         m = self.m
         own = m.rounded(total)
-        if {"gate", "up"} & set(self.shape.biases):
+        if self.shape.has_bias("gate", "up"):
             own = m.rounded(own + m.as_float(m.read(self.place("biases", self.thread))))
         m.write(self.place("terms", self.thread), [m.as_bits(own)])
         m.sync()
@@ -41,10 +41,10 @@ class Results(Base):
         part = m.select(self.merging, m.integer(places.exchange["out"]), m.integer(places.exchange["down"]))
         split, place = self.thread // lanes, self.thread % lanes
         channel = m.least(self.block * places.own + place, hidden - 1)
-        biased, bias = bool({"o", "down"} & set(self.shape.biases)), m.number(0.0)
-        if biased:  # on its way while the block waits for the sums
-            at, has = self.either(self.merging, "o", "down")
-            bias = m.select(has, m.load_bfloat16(at + self.owned * 2), bias)
+        bias = None
+        if self.shape.has_bias("o", "down"):  # on its way while the block waits for the sums
+            at, has = self.bias_of_either(self.merging, "o", "down")
+            bias = m.select(has, m.load_bfloat16(at + self.owned * 2), m.number(0.0))
 
         def fetch() -> None:
             where = self.at["exchange"] + (part + split * hidden + channel) * POST
@@ -52,7 +52,7 @@ class Results(Base):
 
         m.when(split < splits, fetch)
         m.sync()
-        m.when(self.thread < lanes, lambda: self.add_own(splits, bias if biased else None))
+        m.when(self.thread < lanes, lambda: self.add_own(splits, bias))
 
     def added_splits(self) -> tuple[int, int]:
         """Of o and of down."""

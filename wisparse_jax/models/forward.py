@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
-from kernels_pallas.weight import Weight
+from kernels_pallas.weight import Weight, as_weight
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.rules import LayerRules, Rules
 
@@ -228,12 +228,10 @@ def top_params(params: Params) -> Params:
 def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
     """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"].T
-    if not isinstance(weight, dict):
-        return dot(hidden, weight).astype(jnp.float32)
-    rounded = Weight.of(weight)
-    if hidden.size > hidden.shape[-1] or rounded.kind != "int8":
-        return dot(hidden, rounded).astype(jnp.float32)
-    return lax.platform_dependent(hidden, rounded, cuda=_one_row, default=dot).astype(jnp.float32)
+    weight = Weight.of(weight) if isinstance(weight, dict) else as_weight(weight)
+    if hidden.size == hidden.shape[-1] and weight.kind == "int8":
+        return lax.platform_dependent(hidden, weight, cuda=_one_row, default=dot).astype(jnp.float32)
+    return dot(hidden, weight).astype(jnp.float32)
 
 
 def _one_row(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Array, "*ones vocab"]:
