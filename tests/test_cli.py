@@ -313,7 +313,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(files, capsys, monkeypatch, name):
     command, message = BAD[name]
-    # No weights are read for a request that is refused.
+    # What generate reads meanwhile is not waited for.
     monkeypatch.setattr("wisparse_jax.models.loading.read_params", lambda *_: pytest.fail("read the weights"))
     before = sorted(files.iterdir())
     with pytest.raises(SystemExit) as caught:

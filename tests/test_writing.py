@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import threading
 
 import pytest
 
 from wisparse_jax.cli import main
+from wisparse_jax.errors import WeightsError
 from wisparse_jax.models import loading
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -110,10 +112,30 @@ def test_a_conversation_remembers(capsys, chatting, monkeypatch):
     assert err.startswith("/reset starts anew, /quit leaves\n") and err.count("a new conversation\n") == 1
 
 
-def test_an_answer_that_never_fits_is_refused_at_once(capsys, chatting, monkeypatch):
-    monkeypatch.setattr(loading, "read_params", lambda *_: pytest.fail("read the weights"))
-    line = refused(capsys, "chat", "demo", "--max-new-tokens", "512")
-    assert "with 512 new ones it exceeds the context of 512" in line
+@pytest.mark.parametrize("command", ["chat demo", "generate demo --prompt x"])
+def test_an_answer_that_never_fits_is_refused_at_once(capsys, chatting, monkeypatch, command):
+    """While the weights are still being read."""
+    refusal, waited = threading.Event(), []
+    monkeypatch.setattr(loading, "load", lambda *_, **__: waited.append(refusal.wait(60)))
+    line = refused(capsys, *command.split(), "--max-new-tokens", "512")
+    assert "with 512 new ones it exceeds the context of 512" in line and not waited
+    refusal.set()
+
+
+def test_weights_are_read_while_the_tokenizer_is_loaded(capsys, monkeypatch):
+    begun, load, load_tokenizer = threading.Event(), loading.load, loading.load_tokenizer
+    monkeypatch.setattr(loading, "load", lambda *args, **how: begun.set() or load(*args, **how))
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name: begun.wait(60) and load_tokenizer(name))
+    out, _ = generate(capsys, "--prompt", "Seas")
+    assert out.startswith("Seas") and len(out) > len("Seas\n")
+
+
+def test_weights_that_cannot_be_read_are_a_line(capsys, monkeypatch):
+    def load(*_, **__):
+        raise WeightsError("model.safetensors: damaged")
+
+    monkeypatch.setattr(loading, "load", load)
+    assert refused(capsys, "generate", "demo", "--prompt", "x") == "model.safetensors: damaged"
 
 
 def test_a_conversation_too_long_can_be_begun_anew(capsys, chatting, monkeypatch):

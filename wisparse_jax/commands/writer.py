@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from wisparse_jax.commands.devices import OnDevices
@@ -14,6 +15,8 @@ from wisparse_jax.commands.options import Unset
 if TYPE_CHECKING:
     from wisparse_jax.inference.text import Answer
     from wisparse_jax.inference.timing import Timing
+    from wisparse_jax.models.llama import Llama
+    from wisparse_jax.sparsity import SparseLlama
 
 # A text, or a conversation: messages with a "role" and a "content".
 Prompt = str | list[dict[str, Any]]
@@ -46,6 +49,9 @@ class Writing:
 class Writer:
     """A model that answers as the options say: its configuration and tokenizer at once, its weights by `load`.
 
+    The weights are being read from the start: importing the tokenizer's library takes as long as gigabytes of them
+    where PyTorch is installed, which it brings along. What is refused meanwhile does not wait for them.
+
     Raises:
         WisparseError: what can be refused without the weights.
     """
@@ -69,9 +75,11 @@ class Writer:
         self.mesh = None if asked is None else make_mesh(asked, self.config, options.weights)
         if self.plan is None or (self.mesh is not None and options.implementation == "mosaic"):
             decode_implementation(self.config, None, None, 1, options.implementation, self.mesh)
-        began = time.perf_counter()
+        self._began = time.perf_counter()
+        reader = ThreadPoolExecutor(1, "load")
+        self._reading = reader.submit(self._read)
+        reader.shutdown(wait=False)
         self.tokenizer = load_tokenizer(name)
-        self.load_seconds = time.perf_counter() - began
 
     @property
     def chats(self) -> bool:
@@ -86,20 +94,12 @@ class Writer:
         check_request(self.config, [encode_prompt(self.tokenizer, prompt, raw, system)], self.options.max_new_tokens)
 
     def load(self) -> None:
-        """Read the weights; what was chosen is said on standard error."""
+        """Wait for the weights; what was chosen is said on standard error."""
         from kernels_pallas.implementation import mosaic_problem
         from wisparse_jax.inference import decode_implementation
-        from wisparse_jax.models.loading import load
-        from wisparse_jax.sparsity import load_sparse
 
-        began = time.perf_counter()
-        weights, head = self.options.weights, self.options.head
-        self.model = (
-            load(self.name, weights=weights, head=head, mesh=self.mesh)
-            if self.plan is None
-            else load_sparse(self.name, self.plan, weights=weights, head=head, mesh=self.mesh)
-        )
-        self.load_seconds += time.perf_counter() - began
+        self.model = self._reading.result()
+        self.load_seconds = time.perf_counter() - self._began
         rules, asked = getattr(self.model, "rules", None), self.options.implementation
         self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)
         if self.plan is not None:
@@ -108,6 +108,15 @@ class Writer:
                 how += f" on {', '.join(f'{axis}={size}' for axis, size in self.mesh.shape.items())}"
                 how += " (mosaic runs on one device only)" if mosaic_problem() is None else ""
             print(f"{self.plan.method} plan, {how}", file=sys.stderr)
+
+    def _read(self) -> Llama | SparseLlama:
+        from wisparse_jax.models.loading import load
+        from wisparse_jax.sparsity import load_sparse
+
+        weights, head = self.options.weights, self.options.head
+        if self.plan is None:
+            return load(self.name, weights=weights, head=head, mesh=self.mesh)
+        return load_sparse(self.name, self.plan, weights=weights, head=head, mesh=self.mesh)
 
     def answer(self, prompt: Prompt, stop: Sequence[str] = (), raw: bool = False, system: str | None = None) -> Answer:
         """The answer to a text or a conversation, not yet begun."""
