@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.windows import split_windows
 from wisparse_jax.inference import TextStream
 from wisparse_jax.models.loading import load_tokenizer
+from wisparse_jax.models.tokenizer import CERTAIN
 from wisparse_jax.testing.tokenizers import KINDS, NAMED, write
 
 TEXTS = ["hello", " the two", "two  ", "", "2026.\nthe", "naïve ☃", "a</s>b"]
@@ -28,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "both added": NAMED | {"add_bos_token": True, "add_eos_token": True},
     "neither added": NAMED | {"add_bos_token": False, "add_eos_token": False},
 }
-CLASSES = ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "LlamaTokenizer", "Qwen2Tokenizer"]
+CLASSES = [*CERTAIN, "LlamaTokenizerFast", "LlamaTokenizer", "Qwen2Tokenizer"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +78,26 @@ def test_ids_are_transformers_without_what_follows_a_text(
 def test_ids_are_transformers_whatever_class_is_named(tmp_path: Path, kind: str, name: str, family: str) -> None:
     raw = write(tmp_path, kind, "<s> $A", NAMED | {"tokenizer_class": name}, family)
     ours, expected = load_tokenizer(tmp_path), theirs(tmp_path)
+    assert type(ours.inner) is type(expected)
+    assert ours.inner.special_tokens_map == expected.special_tokens_map
     for text in TEXTS:
         assert ours.encode(text) == expected.encode(text)
         if kind == "byte level":  # a Llama class over such a file is what distilled models come with
             assert ours.encode(text) == raw.encode(text).ids
+
+
+def test_a_tokenizer_does_not_wait_for_pytorch(tmp_path: Path) -> None:
+    """Where it is installed; here a stand-in that says who imports it."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('PyTorch was imported')")
+    (tmp_path / "torch-2.99.dist-info").mkdir()
+    (tmp_path / "torch-2.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.99\n")
+    code = "from transformers.utils import is_torch_available; from wisparse_jax import load_tokenizer;"
+    code += "print(is_torch_available(), load_tokenizer('demo').decode(load_tokenizer('demo').encode('the sea')))"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True the sea\n", "")
 
 
 def test_a_template_after_another_post_processor(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import read_bytes
+from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models.tokenizer_check import check_tokenizer, contained
 
 # What a folder's tokenizer is made of, as patterns; any one of the first three is enough to build it.
@@ -24,6 +28,8 @@ FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
+# Classes that transformers takes for a `llama` model whose tokenizer_config.json names them, whatever else it holds.
+CERTAIN = ("GPT2Tokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +128,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise WisparseError(f"{folder}: no tokenizer: expected one of {', '.join(VOCABULARIES)}, found none")
     # Keeps transformers from advising to install PyTorch, which tokenizers do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     check_tokenizer(folder, [*FILES, *files(folder)])
+    tokenizer_class = _tokenizer_class(folder)
     try:
         with contained(f"{folder}: the tokenizer is not readable"):
             # Books are encoded whole and cut into windows: the length that a tokenizer warns beyond means nothing here.
-            inner = AutoTokenizer.from_pretrained(
+            inner = tokenizer_class.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, model_max_length=sys.maxsize
             )
     except WisparseError:
@@ -140,3 +145,23 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             "tokenizer_config.json whose tokenizer_class says of which kind it is, such as GPT2Tokenizer"
         ) from None
     return Tokenizer(inner)
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """The class that reads a folder's tokenizer: AutoTokenizer, or at once what it would choose where that is certain.
+
+    It imports PyTorch where that is installed, which takes as long as reading the weights of an 8B model.
+    """
+    import transformers
+
+    # What is damaged is for transformers to refuse, which reads it again.
+    with contextlib.suppress(WisparseError, ValueError, RecursionError):
+        config, settings = (
+            json.loads(read_bytes(folder / name, WisparseError, LARGE))
+            for name in ("config.json", "tokenizer_config.json")
+        )
+        if isinstance(config, dict) and isinstance(settings, dict) and (folder / "tokenizer.json").is_file():
+            name = settings.get("tokenizer_class")
+            if config.get("model_type") == "llama" and name in CERTAIN and "auto_map" not in settings:
+                return getattr(transformers, name)
+    return transformers.AutoTokenizer
