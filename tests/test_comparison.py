@@ -1,9 +1,12 @@
 """What the comparison of methods computes itself: sparsity at a perplexity, parts of texts, BLiMP's likelihoods."""
 
 import dataclasses
+import json
 import lzma
 import math
+import types
 
+import blimp_of_plans
 import compare_methods
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +103,26 @@ def test_pairs_are_spaced_over_the_file(tmp_path):
     file.write_bytes(b"{}")
     with pytest.raises(WisparseError, match="sentence_good"):
         read_pairs(file)
+
+
+def test_saved_plans_are_scored_on_pairs(tmp_path, capsys, monkeypatch, tiny_model, tiny_tokens):
+    """The share of pairs and the paired difference, beside the plan's method, target and folder."""
+    plan = ws.calibrate(tiny_model, tiny_tokens, 0.7, "uniform", settings=SearchSettings(compare_teal=False))
+    plan.save(tmp_path / "plan")
+    rng = np.random.default_rng(0)
+    texts = ["".join(chr(c) for c in rng.integers(2, 97, 6)) for _ in range(40)]
+    lines = [json.dumps({"sentence_good": a, "sentence_bad": b}) for a, b in zip(texts[::2], texts[1::2], strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    tokenizer = types.SimpleNamespace(encode=lambda text: [ord(c) for c in text])
+    monkeypatch.setattr(blimp_of_plans.ws, "load", lambda *_: tiny_model)
+    monkeypatch.setattr(blimp_of_plans.ws, "load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr("sys.argv", ["x", "tiny", f"{tmp_path}/pairs.jsonl", "--plan", f"{tmp_path}/plan"])
+    blimp_of_plans.main()
+    _, _, dense, sparse, _, end = capsys.readouterr().out.splitlines()
+    found = log_likelihoods(tiny_model, [tokenizer.encode(t) for t in texts], {"p": ws.apply(tiny_model, plan)})
+    one, other = ([good > bad for good, bad in v.reshape(-1, 2)] for v in (found["dense"], found["p"]))
+    assert one != other and dense.startswith(f"| dense | {np.mean(one):.4f} ± ") and dense.endswith(" |  |")
+    off = np.subtract(other, one, dtype=float)
+    paired = f"{off.mean():+.4f} ± {off.std(ddof=1) / math.sqrt(20):.4f}"
+    assert sparse.startswith(f"| uniform, 0.7, {tmp_path}/plan | {np.mean(other):.4f} ± ") and paired in sparse
+    assert end.startswith("20 pairs, float32 on ")

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import random_checkpoint
 
 from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.models import hub
 from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
+from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.testing.tokenizers import NAMED, write
 
 
@@ -227,3 +230,15 @@ def test_a_damaged_generation_config(folder: Path) -> None:
     path.write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id = '</s>': expected a whole number"):
         read_model_config(folder)
+
+
+def test_a_random_checkpoint_loads(folder: Path, tmp_path: Path) -> None:
+    """Every tensor in its shape, with other values than the ones before."""
+    (tmp_path / "out").mkdir()
+    random_checkpoint.write(tmp_path / "out", folder / "config.json", 3)
+    model = load(tmp_path / "out")
+    assert model.config.num_blocks == 3 and len(load_tokenizer(tmp_path / "out").encode("the sea", bos=False)) > 0
+    leaves, shapes = flat(model.params), flat(param_shapes(model.config))
+    assert {path: leaf.shape for path, leaf in leaves.items()} == {path: leaf.shape for path, leaf in shapes.items()}
+    queries = np.stack([np.asarray(leaves[f"blocks.{b}.q.kernel"]) for b in range(3)])
+    assert 0.015 < queries.std() < 0.025 and len(np.unique(queries.reshape(3, -1), axis=0)) == 3
