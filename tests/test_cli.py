@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import wisparse_jax as ws
@@ -332,6 +333,24 @@ def test_an_unknown_argument_exits_with_2():
         text=True,
     )
     assert run.returncode == 2 and "sparsity" in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1024 bytes.",
+        "INTERNAL: no context for device 0\nfailed call to cuInit: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+    ],
+)
+def test_a_full_device_is_one_line(files, capsys, monkeypatch, said):
+    def load(*_, **__):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr("wisparse_jax.models.loading.load", load)
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "demo", "--prompt", "x"])
+    line = f"wisparse: error: out of memory (does another process hold the device's?): {said.splitlines()[0]}\n"
+    assert caught.value.code == 2 and capsys.readouterr().err == line
 
 
 def test_an_interruption_is_one_line(files, capsys, monkeypatch):

@@ -232,8 +232,8 @@ _JAX_SETTINGS = (
 def _surroundings(error: Exception) -> str | None:
     """Why the machine that the command runs on, not the command, has failed; None for anything else."""
     first = first_line(error)
-    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in first:
-        return f"out of memory: {first}"
+    if isinstance(error, RuntimeError) and re.search("RESOURCE_EXHAUSTED|OUT_OF_MEMORY", str(error)):
+        return f"out of memory (does another process hold the device's?): {first}"
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror is not None:
