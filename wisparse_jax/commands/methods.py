@@ -16,11 +16,15 @@ class Methods:
         from wisparse_jax.report.tables import console
         from wisparse_jax.sparsity.methods import DEFAULT, METHODS
 
-        table = Table("method", "basis", "score", "exponents", "budgets", "biases", "in words", title="methods")
+        # Just within 80 columns; the words of each stand below.
+        table = Table("method", "basis", "score", "exponents", "budgets", "biases", title="methods")
         for method in METHODS.values():
             exponents = "searched" if method.search_exponents else f"{method.exponent:g}"
             score = "gradients" if method.gains != "norms" else "magnitudes" if exponents == "0" else "weight norms"
-            name = f"{method.name} (default)" if method.name == DEFAULT else method.name
+            name = f"{method.name}\n(default)" if method.name == DEFAULT else method.name
             biases = "trained" if method.biases else "none"
-            table.add_row(name, method.basis, score, exponents, method.allocator, biases, method.summary)
-        console().print(table)
+            table.add_row(name, method.basis, score, exponents, method.allocator, biases)
+        show = console()
+        show.print(table)
+        for method in METHODS.values():
+            show.print(f"{method.name}: {method.summary}", highlight=False)

@@ -25,9 +25,11 @@ def console() -> Console:
 
 def quality_table(evaluation: Evaluation, title: str) -> Table:
     """Perplexity, KL and realised sparsity of the dense model and of each plan, with standard errors."""
+    # Within 80 columns for methods' names and figures of usual length; a longer name, of a plan, goes on below.
     table = Table(title=title)
-    for column in ("method", "perplexity", "KL, nats/token", "realised sparsity", "spread over tokens"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table.add_column("method", overflow="fold")
+    for column in ("perplexity", "KL,\nnats/token", "realised\nsparsity", "spread\nover\ntokens"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_row("dense", _figure(evaluation.dense.perplexity, 2), "0", "0", "-")
     for name, score in evaluation.sparse.items():
         table.add_row(name, *_cells(score))
@@ -71,13 +73,15 @@ def budget_table(plan: SparsityPlan) -> Table:
 
 
 def timing_table(timings: Mapping[str, Mapping[str, float]]) -> Table:
-    """Seconds that each stage of each method took."""
+    """Seconds that each stage of each method took, a column a method: there are fewer of these than of stages."""
     table = Table(title="seconds per stage")
-    for column in ("method", *STAGES, "in all"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for name, stages in timings.items():
-        cells = [f"{stages[stage]:.1f}" if stage in stages else "-" for stage in STAGES]
-        table.add_row(name, *cells, f"{sum(stages.values()):.1f}")
+    table.add_column("", no_wrap=True)
+    for name in timings:
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in STAGES:
+        cells = [f"{stages[stage]:.1f}" if stage in stages else "-" for stages in timings.values()]
+        table.add_row(stage, *cells)
+    table.add_row("in all", *(f"{sum(stages.values()):.1f}" for stages in timings.values()))
     return table
 
 

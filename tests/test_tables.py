@@ -1,0 +1,72 @@
+"""Tables for a terminal of 80 columns: names and figures are whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rich.console import Console, RenderableType
+
+from wisparse_jax.cli import main
+from wisparse_jax.evaluation import Evaluation
+from wisparse_jax.evaluation.quality import Score, SparseScore
+from wisparse_jax.report import tables
+from wisparse_jax.report.demo import SHOWN
+from wisparse_jax.sparsity import METHODS
+
+WIDTH = 80
+
+
+def shown(table: RenderableType) -> str:
+    """What such a terminal shows; no line is longer, and nothing is cut off."""
+    console = Console(width=WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    text = captured.get()
+    assert "…" not in text and max(map(len, text.splitlines())) <= WIDTH
+    return text
+
+
+def scores(*names: str) -> Evaluation:
+    """Figures as wide as they usually are: a perplexity of 20.09 ± 1.16, and a KL of as many digits."""
+    two = np.array([-1.0, 1.0])
+    nll, kl = 3 + 0.0577 * two, 0.3 + 0.0123 * two
+    tokens = 0.5 + np.array([[-0.3, 0.299], [-0.299, 0.3]])
+    sparse = SparseScore(nll, kl, tokens, np.full((1, 7), 0.5))
+    return Evaluation(Score(nll), dict.fromkeys(names, sparse), scored_positions=256, window=512, sparse_prefill=0.5)
+
+
+def test_a_row_of_figures_is_a_line() -> None:
+    text = shown(tables.quality_table(scores(*METHODS), "figures"))
+    for name in METHODS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"│ {name} ")]
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells == [name, "20.09 ± 1.16", "0.3000 ± 0.0123", "0.5000 ± 0.0005", "0.2995"]
+
+
+def test_a_long_name_goes_on_below() -> None:
+    name = "plan-of-the-first-of-several-experiments"
+    text = shown(tables.quality_table(scores(name), "figures"))
+    assert "".join(line.strip("│").split("│")[0].strip() for line in text.splitlines() if "│ " in line).endswith(name)
+
+
+def test_every_stage_has_a_row_and_every_method_a_column() -> None:
+    timings = {name: {stage: 184.4 for stage in tables.STAGES} for name in SHOWN}
+    del timings["teal"]["basis"]
+    rows = {
+        cells[0]: cells[1:]
+        for line in shown(tables.timing_table(timings)).splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]) > 1
+    }
+    assert rows[""] == list(SHOWN) and set(rows) == {"", *tables.STAGES, "in all"}
+    assert rows["basis"] == ["184.4", "-", "184.4", "184.4", "184.4"]
+    assert rows["in all"][:2] == [f"{184.4 * len(tables.STAGES):.1f}", f"{184.4 * (len(tables.STAGES) - 1):.1f}"]
+
+
+def test_the_list_of_methods_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tables, "console", lambda: Console(width=WIDTH))
+    main(["methods"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines) and max(map(len, lines)) <= WIDTH
+    for name, method in METHODS.items():
+        assert sum(line.startswith(f"│ {name} ") for line in lines) == 1
+        assert sum(line.startswith(f"{name}: {method.summary[:20]}") for line in lines) == 1
