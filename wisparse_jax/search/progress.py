@@ -1,4 +1,4 @@
-"""One bar for a whole search, with an estimate of what is left."""
+"""One bar for a whole search, with an estimate of what is left, by the speed of this run alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from wisparse_jax.search.state import SearchState
 from wisparse_jax.sparsity.methods import Method
 
 # Rough shares of a search's time; a stage that is not named has 1.
@@ -46,11 +47,23 @@ def stages(method: Method, judged: bool, targets: int) -> list[str]:
 
 
 class Progress:
-    """The stages of a search, timed, and shown on standard error if `show`."""
+    """The stages of a search, timed, and shown on standard error if `show`.
 
-    def __init__(self, title: str, stages: list[str], show: bool, compare_teal: bool = False):
+    What a former run had kept in `state` moves the bar on without counting as work of this run.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        stages: list[str],
+        show: bool,
+        compare_teal: bool = False,
+        state: SearchState | None = None,
+    ):
         from tqdm import tqdm
 
+        self._state = SearchState() if state is None else state
+        self._known = self._counts()
         self.timings: dict[str, float] = {}
         self._end, self._ahead = 0.0, Counter(stages)
         self._shares = SHARES | {"comparison": SHARES["comparison"] + TEALS_SEARCH * compare_teal}
@@ -69,7 +82,7 @@ class Progress:
             self._bar.total += self._shares.get(name, 1.0)
         self._bar.set_description_str(f"{self._title}: {name}")
         started = time.perf_counter()
-        self._end = self._bar.n + self._shares.get(name, 1.0)
+        self._end, self._known = self._bar.n + self._shares.get(name, 1.0), self._counts()
         try:
             yield
         finally:
@@ -84,8 +97,28 @@ class Progress:
             yield number
             self._advance(part)
 
+    def pass_by(self, *names: str) -> None:
+        """Move on by stages that were not entered, if what they find had been kept."""
+        if self._was_kept():
+            for name in names:
+                self._ahead[name] -= 1
+                self._move(self._shares.get(name, 1.0), kept=True)
+
+    def _counts(self) -> tuple[int, int]:
+        return self._state.read, self._state.found
+
+    def _was_kept(self) -> bool:
+        """Whether what was done since this was last asked was to read what a former run had found."""
+        (read, found), self._known = self._known, self._counts()
+        return self._known[0] > read and self._known[1] == found
+
     def _advance(self, part: float) -> None:
-        self._bar.update(max(0.0, part))
+        self._move(max(0.0, part), self._was_kept())
+
+    def _move(self, part: float, kept: bool) -> None:
+        if kept and not self._bar.disable:  # a bar that is not shown has no beginning
+            self._bar.initial += part  # tqdm's rate is of what lies beyond
+        self._bar.update(part)
 
     def close(self) -> None:
         """The search is over, also where stages that it may have were not needed; the last line stays."""

@@ -63,7 +63,7 @@ class Search:
         self.judge = Judge(model, windows[count - held :] if held else windows[:0], settings, seed)
         self.text, training = text, windows[: count - held]
         self.progress = Progress(
-            method.name, stages(method, bool(self.judge), targets), progress, settings.compare_teal
+            method.name, stages(method, bool(self.judge), targets), progress, settings.compare_teal, state
         )
         self.history: dict[str, Any] = {}
         self._shared: dict[str, Any] = {}
@@ -129,6 +129,7 @@ class Search:
                 return {name: np.asarray(value) for name, value in basis._asdict().items()} | curve
 
         found = self.state.keep("basis", find, self.spent)
+        self.progress.pass_by("moments", "basis")
         losses = {name: value.tolist() for name, value in found.items() if name.startswith("loss ")}
         self.history["basis"] = losses
         basis = Basis(jnp.asarray(found["stream"]), jnp.asarray(found["heads"]))

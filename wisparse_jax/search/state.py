@@ -42,6 +42,7 @@ class SearchState:
 
     def __init__(self, folder: Path | None = None, identity: str = ""):
         self._folder = folder
+        self.read, self.found = 0, 0  # results that a former run had kept, and that this one had to find
         if folder is None:
             return
         known, new = folder / "identity.json", folder / "identity.json.new"
@@ -66,8 +67,10 @@ class SearchState:
         if (found := self._read(name)) is None:
             before = counter.tokens
             found = make()
+            self.found += 1
             self._write(name, found | {SPENT: np.asarray(counter.tokens - before)})
         else:
+            self.read += 1
             counter.tokens += float(found.pop(SPENT))
         return found
 
@@ -81,8 +84,11 @@ class SearchState:
             nonlocal at
             if at == len(answers):
                 answers.append(ask(question))
+                self.found += 1
                 if len(answers) % EVERY == 0:
                     self._write(name, {str(k): answer for k, answer in enumerate(answers)})
+            else:
+                self.read += 1
             at += 1
             return answers[at - 1]
 
