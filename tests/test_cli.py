@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
 import pytest
 
 import wisparse_jax as ws
 from wisparse_jax.cli import main
+from wisparse_jax.testing import write_tiny_folder
 
 SETTINGS = """\
 window: 64
@@ -361,6 +364,28 @@ def test_an_interruption_is_one_line(files, capsys, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main(["generate", "demo", "--prompt", "x"])
     assert caught.value.code == 130 and capsys.readouterr().err == "wisparse: interrupted\n"
+
+
+def test_a_search_that_ends_early_says_that_the_same_command_goes_on(files, capsys, monkeypatch):
+    """Three times, each from what the first has kept."""
+    write_tiny_folder(files / "tiny")
+    state = files / ".early.search"
+    command = "calibrate {f}/tiny --out {f}/early --config {f}/settings.yaml --text {f}/text.txt"
+    for error, code, words in (
+        (KeyboardInterrupt, 130, "wisparse: interrupted"),
+        (MemoryError, 2, "wisparse: error: out of memory"),
+        (ZeroDivisionError, 1, "wisparse: this is a defect"),
+    ):
+        monkeypatch.setattr("wisparse_jax.search.stages.sparse_thresholds", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as caught:
+            run(command, files)
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert caught.value.code == code and words in line
+        assert line.endswith(f"; the same command goes on from what is kept in {state}") and state.is_dir()
+    with pytest.raises(SystemExit):
+        run("generate demo --prompt x --seed -1", files)
+    assert "goes on" not in capsys.readouterr().err
+    shutil.rmtree(state)
 
 
 def test_a_plan_that_cannot_be_written_where_it_was_wanted_is_written_elsewhere(files, tmp_path, capsys, monkeypatch):

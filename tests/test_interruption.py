@@ -79,6 +79,18 @@ def test_a_signal_ends_the_process_with_one_line_and_nothing_left(tmp_path, name
     assert err == f"wisparse: {WORDS[number]}\n"
 
 
+@pytest.mark.parametrize(("state", "more"), [("'a/.plan.search'", True), ("None", False)])
+def test_the_last_line_says_what_the_same_command_goes_on_from(state, more):
+    code = (
+        "import os, signal, time\nfrom wisparse_jax import interruption\ninterruption.watch()\n"
+        f"interruption.goes_on_from('before'); interruption.goes_on_from({state})\n"
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    hint = "; the same command goes on from what is kept in a/.plan.search" if more else ""
+    assert (done.returncode, done.stderr) == (143, f"wisparse: terminated{hint}\n")
+
+
 def test_nohup_is_respected(tmp_path):
     code = (
         "import os, signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

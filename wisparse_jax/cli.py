@@ -37,6 +37,7 @@ from wisparse_jax.commands.show import Show
 from wisparse_jax.commands.sweep import Sweep
 from wisparse_jax.compilation_cache import use_compilation_cache
 from wisparse_jax.errors import WisparseError, first_line
+from wisparse_jax.interruption import goes_on_from, last_words
 from wisparse_jax.processes import part
 
 Command = (
@@ -97,13 +98,19 @@ def main(args: list[str] | None = None) -> None:
 
 
 def outcome(args: list[str] | None = None) -> tuple[int, str | None]:
-    """Run a command line; its exit code, and the line that says why it failed.
+    """Run a command line; its exit code, and the line that says why it failed and whether the command can go on.
 
     2 is bad input, 130 an interruption, 141 an output that its reader closed, 1 a defect, whose traceback was printed.
 
     Raises:
         SystemExit: --help, or arguments that cannot be understood, which was said.
     """
+    goes_on_from(None)
+    code, line = _run(args)
+    return code, None if line is None else last_words(line)
+
+
+def _run(args: list[str] | None) -> tuple[int, str | None]:
     # transformers advises to install PyTorch, which nothing here uses.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # XLA would choose a GPU's products by timing them: the same seed would round differently from run to run.

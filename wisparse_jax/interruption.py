@@ -21,6 +21,8 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGH
 
 # Where a file or folder is written before it gets its name; the process removes these wherever it is stopped.
 _unfinished: set[str] = set()
+# Where what was found is kept for the next run of the same command; a name alone, for a thread to read at any moment.
+_kept: str | None = None
 # Whoever holds it decides how the process goes on: the thread that ends it never lets go.
 _decision = threading.RLock()
 
@@ -49,6 +51,18 @@ def shielded() -> Iterator[None]:
     """No signal ends the command while the body runs; for the rename that publishes, and nothing long."""
     with _decision:
         yield
+
+
+def goes_on_from(folder: str | os.PathLike[str] | None) -> None:
+    """From now on a command that ends before its time says that it goes on from a folder; with None, no longer."""
+    global _kept
+    _kept = None if folder is None else os.fspath(folder)
+
+
+def last_words(words: str) -> str:
+    """A last line and, where something is kept, how to go on."""
+    kept = _kept
+    return words if kept is None else f"{words}; the same command goes on from what is kept in {kept}"
 
 
 def watch() -> None:
@@ -96,7 +110,7 @@ def _wait(receiving: int) -> None:
         errors = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _remove_all()
-    _last_line(f"wisparse: {WORDS[signal.Signals(number)]}", errors)
+    _last_line(last_words(f"wisparse: {WORDS[signal.Signals(number)]}"), errors)
     os._exit(128 + number)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.interruption import goes_on_from, last_words
 from wisparse_jax.search import calibrate, problem, stages
 from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.search.state import SearchState, identity_of
@@ -152,6 +153,30 @@ def test_damaged_state_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WisparseError, match="file: the state of the search cannot be kept here"):
         SearchState(tmp_path / "file", "x")
+
+
+def test_a_command_goes_on_from_a_state_with_results_until_it_ends(tmp_path):
+    def hint() -> str:
+        return last_words("").removeprefix("; the same command goes on from what is kept in ")
+
+    goes_on_from(None)
+    state = SearchState(tmp_path / "state", "x")
+    assert hint() == ""
+    state.keep("one", lambda: {"a": np.arange(3)})
+    assert hint() == str(tmp_path / "state")
+    goes_on_from(None)  # as another process
+    again = SearchState(tmp_path / "state", "x")
+    assert hint() == str(tmp_path / "state")
+    for file in (tmp_path / "state" / "one").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"?")
+    with pytest.raises(WisparseError):
+        again.keep("one", dict)
+    assert hint() == ""
+    again.keep("two", lambda: {"a": np.arange(3)})
+    assert hint() != ""
+    again.finish()
+    assert hint() == ""
 
 
 def test_state_that_cannot_be_written_is_one_line(tmp_path, run_python):

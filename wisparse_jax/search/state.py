@@ -23,6 +23,7 @@ import numpy as np
 from wisparse_jax.errors import WisparseError, first_line
 from wisparse_jax.files import read_json
 from wisparse_jax.files.arrays import write_arrays
+from wisparse_jax.interruption import goes_on_from
 
 Arrays = dict[str, np.ndarray]
 SPENT = "spent tokens"
@@ -60,6 +61,7 @@ class SearchState:
         # Orbax renames a folder once it is written; the unfinished one of a killed run stays until the next write.
         if found := sum(path.is_dir() and UNFINISHED not in path.name for path in folder.glob("[!.]*")):
             print(f"wisparse: going on with the search in {folder}, results kept: {found}", file=sys.stderr)
+            goes_on_from(folder)
 
     def keep(self, name: str, make: Callable[[], Arrays], spent: Spent | None = None) -> Arrays:
         """What was found under a name, or what `make` finds, which is kept; it adds the same to `spent` either way."""
@@ -97,6 +99,7 @@ class SearchState:
     def finish(self) -> None:
         """Remove the folder: its search is over."""
         if self._folder is not None:
+            goes_on_from(None)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _place(self, name: str) -> Path:
@@ -113,6 +116,7 @@ class SearchState:
                 found = reader.restore(self._place(name).absolute())
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
             where = self._place(name)
+            goes_on_from(None)
             raise WisparseError(f"{where}: the state of the search is damaged: {first_line(error)}") from None
         return {key: np.asarray(value) for key, value in found.items()}
 
@@ -120,6 +124,7 @@ class SearchState:
         if self._folder is None:
             return
         write_arrays(self._place(name), {key: np.asarray(value) for key, value in arrays.items()}, overwrite=True)
+        goes_on_from(self._folder)
 
 
 def _is_of(file: Path, identity: str) -> bool:
