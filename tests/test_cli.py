@@ -66,7 +66,18 @@ def test_help_names_every_command(capsys):
 
 def test_help_reads_like_the_documentation(capsys):
     """An argument is called what it is, and no default is printed where there is none."""
-    for command in ("calibrate", "evaluate", "sweep", "generate", "chat", "convert", "benchmark", "report", "show"):
+    for command in (
+        "calibrate",
+        "evaluate",
+        "sweep",
+        "generate",
+        "chat",
+        "convert",
+        "benchmark",
+        "report",
+        "show",
+        "push",
+    ):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         out = capsys.readouterr().out

@@ -32,6 +32,7 @@ from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
 from wisparse_jax.commands.options import REGISTRY, STYLE, Unset
 from wisparse_jax.commands.presets import Presets
+from wisparse_jax.commands.push import Push
 from wisparse_jax.commands.report import Report
 from wisparse_jax.commands.show import Show
 from wisparse_jax.commands.sweep import Sweep
@@ -53,6 +54,7 @@ Command = (
     | Annotated[Presets, subcommand("presets")]
     | Annotated[Show, subcommand("show")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Push, subcommand("push")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
 NAMES = (
@@ -68,6 +70,7 @@ NAMES = (
     "presets",
     "show",
     "report",
+    "push",
     LM_EVAL,
 )
 REPEATED = {"generate": "--stop", "evaluate": "--plan"}

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -176,6 +177,7 @@ def hub_error(name: str) -> Exception:
     kind = getattr(errors, name)
     error = kind.__new__(kind)
     Exception.__init__(error, "the hub's own words")
+    vars(error).update(response=SimpleNamespace(status_code=500, reason_phrase="Server Error"), server_message=None)
     return error
 
 
@@ -185,7 +187,7 @@ def hub_error(name: str) -> Exception:
         ("RepositoryNotFoundError", "there is no such repository, or it is private"),
         ("GatedRepoError", "it is gated: accept its terms on the hub and log in"),
         ("LocalEntryNotFoundError", "it is not in the cache and the hub cannot be reached"),
-        ("HfHubHTTPError", "it was not downloaded: .*the hub's own words"),
+        ("HfHubHTTPError", "it was not downloaded: 500 Server Error: the hub's own words"),
     ],
 )
 def test_hub_errors(kind: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

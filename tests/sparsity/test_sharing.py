@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -116,13 +115,19 @@ def hub():
         thread.join()
 
 
-def run(hub, folder, *arguments, token="hf_writer", offline="0"):
+def run(hub, folder, *arguments, token="hf_writer", offline="0", address=None):
     """Python in a process of its own: huggingface_hub reads its settings when it is imported."""
-    settings = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": offline, "HF_HOME": str(folder), "HF_TOKEN": token}
+    settings = {
+        "HF_ENDPOINT": address or hub.address,
+        "HF_HUB_OFFLINE": offline,
+        "HF_HOME": str(folder),
+        "HF_TOKEN": token,
+    }
     settings |= {"PYTHONPATH": str(Path.cwd()), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run([sys.executable, *arguments], env=os.environ | settings, capture_output=True, text=True)
 
 
+FORBIDDEN = "403 Forbidden: You may not write here no; log in with a token that may do this: hf auth login"
 PUSH = """
 import dataclasses, json, sys
 import wisparse_jax as ws
@@ -137,7 +142,7 @@ except ws.PlanError as error:
 def test_a_plan_is_pushed_and_pulled(hub, tmp_path):
     refused = run(hub, tmp_path / "a", "-c", PUSH, str(PLAN), json.dumps(HELD_OUT), token="hf_reader")
     assert refused.returncode == 1 and not hub.files
-    assert re.fullmatch(r"some-org/half: not uploaded: .*403.*", refused.stderr.strip())
+    assert refused.stderr.strip() == f"some-org/half: it was not uploaded: {FORBIDDEN}"
     pushed = run(hub, tmp_path / "a", "-c", PUSH, str(PLAN), json.dumps(HELD_OUT))
     assert pushed.stdout.strip() == f"{hub.address}/some-org/half/commit/{COMMIT}", pushed.stderr
     assert hub.created[-1]["name"] == "half" and "private" in json.dumps(hub.created[-1])
@@ -158,6 +163,43 @@ def test_a_plan_is_pushed_and_pulled(hub, tmp_path):
         "some-org/other: no such folder here, and as a hub id it is not in the cache and the hub cannot be reached "
         "(no network?)"
     )
+
+
+def test_the_command_pushes_what_it_was_given(hub, tmp_path):
+    hub.files.clear()
+    options = ["--base-model", "some-org/Model-1B", "--private"]
+    pushed = run(hub, tmp_path, "-m", "wisparse_jax", "push", str(PLAN), "some-org/half", *options)
+    assert (pushed.returncode, pushed.stdout, pushed.stderr) == (
+        0,
+        f"{hub.address}/some-org/half/commit/{COMMIT}\n",
+        "",
+    )
+    for name, data in hub.files.items():
+        (tmp_path / name).write_bytes(data)
+    found, given = (SparsityPlan.load(folder).thresholds.astype(np.float32) for folder in (tmp_path, PLAN))
+    np.testing.assert_array_equal(found, given)
+    assert b"base_model: some-org/Model-1B" in hub.files["README.md"] and "private" in json.dumps(hub.created[-1])
+
+
+HERE = "some-org/half: it was not uploaded:"
+NOT_PUSHED = {
+    "no plan": ("none some-org/half", {}, "none: expected a plan folder, found no such folder"),
+    "no org": ("{plan} half", {}, "'half': cannot be a repository on the hub: expected org/name"),
+    "no name on the hub": ("{plan} some--org/half", {}, "some--org/half: it was not uploaded: Cannot have -- or .. in"),
+    "another's token": ("{plan} some-org/half", {"token": "hf_reader"}, f"{HERE} {FORBIDDEN}"),
+    "no token": ("{plan} some-org/half", {"token": ""}, f"{HERE} {FORBIDDEN}"),
+    "offline": ("{plan} some-org/half", {"offline": "1"}, f"{HERE} the hub cannot be reached: Cannot reach http"),
+    "no network": ("{plan} some-org/half", {"address": "http://127.0.0.1:9"}, f"{HERE} the hub cannot be reached: "),
+}
+
+
+@pytest.mark.parametrize("name", NOT_PUSHED)
+def test_what_cannot_be_pushed_is_one_line(hub, tmp_path, name):
+    words, how, message = NOT_PUSHED[name]
+    hub.files.clear()
+    done = run(hub, tmp_path, "-m", "wisparse_jax", "push", *words.format(plan=PLAN).split(), **how)
+    assert done.returncode == 2 and done.stdout == "" and not hub.files
+    assert done.stderr.startswith(f"wisparse: error: {message}") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_the_card_says_what_somebody_needs():

@@ -39,14 +39,19 @@ def resolve(name: str | Path, parts: Sequence[str] = EVERYTHING) -> Path:
         raise WisparseError(f"{path} is a GGUF file: make a model folder of it first: wisparse convert {path} OUT")
     if name and os.path.exists(path):
         raise WisparseError(f"{path} is a file: expected a model folder, a hub id (org/name) or '{DEMO}'")
-    if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+    if isinstance(name, Path) or not spells_repository(name):
         raise WisparseError(f"{str(name)!r}: no such folder: expected a model folder, a hub id (org/name) or '{DEMO}'")
     return _download(name, parts)
 
 
+def spells_repository(name: str) -> bool:
+    """Whether a name is spelled as `org/name` is."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def is_hub_id(name: str | Path) -> bool:
     """Whether a name is spelled as `org/name` is, and is not a file or folder here."""
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    return isinstance(name, str) and spells_repository(name) and not Path(name).exists()
 
 
 def _download(name: str, parts: Sequence[str]) -> Path:
@@ -66,7 +71,7 @@ def _download(name: str, parts: Sequence[str]) -> Path:
 def explained(
     lead: str, error: type[WisparseError] = WisparseError, otherwise: str = "it was not downloaded:"
 ) -> Iterator[None]:
-    """What goes wrong between here and the hub, as one line that begins with `lead`; `otherwise` before its own words.
+    """What goes wrong between here and the hub, as one line that begins with `lead`; `otherwise` before others' words.
 
     Raises:
         WisparseError: of the kind `error`.
@@ -81,8 +86,20 @@ def explained(
         raise error(f"{lead} there is no such repository, or it is private") from None
     except errors.LocalEntryNotFoundError:
         raise error(f"{lead} it is not in the cache and the hub cannot be reached (no network?)") from None
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as problem:
-        raise error(f"{lead} {otherwise} {problem}") from None
+    except errors.HfHubHTTPError as problem:
+        answer, said = problem.response, _line(problem.server_message or problem)
+        login = "; log in with a token that may do this: hf auth login" if answer.status_code in (401, 403) else ""
+        raise error(f"{lead} {otherwise} {answer.status_code} {answer.reason_phrase}: {said}{login}") from None
+    except Exception as problem:
+        # The bases are an error of the HTTP client, which other failures to get an answer are as well, and OSError.
+        if not isinstance(problem, (errors.HFValidationError, *errors.HfHubHTTPError.__bases__)):
+            raise
+        silent = isinstance(problem, ConnectionError) or not isinstance(problem, ValueError | OSError)
+        raise error(f"{lead} {otherwise} {'the hub cannot be reached: ' * silent}{_line(problem)}") from None
+
+
+def _line(problem: Exception | str) -> str:
+    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def snapshot(name: str, patterns: Sequence[str]) -> Path:

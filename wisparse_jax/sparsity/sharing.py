@@ -35,14 +35,27 @@ def plan_folder(name: str | Path) -> Path:
     return folder
 
 
+def check_repository(name: str) -> None:
+    """Refuse what cannot be the name of a repository to upload to.
+
+    Raises:
+        PlanError: not spelled as `org/name`.
+    """
+    from wisparse_jax.models.hub import spells_repository
+
+    if not spells_repository(name):
+        raise PlanError(f"{name!r}: cannot be a repository on the hub: expected org/name")
+
+
 def push_plan(plan: SparsityPlan, repository: str, base_model: str | None, private: bool) -> str:
     """Upload a plan; see `SparsityPlan.push`."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     from wisparse_jax.models.hub import explained
 
+    check_repository(repository)
     files = plan_files(plan) | {CARD_FILE: card(plan, repository, base_model).encode()}
-    with explained(f"{repository}: not uploaded:", PlanError, "the hub says:"):
+    with explained(f"{repository}:", PlanError, "it was not uploaded:"):
         api = HfApi()
         place = api.create_repo(repository, private=private, exist_ok=True)
         operations = [CommitOperationAdd(name, data) for name, data in files.items()]
