@@ -201,6 +201,41 @@ def test_damage_is_one_error(converted: Path, case: str) -> None:
     assert str(converted) in str(caught.value)
 
 
+def test_damage_is_one_line_that_names_a_tensor(
+    converted: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Many tensors are read at once, and all of those reads fail."""
+    DAMAGE["data gone"][0](converted)
+    done = run_python(
+        "import sys\nfrom wisparse_jax.cli import main\nmain(['convert', *sys.argv[1:]])", converted, "out"
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"wisparse: error: {converted / 'weights'}: tensor blocks.0.")
+    assert UNREADABLE in done.stderr
+
+
+@pytest.mark.parametrize("ahead", [1, 30_000, 1 << 30])
+def test_tensors_are_read_together_as_far_as_memory_allows(
+    folder: Path, converted: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Each call reads the metadata of all of them."""
+    import orbax.checkpoint as ocp
+
+    sizes, restore = [], ocp.Checkpointer.restore
+
+    def counted(*given: Any, **how: Any) -> Any:
+        found = restore(*given, **how)
+        sizes.append([value.nbytes for value in found.values()])
+        return found
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", counted)
+    monkeypatch.setattr("wisparse_jax.models.checkpoint.AHEAD", ahead)
+    jax.tree.map(np.testing.assert_array_equal, load(converted).params, load(folder).params)
+    leaves = len(flat(load(folder).params))
+    assert sum(map(len, sizes)) == leaves and all(len(size) == 1 or sum(size) <= ahead for size in sizes)
+    assert {1: len(sizes) == leaves, 30_000: 1 < len(sizes) < leaves, 1 << 30: len(sizes) == 1}[ahead]
+
+
 def test_changed_values_are_noticed(converted: Path) -> None:
     """Written anew by Orbax itself, so that only the digest can tell."""
     import orbax.checkpoint as ocp

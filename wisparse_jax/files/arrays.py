@@ -1,10 +1,11 @@
-"""Writing arrays with Orbax, whose threads go on after the first of them has failed."""
+"""Writing arrays with Orbax, and keeping its threads quiet after the first of them has failed."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,29 @@ def _of_other_tasks(record: logging.LogRecord) -> bool:
     """Whether asyncio speaks of anything but a write that failed after the first failed write had been raised."""
     text = record.getMessage()
     return "exception was never retrieved" not in text or not ("orbax" in text or "tensorstore" in text)
+
+
+@contextlib.contextmanager
+def first_failure_alone() -> Iterator[None]:
+    """Of what fails in Orbax's threads, which go on after the first failure, nothing is shown beyond that one."""
+    log, shown = logging.getLogger("absl"), sys.unraisablehook
+    log.disabled = True
+
+    def without_late_tasks(unraisable: Any) -> None:
+        # A task that ends after the call that it was of has failed, and closed its event loop.
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    sys.unraisablehook = without_late_tasks
+    tasks = logging.getLogger("asyncio")
+    tasks.addFilter(_of_other_tasks)
+    try:
+        yield
+        # After a failure both stay: other tasks are still under way.
+        sys.unraisablehook = shown
+        tasks.removeFilter(_of_other_tasks)
+    finally:
+        log.disabled = False
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = False, named: str | Path = "") -> None:
@@ -31,25 +55,9 @@ def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = Fals
     """
     import orbax.checkpoint as ocp
 
-    # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
-    log, shown = logging.getLogger("absl"), sys.unraisablehook
-    log.disabled = True
-
-    def without_late_writes(unraisable: Any) -> None:
-        # A write that ends after the save that it was of has failed, and closed its event loop.
-        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
-            shown(unraisable)
-
-    sys.unraisablehook = without_late_writes
-    tasks = logging.getLogger("asyncio")
-    tasks.addFilter(_of_other_tasks)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
+        with first_failure_alone(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
             writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=overwrite)
     except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
         raise WisparseError(f"{named or folder}: cannot be written by Orbax: {first_line(error)}") from None
-    else:
-        sys.unraisablehook = shown  # after a failure both stay: other writes are still under way
-        tasks.removeFilter(_of_other_tasks)
-    finally:
-        log.disabled = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from wisparse_jax.errors import WeightsError, WisparseError, first_line
 from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
-from wisparse_jax.files.arrays import write_arrays
+from wisparse_jax.files.arrays import first_failure_alone, write_arrays
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.basis import Basis, fold
@@ -25,7 +26,7 @@ from wisparse_jax.models.fingerprint import digest, sample
 from wisparse_jax.models.mesh import param_shardings
 from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params, round_params
-from wisparse_jax.models.weights import place, read_weights
+from wisparse_jax.models.weights import AHEAD, place, read_weights
 
 MANIFEST = "wisparse.json"
 WEIGHTS = "weights"
@@ -186,6 +187,8 @@ def read_checkpoint(
 ) -> tuple[dict[str, Any], str]:
     """The parameters and the fingerprint of a folder that `convert` wrote; see `weights.read_weights`.
 
+    Beside the model, memory holds at most `AHEAD` bytes of tensors as they are stored, or the largest one.
+
     Args:
         folder: the folder.
         config: the architecture.
@@ -215,13 +218,13 @@ def read_checkpoint(
     shardings = None if mesh is None else flat(param_shardings(config, shapes, mesh))
     for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}, shardings):
         where = f"{folder / WEIGHTS}: tensor {path}"
-        whole = stored.is_fully_addressable
+        whole = isinstance(stored, np.ndarray) or stored.is_fully_addressable
         if verify and whole and manifest.tensors[path].digest not in (None, _digest(stored)):
             raise WeightsError(f"{where} is not the one that was converted: its values have another digest")
         samples[path] = (stored.shape, sample(stored))
         # Integers and what they are multiplied with stay what they are.
         kept = path.endswith(".scale") or jnp.issubdtype(stored.dtype, jnp.integer)
-        values[path] = stored if kept else place(stored, dtype, False, where)
+        values[path] = jnp.asarray(stored) if kept else place(stored, dtype, False, where)
     # Of rounded and of folded weights the fingerprint is that of the model as it was, which they do not tell.
     if not _kinds(manifest) and manifest.basis is None and (found := digest(config, samples)) != manifest.fingerprint:
         raise WeightsError(
@@ -254,7 +257,7 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
 
 def _restore(
     folder: Path, tensors: dict[str, _Tensor], shardings: dict[str, Any] | None
-) -> Iterator[tuple[str, jax.Array]]:
+) -> Iterator[tuple[str, np.ndarray | jax.Array]]:
     """The stored arrays in their own dtypes, one by one; with shardings every device reads its own part."""
     import orbax.checkpoint as ocp
 
@@ -263,23 +266,51 @@ def _restore(
     for path in folder.rglob("*"):
         if not path.is_dir():
             check_regular(path, WeightsError)
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        # One call for each: of many reads at once, those behind the first failure go on to complain by themselves.
-        for path, leaf in tensors.items():
-            sharding = first if shardings is None else shardings[path]
-            item = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=sharding)}
-            how = ocp.checkpoint_utils.construct_restore_args(item)
+
+        def read(paths: list[str]) -> dict[str, Any]:
+            shapes = {path: tuple(tensors[path].shape) for path in paths}
+            item = {path: jax.ShapeDtypeStruct(shapes[path], jnp.dtype(tensors[path].dtype)) for path in paths}
+            how = {
+                path: ocp.RestoreArgs(restore_type=np.ndarray)
+                if shardings is None
+                else ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=shapes[path])
+                for path in paths
+            }
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-            try:
-                array: Any = reader.restore(folder.absolute(), args=args)[path]
-                if not isinstance(array, jax.Array) or (array.shape, array.dtype.name) != (
-                    item[path].shape,
-                    leaf.dtype,
-                ):
+            found = reader.restore(folder.absolute(), args=args)
+            kind = np.ndarray if shardings is None else jax.Array
+            for path, leaf in item.items():
+                array = found[path]
+                if not isinstance(array, kind) or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
                     raise ValueError("it holds something else")
-            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-                raise WeightsError(
-                    f"{folder}: tensor {path} is not readable by Orbax (damaged or incomplete?): {first_line(error)}"
-                ) from None
-            yield path, array
+            return found
+
+        # Each call reads the metadata of all tensors.
+        for paths in _batches(tensors):
+            try:
+                with first_failure_alone():
+                    found = read(paths)
+            except Exception:  # Orbax and TensorStore raise many kinds for damaged files, without the tensor's name
+                found = {}
+            for path in paths:
+                try:
+                    array = found.pop(path) if found else read([path])[path]
+                except Exception as error:
+                    problem = f"is not readable by Orbax (damaged or incomplete?): {first_line(error)}"
+                    raise WeightsError(f"{folder}: tensor {path} {problem}") from None
+                yield path, array
+
+
+def _batches(tensors: dict[str, _Tensor]) -> Iterator[list[str]]:
+    """Tensors in their order, as many at a time as `AHEAD` holds, at least one."""
+    batch, size = [], 0
+    for path, tensor in tensors.items():
+        own = math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize
+        if batch and size + own > AHEAD:
+            yield batch
+            batch, size = [], 0
+        batch.append(path)
+        size += own
+    if batch:
+        yield batch
