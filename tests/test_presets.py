@@ -7,6 +7,7 @@ import pytest
 from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.cli import main
 from wisparse_jax.presets import description, fitting_preset, presets, settings_file
+from wisparse_jax.search.cost import Speed
 
 
 def test_the_presets_are_the_files_at_the_top(repository):
@@ -43,12 +44,12 @@ def test_the_command_lists_them(capsys):
 
 
 def test_the_command_says_what_each_costs_for_a_model(capsys, monkeypatch):
-    monkeypatch.setattr("wisparse_jax.search.cost.seconds_per_token", lambda model: 0.001)
+    monkeypatch.setattr("wisparse_jax.search.cost.measured_speed", lambda model: Speed(0.001, 1.0))
     main(["presets", "demo", "--method", "teal"])
     out = capsys.readouterr().out
     assert out.startswith("quick (the default here, on a CPU): ")
     assert "teal, one sparsity: up to 270 thousand tokens forwarded, 92% of them for budgets; roughly 5 minutes" in out
-    assert out.count("tokens forwarded") == 4 and "roughly 26 hours here" in out
+    assert out.count("tokens forwarded") == 4 and "roughly 25 hours here" in out
 
 
 def test_the_preset_fits_the_model_and_the_device(repository, monkeypatch, tmp_path, capsys):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.models.config import read_config
-from wisparse_jax.search.cost import search_tokens, seconds_per_token
+from wisparse_jax.presets import settings_file
+from wisparse_jax.search.cost import Speed, duration, forecast, search_tokens, seconds_per_token, training_seconds
 from wisparse_jax.search.progress import stages
 from wisparse_jax.sparsity import METHODS
 
@@ -39,3 +40,65 @@ def test_every_stage_of_a_search_is_counted(config):
 
 def test_the_time_of_a_token_is_measured(tiny_model):
     assert 0 < seconds_per_token(tiny_model) < 1 and np.isfinite(seconds_per_token(tiny_model))
+
+
+def test_training_is_timed_by_a_step_of_a_block(tiny_model):
+    forward = 1e-5
+    alone = training_seconds(tiny_model, 0.0)
+    config = tiny_model.config
+    share = config.vocab_size * config.hidden_size
+    share /= share + config.num_blocks * sum(config.layer_weights)
+    assert 0 < alone < 1 and 0 < share < 1
+    speed = Speed(forward, 3 * forward)
+    assert speed.seconds({"training": 10.0, "basis": 5.0}) == pytest.approx(35 * forward)
+
+
+def test_targets_share_what_does_not_depend_on_them(config):
+    one, three = (search_tokens(config, METHODS["wisparse-plus"], SearchSettings(), n) for n in (1, 3))
+    own = {"training", "thresholds"}
+    assert {name for name in one if three[name] == 3 * one[name]} == own
+    assert {name for name in one if three[name] != one[name]} == own | {"held out", "comparison"}
+    once, thrice = (search_tokens(config, METHODS["teal"], SearchSettings(), n)["budgets"] for n in (1, 3))
+    assert once == thrice  # the paths serve every target
+
+
+@pytest.mark.parametrize(
+    ("forward", "training", "said"),
+    [
+        (1e-5, 1e-5, None),  # below half a minute by the dense model alone: training is not timed
+        (1e-4, 1e-4, None),  # below a minute
+        (1e-4, 1e-2, "about 30 minutes on this device, compiling aside (380 thousand tokens forwarded)"),
+        (1e-2, 1e-2, "about 65 minutes on this device, compiling aside (380 thousand tokens forwarded)"),
+    ],
+)
+def test_what_takes_long_is_said(demo, monkeypatch, forward, training, said):
+    timed = []
+    monkeypatch.setattr("wisparse_jax.search.cost.seconds_per_token", lambda _: forward)
+    monkeypatch.setattr("wisparse_jax.search.cost.training_seconds", lambda *_: timed.append(1) or training)
+    settings = read_settings(settings_file("quick"))
+    assert forecast(demo, [METHODS["wisparse-plus"]], settings) == said
+    assert bool(timed) == (forward > 1e-5)
+    # Too little to do for a measurement.
+    monkeypatch.setattr("wisparse_jax.search.cost.seconds_per_token", lambda _: pytest.fail("measured"))
+    assert forecast(demo, [METHODS["uniform"]], settings) is None
+
+
+def test_text_that_is_sampled_and_plans_that_are_measured_count(demo, monkeypatch):
+    monkeypatch.setattr("wisparse_jax.search.cost.seconds_per_token", lambda _: 0.001)
+    settings = read_settings(settings_file("quick"))
+    teal = [METHODS["teal"]]
+    alone, twice, more = (
+        forecast(demo, *given)
+        for given in ((teal, settings), (teal * 2, settings), (teal, settings, 1, 120_000, 120_000))
+    )
+    assert alone is not None and alone.startswith("about 5 minutes") and "270 thousand" in alone
+    assert twice is not None and twice.startswith("about 9 minutes") and "540 thousand" in twice
+    assert more is not None and more.startswith("about 15 minutes") and "390 thousand" in more  # five times as long
+
+
+def test_a_time_is_no_more_exact_than_an_estimate():
+    said = [
+        duration(seconds) for seconds in (7.6, 42.0, 119.0, 130.0, 560.0, 1100.0, 7300.0, 26 * 3600.0, 3 * 86_400.0)
+    ]
+    assert said == ["8 seconds", "40 seconds", "120 seconds", "2 minutes", "9 minutes", "20 minutes", "2 hours",
+                    "25 hours", "3 days"]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Calibrate(OnDevices):
         from wisparse_jax.processes import is_first
         from wisparse_jax.report.tables import console, plan_table
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
+        from wisparse_jax.search.cost import forecast
         from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
 
         # Everything that can be refused is refused before any work is done.
@@ -91,10 +93,16 @@ class Calibrate(OnDevices):
         mesh = None if self.devices.mesh is None else make_mesh(self.devices.mesh, config)
         model, first = load(self.model, mesh=mesh), is_first()
         check_searchable(model, method)
-        if windows is None:
-            windows = sampled_windows(model, window, tokens, self.seed)
         # What one process reads from a state and others compute would leave them waiting for each other.
         state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
+        if state is None or not state.exists():  # a search that goes on takes less
+            sampled = count * window if windows is None else 0
+            spent = dataclasses.replace(settings, tokens=count * window)
+            if line := forecast(model, [method], spent, len(sparsities), sampled):
+                tries = "" if self.max_kl is None else ", more for the sparsities that are tried"
+                print(line + tries, file=sys.stderr, flush=True)
+        if windows is None:
+            windows = sampled_windows(model, window, tokens, self.seed)
         how = {"progress": first, "text": short_name(self.text), "state": state}
         if self.max_kl is None:
             plans = calibrate_targets(model, windows, sparsities, self.method, self.seed, settings, **how)
@@ -114,7 +122,6 @@ class Calibrate(OnDevices):
 
 def _save(plan: SparsityPlan, place: Path) -> Path:
     """Write a plan where it was wanted or, if that has become impossible, where it can be."""
-    import sys
     import tempfile
 
     try:

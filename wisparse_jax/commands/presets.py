@@ -27,13 +27,13 @@ class Presets:
         from wisparse_jax.calibration import read_settings
         from wisparse_jax.models.loading import load
         from wisparse_jax.presets import description, fitting_preset, presets
-        from wisparse_jax.search.cost import search_tokens, seconds_per_token
+        from wisparse_jax.search.cost import duration, measured_speed, rounded, search_tokens
         from wisparse_jax.search.pipeline import resolve
 
         settings = {name: read_settings(file) for name, file in presets().items()}
         methods = {name: resolve(self.method, found) for name, found in settings.items()}
         model = None if self.model is None else load(self.model)
-        speed = None if model is None else seconds_per_token(model)
+        speed = None if model is None else measured_speed(model)
         chosen = None if model is None else fitting_preset(model.config)
         for name, file in presets().items():
             mark = f" (the default here, {chosen[1]})" if chosen is not None and chosen[0] == name else ""
@@ -45,8 +45,8 @@ class Presets:
             total = sum(stages.values())
             most = max(stages, key=lambda stage: stages[stage])
             print(
-                f"  {self.method}, one sparsity: up to {_rounded(total)} tokens forwarded, {stages[most] / total:.0%} "
-                f"of them for {_NAMES.get(most, most)}; roughly {_duration(total * speed)} here, compiling aside"
+                f"  {self.method}, one sparsity: up to {rounded(total)} tokens forwarded, {stages[most] / total:.0%} "
+                f"of them for {_NAMES.get(most, most)}; roughly {duration(speed.seconds(stages))} here, compiling aside"
             )
 
 
@@ -60,18 +60,3 @@ def _parts(settings: SearchSettings) -> str:
         f"{settings.gradient_tokens:,} tokens, {settings.training_steps:,} steps of training. wisparse: "
         f"{settings.population * settings.generations:,} candidates on {settings.block_tokens:,} tokens each."
     )
-
-
-def _rounded(number: float) -> str:
-    """Two digits of it, such as 380 thousand."""
-    for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if number >= size:
-            return f"{float(f'{number / size:.2g}'):g} {name}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} seconds"

@@ -14,7 +14,10 @@ from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import WisparseError
 
 if TYPE_CHECKING:
+    from numpy import ndarray
+
     from wisparse_jax.calibration import SearchSettings
+    from wisparse_jax.models.llama import Llama
 
 TABLE, PICTURES, CONDITIONS, PLANS = "sweep.csv", ("sweep.png", "sweep-dark.png"), "sweep.json", "plans"
 
@@ -78,6 +81,20 @@ class Sweep:
         compare_teal = settings.compare_teal and "teal" not in self.methods
         self._run(dataclasses.replace(settings, compare_teal=compare_teal))
 
+    def _forecast(self, model: Llama, settings: SearchSettings, files: list[ndarray | None]) -> None:
+        """Say how long all of it will take, where that is long."""
+        from wisparse_jax.search.cost import forecast
+        from wisparse_jax.search.pipeline import resolve
+
+        given = self.tokens or settings.tokens, self.evaluation_tokens
+        tokens, read = (n if file is None else file.size for file, n in zip(files, given, strict=True))
+        sampled = sum(n for file, n in zip(files, given, strict=True) if file is None)
+        methods = [resolve(method, settings) for method in self.methods]
+        models = 1 + len(methods) * len(self.sparsity)
+        spent = dataclasses.replace(settings, tokens=tokens)
+        if line := forecast(model, methods, spent, len(self.sparsity), sampled, read * models):
+            print(line, file=sys.stderr, flush=True)
+
     def _run(self, settings: SearchSettings) -> None:
         from wisparse_jax.commands.texts import SELF, file_windows, sampled_windows, short_name
         from wisparse_jax.evaluation import evaluate
@@ -94,6 +111,7 @@ class Sweep:
         # What can be refused of a file is refused before the model is loaded.
         files = [None if t == SELF else file_windows(self.model, t, settings.window, n) for t, n, _ in asked]
         model = load(self.model)
+        self._forecast(model, settings, files)
         windows, held_out = (
             sampled_windows(model, settings.window, n, seed) if file is None else file
             for file, (_, n, seed) in zip(files, asked, strict=True)

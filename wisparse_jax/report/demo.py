@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from wisparse_jax.inference import Sample, generate, sample_windows
 from wisparse_jax.models.loading import load, load_tokenizer
 from wisparse_jax.report.tables import console, quality_table, timing_table
 from wisparse_jax.search import calibrate
+from wisparse_jax.search.cost import forecast
 from wisparse_jax.sparsity import METHODS, apply
 from wisparse_jax.sparsity.methods import DEFAULT
 
@@ -69,6 +71,10 @@ def run_demo(out: str | Path | None = None) -> Path:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     show.print(f"demo model: {parameters / 1e6:.1f} million parameters, {model.config.num_blocks} blocks")
 
+    sampled = SETTINGS.tokens + EVALUATION_WINDOWS * SETTINGS.window
+    read = EVALUATION_WINDOWS * SETTINGS.window * (1 + len(SHOWN))
+    if line := forecast(model, [METHODS[name] for name in SHOWN], SETTINGS, 1, sampled, read):
+        print(line, file=sys.stderr, flush=True)
     show.print("the model writes its own calibration and evaluation text")
     window = SETTINGS.window
     text = sample_windows(model, SETTINGS.tokens // window, window, seed=CALIBRATION_SEED)

@@ -145,7 +145,7 @@ def _step(
     own, states = list(own), list(states)
     for b in reversed(range(config.num_blocks)):
         cache = jax.tree.map(lambda a: a[rows], training.caches[b])
-        gradient, own[b], states[b] = _step_block(
+        gradient, own[b], states[b] = step_block(
             config, config.windows[b], first, blocks[b], inputs.pop(), cache, own[b], states[b], table[b], gradient,
             rates,
         )  # fmt: skip
@@ -158,7 +158,7 @@ def _forward(calibration: Calibration, own: list[Any], table: Array, rows: np.nd
     xs = [calibration.inputs[0][rows]]
     for b, weights in enumerate(calibration.params["blocks"]):
         cache = jax.tree.map(lambda a: a[rows], calibration.caches[b])
-        xs.append(_forward_block(config, config.windows[b], first, weights, xs[-1], cache, own[b], table[b]))
+        xs.append(forward_block(config, config.windows[b], first, weights, xs[-1], cache, own[b], table[b]))
     return xs
 
 
@@ -190,11 +190,11 @@ def _run_block(
     return block(config, window, params, x, layout(config, x.shape[0], x.shape[1], first), cache, rules)[0]
 
 
-_forward_block = functools.partial(jax.jit, static_argnums=(0, 1, 2))(_run_block)
+forward_block = functools.partial(jax.jit, static_argnums=(0, 1, 2))(_run_block)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step_block(
+def step_block(
     config: LlamaConfig,
     window: int | None,
     first: int,
