@@ -26,6 +26,15 @@ def test_the_parts_are_those_of_the_documentation(config):
     assert search_tokens(config, METHODS["wisparse-paper"], SearchSettings())["budgets"] == paths + 64 * 400 * 4_096
 
 
+def test_a_step_of_the_basis_multiplies_samples_and_gradients(config):
+    plain = SearchSettings(absolute_steps=1, skipped_steps=0)
+    skipping = SearchSettings(absolute_steps=0, skipped_steps=1)
+    one, other = (search_tokens(config, METHODS["wisparse-plus"], settings)["basis"] for settings in (plain, skipping))
+    weights = 8_030_261_248 - 128_256 * 4096 - 65 * 4096  # without the embedding and the norms
+    assert one == pytest.approx((3 * 16 * 512 * 4096**2 + 8 * 4096**3) / weights)
+    assert other - one == pytest.approx(3 * 16 * 4096**3 / weights)
+
+
 def test_teals_row_is_counted_where_it_is_searched_for_alone(config):
     on, off = SearchSettings(), SearchSettings(compare_teal=False)
     for name, alone in (("uniform", True), ("wisparse-plus", True), ("teal", False)):
@@ -67,8 +76,8 @@ def test_targets_share_what_does_not_depend_on_them(config):
     [
         (1e-5, 1e-5, None),  # below half a minute by the dense model alone: training is not timed
         (1e-4, 1e-4, None),  # below a minute
-        (1e-4, 1e-2, "about 30 minutes on this device, compiling aside (380 thousand tokens forwarded)"),
-        (1e-2, 1e-2, "about 65 minutes on this device, compiling aside (380 thousand tokens forwarded)"),
+        (1e-4, 1e-2, "about 30 minutes on this device, compiling aside (420 thousand tokens forwarded)"),
+        (1e-2, 1e-2, "about 70 minutes on this device, compiling aside (420 thousand tokens forwarded)"),
     ],
 )
 def test_what_takes_long_is_said(demo, monkeypatch, forward, training, said):
@@ -87,10 +96,8 @@ def test_text_that_is_sampled_and_plans_that_are_measured_count(demo, monkeypatc
     monkeypatch.setattr("wisparse_jax.search.cost.seconds_per_token", lambda _: 0.001)
     settings = read_settings(settings_file("quick"))
     teal = [METHODS["teal"]]
-    alone, twice, more = (
-        forecast(demo, *given)
-        for given in ((teal, settings), (teal * 2, settings), (teal, settings, 1, 120_000, 120_000))
-    )
+    alone, twice = forecast(demo, teal, settings), forecast(demo, teal * 2, settings)
+    more = forecast(demo, teal, settings, sampled=120_000, read=120_000)
     assert alone is not None and alone.startswith("about 5 minutes") and "270 thousand" in alone
     assert twice is not None and twice.startswith("about 9 minutes") and "540 thousand" in twice
     assert more is not None and more.startswith("about 15 minutes") and "390 thousand" in more  # five times as long

@@ -23,6 +23,7 @@ from wisparse_jax.search.training import forward_block, step_block
 from wisparse_jax.sparsity.methods import Method
 
 BACKWARD = 3  # a forward and a backward pass, in forward passes
+SOLVE = 8  # Cayley's transform of a matrix, and back, in products of two such matrices
 # A token that is sampled, 16 at a time, in tokens that are read together: SmolLM2-135M on two CPU cores.
 SAMPLED = 5
 FEWEST_TOKENS = 50_000  # below, to measure how fast the model is takes too much of the search's own time
@@ -43,10 +44,12 @@ def search_tokens(config: LlamaConfig, method: Method, settings: SearchSettings,
         found["statistics"] += text
         found["moments"] = text + gradients
     if method.basis == "refined":
-        steps, hidden = settings.absolute_steps + settings.skipped_steps, config.hidden_size
-        # Products of the samples with the basis, forward and back, and the solves of Cayley's transform.
-        products = BACKWARD * GROUPS_A_STEP * TOKENS_A_STEP * hidden**2 + 4 * hidden**3
-        found["basis"] = steps * products / _weights(config)
+        hidden = config.hidden_size
+        # Forward and back: the samples times the basis, each group's gradients for skipped energy, and a solve.
+        step = BACKWARD * GROUPS_A_STEP * TOKENS_A_STEP * hidden**2 + SOLVE * hidden**3
+        skipping = BACKWARD * GROUPS_A_STEP * hidden**3
+        found["basis"] = settings.absolute_steps * step + settings.skipped_steps * (step + skipping)
+        found["basis"] /= _weights(config)
     if method.gains != "norms":
         found["gains"] = gradients
     if method.search_exponents:
