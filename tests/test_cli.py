@@ -377,6 +377,31 @@ def test_an_interruption_is_one_line(files, capsys, monkeypatch):
     assert caught.value.code == 130 and capsys.readouterr().err == "wisparse: interrupted\n"
 
 
+def test_a_search_says_how_long_it_will_take_unless_it_goes_on(files, capsys, monkeypatch):
+    write_tiny_folder(files / "timed")
+    forecast = Mock(return_value="about a year")
+    monkeypatch.setattr("wisparse_jax.search.cost.forecast", forecast)
+    monkeypatch.setattr("wisparse_jax.search.calibrate_targets", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("wisparse_jax.search.calibrate_to_divergence", Mock(side_effect=KeyboardInterrupt))
+    command = "calibrate {f}/timed --out {f}/long --config {f}/settings.yaml --method teal"
+    asked = []
+    for options in (
+        "--tokens 256 --sparsity 0.3 0.5", "--text {f}/text.txt --tokens 500 --sparsity 0.5", "--tokens 512 --max-kl 1"
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            run(f"{command} {options}", files)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == "about a year" + ", more for the sparsities that are tried" * ("--max-kl" in options)
+        _, methods, settings, targets, sampled = forecast.call_args.args
+        asked.append(([method.name for method in methods], settings.tokens, targets, sampled))
+    assert asked == [(["teal"], 256, 2, 256), (["teal"], 512, 1, 0), (["teal"], 512, 1, 512)]
+    (files / ".long.search").mkdir()
+    with pytest.raises(SystemExit):
+        run(f"{command} --tokens 256", files)
+    assert "a year" not in capsys.readouterr().err and forecast.call_count == 3
+    (files / ".long.search").rmdir()
+
+
 def test_a_search_that_ends_early_says_that_the_same_command_goes_on(files, capsys, monkeypatch):
     """Three times, each from what the first has kept."""
     write_tiny_folder(files / "tiny")

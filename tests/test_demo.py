@@ -39,6 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(hub, "resolve", lambda *_: tmp_path / "model")
     monkeypatch.setattr(demo, "SETTINGS", SETTINGS)
     monkeypatch.setattr(demo, "EVALUATION_WINDOWS", 3)
+    monkeypatch.setattr(demo, "forecast", lambda *given: seen.update(forecast=given[1:]) or "about a year")
     monkeypatch.setattr(demo, "calibrate", calibrate)
     monkeypatch.setattr(demo, "evaluate", evaluate)
     return seen
@@ -59,7 +60,12 @@ def test_the_demo_scores_on_other_text_than_it_calibrates_on(
         plan = SparsityPlan.load(out / name)
         assert plan.method == name and plan.calibration["text"] == "self"
         np.testing.assert_allclose(plan.mean_sparsity, 0.5)
-    assert str(out / "evaluation.json") in "".join(capsys.readouterr().out.split())
+    captured = capsys.readouterr()
+    assert str(out / "evaluation.json") in "".join(captured.out.split())
+    assert captured.err.startswith("about a year\n")
+    methods, *rest = run["forecast"]
+    assert [method.name for method in methods] == list(demo.SHOWN)
+    assert rest == [SETTINGS, 1, 128 + 3 * 32, 3 * 32 * (1 + len(demo.SHOWN))]
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "evaluate", "generate"])

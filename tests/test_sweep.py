@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -38,17 +39,25 @@ def swept(tmp_path_factory):
     texts = ["--text", str(folder / "first.txt"), "--evaluate", str(folder / "second.txt")]
     how = ["--config", str(folder / "settings.yaml"), "--evaluation-tokens", "96"]
     which = ["--methods", *METHODS, "--sparsity", *map(str, TARGETS)]
+    forecast = Mock(return_value=None)
+    patch.setattr("wisparse_jax.search.cost.forecast", forecast)
     main(["sweep", str(folder / "model"), "--out", str(folder / "out"), *which, *texts, *how])
     patch.undo()
-    return folder, calls
+    return folder, calls, forecast.call_args.args
 
 
 def test_there_is_one_calibration_a_method(swept):
     assert swept[1] == list(METHODS)
 
 
+def test_its_time_is_that_of_all_methods_and_of_measuring_every_plan(swept):
+    _, methods, settings, targets, sampled, read = swept[2]
+    assert [method.name for method in methods] == list(METHODS) and targets == len(TARGETS)
+    assert (settings.tokens, sampled, read) == (128, 0, 96 * (1 + len(METHODS) * len(TARGETS)))
+
+
 def test_the_table_holds_what_the_plans_give(swept):
-    folder, _ = swept
+    folder, *_ = swept
     with (folder / "out" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], float(row["sparsity"])) for row in rows] == [(m, t) for m in METHODS for t in TARGETS]
