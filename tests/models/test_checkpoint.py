@@ -229,7 +229,7 @@ def test_tensors_are_read_together_as_far_as_memory_allows(
         return found
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", counted)
-    monkeypatch.setattr("wisparse_jax.models.checkpoint.AHEAD", ahead)
+    monkeypatch.setattr("wisparse_jax.models.stored_arrays.AHEAD", ahead)
     jax.tree.map(np.testing.assert_array_equal, load(converted).params, load(folder).params)
     leaves = len(flat(load(folder).params))
     assert sum(map(len, sizes)) == leaves and all(len(size) == 1 or sum(size) <= ahead for size in sizes)

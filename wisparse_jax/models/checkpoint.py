@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from wisparse_jax.errors import WeightsError, WisparseError, first_line
-from wisparse_jax.files import check_new_folder, check_regular, new_folder, read_bytes, read_json
-from wisparse_jax.files.arrays import first_failure_alone, write_arrays
+from wisparse_jax.errors import WeightsError, WisparseError
+from wisparse_jax.files import check_new_folder, new_folder, read_bytes, read_json
+from wisparse_jax.files.arrays import write_arrays
 from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models import gguf, hub, tokenizer
 from wisparse_jax.models.basis import Basis, fold
@@ -26,7 +25,8 @@ from wisparse_jax.models.fingerprint import digest, sample
 from wisparse_jax.models.mesh import param_shardings
 from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params, round_params
-from wisparse_jax.models.weights import AHEAD, place, read_weights
+from wisparse_jax.models.stored_arrays import restore
+from wisparse_jax.models.weights import place, read_weights
 
 MANIFEST = "wisparse.json"
 WEIGHTS = "weights"
@@ -216,7 +216,10 @@ def read_checkpoint(
     values: dict[str, jax.Array] = {}
     samples: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
     shardings = None if mesh is None else flat(param_shardings(config, shapes, mesh))
-    for path, stored in _restore(folder / WEIGHTS, {path: manifest.tensors[path] for path in leaves}, shardings):
+    stored_as = {
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(manifest.tensors[path].dtype)) for path, leaf in leaves.items()
+    }
+    for path, stored in restore(folder / WEIGHTS, stored_as, shardings):
         where = f"{folder / WEIGHTS}: tensor {path}"
         whole = isinstance(stored, np.ndarray) or stored.is_fully_addressable
         if verify and whole and manifest.tensors[path].digest not in (None, _digest(stored)):
@@ -253,64 +256,3 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
             raise WeightsError(f"{folder / MANIFEST}: files: expected names of files in the folder, found {name!r}")
         if _digest(read_bytes(folder / name, WeightsError, LARGEST_FILE)) != expected:
             raise WeightsError(f"{folder / name}: not the file that was converted: it has another digest")
-
-
-def _restore(
-    folder: Path, tensors: dict[str, _Tensor], shardings: dict[str, Any] | None
-) -> Iterator[tuple[str, np.ndarray | jax.Array]]:
-    """The stored arrays in their own dtypes, one by one; with shardings every device reads its own part."""
-    import orbax.checkpoint as ocp
-
-    if not folder.is_dir():
-        raise WeightsError(f"{folder}: no such folder; the checkpoint is incomplete")
-    for path in folder.rglob("*"):
-        if not path.is_dir():
-            check_regular(path, WeightsError)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-
-        def read(paths: list[str]) -> dict[str, Any]:
-            shapes = {path: tuple(tensors[path].shape) for path in paths}
-            item = {path: jax.ShapeDtypeStruct(shapes[path], jnp.dtype(tensors[path].dtype)) for path in paths}
-            how = {
-                path: ocp.RestoreArgs(restore_type=np.ndarray)
-                if shardings is None
-                else ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=shapes[path])
-                for path in paths
-            }
-            args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-            found = reader.restore(folder.absolute(), args=args)
-            kind = np.ndarray if shardings is None else jax.Array
-            for path, leaf in item.items():
-                array = found[path]
-                if not isinstance(array, kind) or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
-                    raise ValueError("it holds something else")
-            return found
-
-        # Each call reads the metadata of all tensors.
-        for paths in _batches(tensors):
-            try:
-                with first_failure_alone():
-                    found = read(paths)
-            except Exception:  # Orbax and TensorStore raise many kinds for damaged files, without the tensor's name
-                found = {}
-            for path in paths:
-                try:
-                    array = found.pop(path) if found else read([path])[path]
-                except Exception as error:
-                    problem = f"is not readable by Orbax (damaged or incomplete?): {first_line(error)}"
-                    raise WeightsError(f"{folder}: tensor {path} {problem}") from None
-                yield path, array
-
-
-def _batches(tensors: dict[str, _Tensor]) -> Iterator[list[str]]:
-    """Tensors in their order, as many at a time as `AHEAD` holds, at least one."""
-    batch, size = [], 0
-    for path, tensor in tensors.items():
-        own = math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize
-        if batch and size + own > AHEAD:
-            yield batch
-            batch, size = [], 0
-        batch.append(path)
-        size += own
-    if batch:
-        yield batch
