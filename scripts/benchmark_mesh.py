@@ -6,8 +6,7 @@ Random weights at true shapes (configs/SHAPE.json), the same on one device and o
 quantile of the inputs that those weights produce, as in `benchmark_decode.py`. The token loop is the one that
 `generate` runs. What the mesh computes is compared with the one device: the logits of one step, and the tokens that
 follow. `--no-one` leaves the single device out, for models that it cannot hold; their weights are made in their parts.
-Two devices of 80 GB hold `--shape llama-3-70b` in bfloat16 if JAX may take nearly all:
-XLA_PYTHON_CLIENT_MEM_FRACTION=.96.
+Two devices of 80 GB run `--shape llama-3-70b` in int8, not in bfloat16: docs/benchmarks/mesh.md.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def write(folder: Path, shape: Path, blocks: int | None) -> None:
         part = path.split(".")[1] if path.startswith("blocks.") else "rest"
         size = leaf.shape[::-1] if transposed(path) else leaf.shape
         files.setdefault(f"model-{part}.safetensors", {})[hf_name(path)] = size
-    # Drawn once: every tensor begins elsewhere in it.
+    # Drawn once: every file begins elsewhere in it, the tensors of a file at the same place.
     drawn = (0.02 * np.random.default_rng(0).standard_normal(1 << 24, np.float32)).astype(ml_dtypes.bfloat16)
 
     def save(number: int, file: str) -> None:
