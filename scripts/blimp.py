@@ -43,6 +43,8 @@ def read_pairs(path: str | Path, pairs: int | None = None) -> list[tuple[str, st
         raise WisparseError(f"{path}: expected lines of JSON with sentence_good and sentence_bad: {error}") from None
     if not read:
         raise WisparseError(f"{path}: holds no pairs")
+    if bad := [text for pair in read for text in pair if not isinstance(text, str)]:
+        raise WisparseError(f"{path}: expected sentences of text, found {bad[0]!r}")
     if pairs is None or pairs >= len(read):
         return read
     return [read[i * len(read) // pairs] for i in range(pairs)]

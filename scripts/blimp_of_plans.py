@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from blimp import log_likelihoods, read_pairs
 from tyro.conf import Positional, UseAppendAction
 
 import wisparse_jax as ws
+from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.quality import Figure
 from wisparse_jax.sparsity import SparsityPlan
@@ -39,6 +41,9 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     began = time.perf_counter()
     try:
+        check_count(args.pairs, "pairs", least=2)
+        if twice := [folder for folder, count in Counter(args.plan).items() if count > 1]:
+            raise WisparseError(f"--plan {twice[0]} is given more than once")
         pairs, plans = read_pairs(args.file, args.pairs), [SparsityPlan.load(folder) for folder in args.plan]
         model, tokenizer = ws.load(args.model, args.dtype), ws.load_tokenizer(args.model)
         names = [f"{plan.method}, {plan.target:g}, {folder}" for plan, folder in zip(plans, args.plan, strict=True)]

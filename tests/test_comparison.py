@@ -103,6 +103,20 @@ def test_pairs_are_spaced_over_the_file(tmp_path):
     file.write_bytes(b"{}")
     with pytest.raises(WisparseError, match="sentence_good"):
         read_pairs(file)
+    plain = tmp_path / "pairs.jsonl"
+    plain.write_text('{"sentence_good": "good", "sentence_bad": 5}')
+    with pytest.raises(WisparseError, match="expected sentences of text, found 5"):
+        read_pairs(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("--pairs 0", "pairs = 0: "), ("--pairs 1", "pairs = 1: "), ("--plan p --plan p/", "--plan p is given more than")],
+)
+def test_what_cannot_be_scored_is_a_line(monkeypatch, options, said):
+    monkeypatch.setattr("sys.argv", ["x", "demo", "pairs.jsonl", *options.split()])
+    with pytest.raises(SystemExit, match=f"^blimp_of_plans: {said}"):
+        blimp_of_plans.main()
 
 
 def test_saved_plans_are_scored_on_pairs(tmp_path, capsys, monkeypatch, tiny_model, tiny_tokens):
