@@ -29,12 +29,11 @@ from tyro.conf import Positional
 
 import wisparse_jax as ws
 from wisparse_jax.benchmark.cost import step_bytes
-from wisparse_jax.calibration import read_settings
 from wisparse_jax.models.config import LlamaConfig, read_config
 from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.quantise import quantise, quantise_params
-from wisparse_jax.presets import settings_file, shapes
+from wisparse_jax.presets import shapes
 from wisparse_jax.sparsity import SparseLlama, SparsityPlan, apply
 
 HOME = Path(__file__).resolve().parent.parent
@@ -104,7 +103,7 @@ def read_plans(folder: Path) -> list[SparsityPlan]:
 
 def search_plans(args: Arguments, model: Llama, windows: Any) -> list[SparsityPlan]:
     """Plans of the default method for each sparsity, saved beside the table."""
-    settings = read_settings(settings_file(args.config))
+    settings = ws.preset(args.config)
     plans = ws.calibrate_targets(model, windows, args.sparsities, settings=settings, progress=True, text=args.calibrate)
     for plan in plans:
         plan.save(args.out / "plans" / f"{plan.target:g}")

@@ -84,11 +84,11 @@ def test_samplers_of_other_types_are_refused(name):
 
 REQUESTS = {
     "text": ("two", 1, "prompts: expected lists of token ids, found text"),
-    "a text in a list": (["two"], 1, "prompt 0: expected token ids, found text"),
+    "a text in a list": (["two"], 1, "the prompt: expected token ids, found text"),
     "ids alone": ([1, 2], 1, "prompt 0: expected token ids, 1 dimension"),
     "a number": (3, 1, "prompts: expected lists of token ids, found int"),
-    "broken numbers": ([[1.5]], 1, "prompt 0: expected token ids, whole numbers, found float64"),
-    "huge": ([[2**70]], 1, "prompt 0: token id 1180591620717411303424 is outside the vocabulary of 97"),
+    "broken numbers": ([[1.5]], 1, "the prompt: expected token ids, whole numbers, found float64"),
+    "huge": ([[2**70]], 1, "the prompt: token id 1180591620717411303424 is outside the vocabulary of 97"),
     "half a token": ([[1]], 2.5, "max-new-tokens = 2.5: expected 0 or above, a whole number"),
 }
 

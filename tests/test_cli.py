@@ -395,11 +395,14 @@ def test_a_search_says_how_long_it_will_take_unless_it_goes_on(files, capsys, mo
         _, methods, settings, targets, sampled = forecast.call_args.args
         asked.append(([method.name for method in methods], settings.tokens, targets, sampled))
     assert asked == [(["teal"], 256, 2, 256), (["teal"], 512, 1, 0), (["teal"], 512, 1, 512)]
-    (files / ".long.search").mkdir()
-    with pytest.raises(SystemExit):
-        run(f"{command} --tokens 256", files)
-    assert "a year" not in capsys.readouterr().err and forecast.call_count == 3
-    (files / ".long.search").rmdir()
+    state = files / ".long.search"
+    state.mkdir()  # of a search that was stopped before it had found anything
+    for kept, asks in ((False, 4), (True, 4)):
+        (state / "basis").mkdir() if kept else (state / "identity.json").touch()
+        with pytest.raises(SystemExit):
+            run(f"{command} --tokens 256", files)
+        assert ("a year" in capsys.readouterr().err) != kept and forecast.call_count == asks
+    shutil.rmtree(state)
 
 
 def test_a_search_that_ends_early_says_that_the_same_command_goes_on(files, capsys, monkeypatch):

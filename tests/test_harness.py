@@ -203,6 +203,36 @@ def test_what_a_task_lacks_is_one_line(monkeypatch, capsys, error, line):
     assert caught.value.code == 2 and line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            "pretrained=demo,sparse_prefil=0.5",
+            "sparse_prefil is not known: expected some of pretrained, tokenizer,",
+        ),
+        ("plan=plan", "pretrained: expected a model, found nothing"),
+    ],
+)
+def test_arguments_that_the_model_does_not_take_are_one_line(capsys, tmp_path, arguments, reason):
+    where = ["--include_path", str(write_task(tmp_path, PAIRS))]
+    with pytest.raises(SystemExit) as caught:
+        main(["lm-eval", "--model_args", arguments, "--tasks", "pairs", *where])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert caught.value.code == 2 and line.startswith(f"wisparse: error: model_args: {reason}")
+
+
+def test_a_reader_that_goes_away_is_not_the_hub(monkeypatch, capsys):
+    import lm_eval.__main__ as harness  # pyright: ignore[reportMissingImports]
+
+    def fails():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(harness, "cli_evaluate", fails)
+    with pytest.raises(SystemExit) as caught:
+        main(["lm-eval", "ls", "tasks"])
+    assert caught.value.code == 141 and "hub" not in capsys.readouterr().err
+
+
 def test_a_loaded_model_needs_its_tokenizer(sparse, tokenizer):
     from wisparse_jax.harness import WisparseLM
 

@@ -4,6 +4,7 @@ import tomllib
 
 import pytest
 
+import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.cli import main
 from wisparse_jax.presets import description, fitting_preset, presets, settings_file
@@ -15,7 +16,7 @@ def test_the_presets_are_the_files_at_the_top(repository):
     assert list(found) == ["quick", "default", "thorough", "paper"]
     for name, file in found.items():
         assert file.samefile(repository / "configs" / f"{name}.yaml")
-        assert read_settings(settings_file(name)) == read_settings(repository / "configs" / f"{name}.yaml")
+        assert ws.preset(name) == read_settings(repository / "configs" / f"{name}.yaml")
     assert read_settings(settings_file("default")) == SearchSettings() == read_settings(settings_file(None))
     assert read_settings(settings_file("paper")).generations == 400
 

@@ -47,8 +47,8 @@ def test_the_example_runs(
         asked.append((windows, length, seed))
         return sample(model, 4, 48, seed)
 
-    def settings(**given: Any) -> SearchSettings:
-        asked.append(SearchSettings(**given))
+    def preset(name: str) -> SearchSettings:
+        asked.append(name)
         return SearchSettings(**LEAST)
 
     def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -59,17 +59,17 @@ def test_the_example_runs(
     monkeypatch.setattr(hub, "resolve", lambda *_: tmp_path / "model")
     sample, write = inference.sample_windows, ws.generate
     monkeypatch.setattr(inference, "sample_windows", sample_windows)
-    monkeypatch.setattr(ws, "SearchSettings", settings, raising=False)
+    monkeypatch.setattr(ws, "preset", preset, raising=False)
     monkeypatch.setattr(ws, "generate", generate, raising=False)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(example, names)
     (first, chosen, second, new) = asked
     assert first == (16, 512, 0) and second == (8, 512, 1) and new == 40
-    assert isinstance(chosen, SearchSettings) and chosen.gradient_tokens == 4096
+    assert chosen == "quick"
     plan = ws.SparsityPlan.load(tmp_path / "plan")
     assert plan.method == "wisparse-plus" and plan.target == 0.5 and plan.mean_sparsity == pytest.approx(0.5)
     held_out, figures, text = capsys.readouterr().out.split("\n", 2)
     assert "'kl':" in held_out and text.strip()
-    dense, divergence, sparsity = (float(number) for number in re.findall(r"mean=([\d.]+)", figures))
+    dense, divergence, sparsity = (float(number) for number in re.findall(r"([\d.]+) ± ", figures))
     assert dense > 1 and divergence > 0 and 0.3 < sparsity < 0.7

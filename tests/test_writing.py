@@ -170,3 +170,15 @@ def test_what_cannot_be_asked_is_refused(capsys, tmp_path):
         words = [word.format(f=tmp_path) for word in options.split()]
         assert refused(capsys, "generate", "demo", *words).startswith(message)
     assert refused(capsys, "chat", "demo").startswith("demo: the model has no chat template")
+
+
+def test_a_prompt_of_a_file_that_is_refused_is_named(capsys, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Seas"}\n{"messages": [{"role": "user", "content": "Hello."}]}\n')
+    line = refused(capsys, "generate", "demo", "--prompts", str(file))
+    assert line == f"{file}: prompt 2 of 2: messages: expected a text, as the model has no chat template"
+
+
+def test_what_ended_a_text_is_told(capsys):
+    _, err = generate(capsys, "--prompt", "The sea was", "--stop", "e")
+    assert err.strip().endswith("; ended by --stop")

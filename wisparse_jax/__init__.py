@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wisparse_jax.models.loading import load as load
     from wisparse_jax.models.loading import load_tokenizer as load_tokenizer
     from wisparse_jax.models.quantise import quantise as quantise
+    from wisparse_jax.presets import preset as preset
     from wisparse_jax.search import calibrate as calibrate
     from wisparse_jax.search import calibrate_targets as calibrate_targets
     from wisparse_jax.search import calibrate_to_divergence as calibrate_to_divergence
@@ -47,6 +48,7 @@ _HOME = {
     "PlanError": "errors",
     "WeightsError": "errors",
     "WisparseError": "errors",
+    "preset": "presets",
     "evaluate": "evaluation",
     "generate": "inference",
     "stream": "inference",

@@ -10,6 +10,7 @@ results = lm_eval.simple_evaluate(WisparseLM(sparse, tokenizer), tasks=["arc_eas
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,14 +62,16 @@ class WisparseLM(TemplateLM):
         max_gen_toks: new tokens of a generation where the task does not say.
         tokens_at_once: tokens of a batch whose likelihoods are computed together.
         max_batch_size, device: of the harness's command line, not used.
+        unknown: whatever else it was given, which is refused.
 
     Raises:
-        WisparseError: lm-evaluation-harness is not installed, or the model or the plan cannot be loaded.
+        WisparseError: lm-evaluation-harness is not installed, an argument is unknown or missing, or the model or the
+            plan cannot be loaded.
     """
 
     def __init__(
         self,
-        pretrained: str | Llama | SparseLlama = "demo",
+        pretrained: str | Llama | SparseLlama | None = None,
         tokenizer: Tokenizer | None = None,
         plan: str | Path | None = None,
         sparse_prefill: float = 0.5,
@@ -81,8 +84,15 @@ class WisparseLM(TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
         head: str | None = None,
+        **unknown: Any,
     ):
         super().__init__()
+        # What --model_args says comes here as it is.
+        if unknown:
+            known = ", ".join(list(inspect.signature(type(self)).parameters)[:-1])
+            raise WisparseError(f"model_args: {next(iter(unknown))} is not known: expected some of {known}")
+        if pretrained is None:
+            raise WisparseError("model_args: pretrained: expected a model, found nothing")
         self.model: Llama | SparseLlama
         if not isinstance(pretrained, str):
             self.name, self.model = type(pretrained).__name__, pretrained

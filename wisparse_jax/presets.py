@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from wisparse_jax.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wisparse_jax.calibration import SearchSettings
     from wisparse_jax.models.config import LlamaConfig
 
 SMALL_MODEL = 1_000_000_000  # weights of the block linears, below which a GPU has time for a thorough search
@@ -51,6 +52,17 @@ def settings_file(choice: str | Path | None) -> Path | None:
     if not os.path.exists(file):
         raise ConfigError(f"{file}: no such file; expected a file or one of {', '.join(known)}")
     return file
+
+
+def preset(choice: str | Path | None) -> SearchSettings:
+    """The search settings of a preset's name or of a file that names what to change; None gives the defaults.
+
+    Raises:
+        ConfigError: neither, or a file that is not readable or has an unknown field or a bad value.
+    """
+    from wisparse_jax.calibration import read_settings
+
+    return read_settings(settings_file(choice))
 
 
 def description(file: Path) -> str:

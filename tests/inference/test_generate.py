@@ -122,5 +122,5 @@ def test_bad_requests_are_refused(model, name):
 
 
 def test_an_empty_prompt_needs_a_bos():
-    with pytest.raises(WisparseError, match="prompt 0 is empty"):
+    with pytest.raises(WisparseError, match="the prompt is empty"):
         generate(endless(bos_token_ids=()), [[]], 3)

@@ -53,7 +53,7 @@ class Benchmark:
     blocks: Unset[int | None] = None
     """Fewer blocks than a shape has, for a quick look."""
     profile: bool = True
-    """Tell where the time goes, on a GPU."""
+    """Whether to tell where the time goes, on a GPU."""
     json: Unset[bool] = False
     """Print one JSON object and nothing else."""
 

@@ -58,6 +58,7 @@ class Calibrate(OnDevices):
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.cost import forecast
         from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
+        from wisparse_jax.search.state import kept
 
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)
@@ -95,7 +96,7 @@ class Calibrate(OnDevices):
         check_searchable(model, method)
         # What one process reads from a state and others compute would leave them waiting for each other.
         state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
-        if state is None or not state.exists():  # a search that goes on takes less
+        if state is None or not kept(state):  # a search that goes on takes less
             sampled = count * window if windows is None else 0
             spent = dataclasses.replace(settings, tokens=count * window)
             if line := forecast(model, [method], spent, len(sparsities), sampled):

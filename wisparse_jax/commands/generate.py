@@ -39,8 +39,12 @@ class Generate(OnDevices, Writing):
         """Generate and print."""
         asked = self._prompts()
         writer = Writer(self, self.model)
-        for prompt in asked:
-            writer.check(prompt, self.raw, self.system)
+        for number, prompt in enumerate(asked, 1):
+            try:
+                writer.check(prompt, self.raw, self.system)
+            except WisparseError as error:
+                where = "" if self.prompts is None else f"{self._source()}: prompt {number} of {len(asked)}: "
+                raise WisparseError(f"{where}{error}") from None
         writer.load()
         continues = self.raw or not writer.chats
         for number, prompt in enumerate(asked):
@@ -64,6 +68,9 @@ class Generate(OnDevices, Writing):
                 print("the model ended its answer before the first token", file=sys.stderr)
             print(f"load {writer.load_seconds:.1f} s, {timing}{cut_off(answer)}", file=sys.stderr)
 
+    def _source(self) -> str:
+        return "standard input" if self.prompts == "-" else str(self.prompts)
+
     def _prompts(self) -> list[Any]:
         from wisparse_jax.evaluation.windows import read_text
 
@@ -71,7 +78,7 @@ class Generate(OnDevices, Writing):
             raise WisparseError("expected either --prompt TEXT or --prompts FILE")
         if self.prompts is None:
             return [self.prompt]
-        where = "standard input" if self.prompts == "-" else self.prompts
+        where = self._source()
         text = _standard_input() if self.prompts == "-" else read_text(self.prompts)
         # Not splitlines, which also splits at characters that may stand within a text, such as U+2028.
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

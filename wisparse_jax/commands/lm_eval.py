@@ -51,6 +51,8 @@ def run_harness(arguments: list[str]) -> None:
     sys.argv = [f"wisparse {NAME}", *given]
     try:
         cli_evaluate()
+    except BrokenPipeError:
+        raise
     except OSError as error:
         reason = first_line(error)
         if isinstance(error, ConnectionError):

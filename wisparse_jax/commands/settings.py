@@ -15,14 +15,13 @@ def settings_for(choice: str | None, model: str) -> SearchSettings:
     Raises:
         WisparseError: neither, or no model of that name.
     """
-    from wisparse_jax.calibration import read_settings
     from wisparse_jax.models import hub
     from wisparse_jax.models.loading import read_model_config
-    from wisparse_jax.presets import fitting_preset, settings_file
+    from wisparse_jax.presets import fitting_preset, preset
     from wisparse_jax.processes import is_first
 
     if choice is None:
         choice, reason = fitting_preset(read_model_config(hub.resolve(model, ("config",))))
         if is_first():
             print(f"settings: {choice}, {reason}; --config takes others", file=sys.stderr)
-    return read_settings(settings_file(choice))
+    return preset(choice)

@@ -133,5 +133,5 @@ class Writer:
 
 
 def cut_off(answer: Answer) -> str:
-    """What to add to the line about an answer that would have gone on."""
-    return "; ended by --max-new-tokens" if answer.stop_reason == "length" else ""
+    """What to add to the line about an answer that would have gone on; tokens of the text that ended it count."""
+    return {"length": "; ended by --max-new-tokens", "stop": "; ended by --stop"}.get(answer.stop_reason or "", "")

@@ -35,6 +35,9 @@ class Figure:
     mean: float
     error: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.error:.2g}"
+
     @staticmethod
     def over(windows: Float64[np.ndarray, " windows"]) -> Figure:
         """The mean of one value per window, with the standard error of that mean (nan for a single window)."""

@@ -144,20 +144,19 @@ def check_request(config: LlamaConfig, prompts: Any, max_new_tokens: Any) -> lis
         rows = list(prompts)
     except TypeError:
         raise WisparseError(f"prompts: expected lists of token ids, found {type(prompts).__name__}") from None
-    return [_checked(config, prompt, b, max_new_tokens) for b, prompt in enumerate(rows)]
+    names = ["the prompt"] if len(rows) == 1 else [f"prompt {b}" for b in range(len(rows))]
+    return [_checked(config, prompt, name, max_new_tokens) for name, prompt in zip(names, rows, strict=True)]
 
 
-def _checked(config: LlamaConfig, ids: Any, row: int, new: int) -> Int32[np.ndarray, " length"]:
-    prompt = token_row(ids, config.vocab_size, f"prompt {row}")
+def _checked(config: LlamaConfig, ids: Any, name: str, new: int) -> Int32[np.ndarray, " length"]:
+    prompt = token_row(ids, config.vocab_size, name)
     if not len(prompt):
         if not config.bos_token_ids:
-            raise WisparseError(
-                f"prompt {row} is empty, and the model has no beginning-of-sequence token to start from"
-            )
+            raise WisparseError(f"{name} is empty, and the model has no beginning-of-sequence token to start from")
         prompt = np.asarray([config.bos_token_ids[0]], np.int32)
     if len(prompt) + new > config.context:
         raise WisparseError(
-            f"prompt {row} has {len(prompt)} tokens; with {new} new ones it exceeds the context of {config.context}"
+            f"{name} has {len(prompt)} tokens; with {new} new ones it exceeds the context of {config.context}"
         )
     return prompt
 

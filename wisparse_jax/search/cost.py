@@ -26,7 +26,8 @@ BACKWARD = 3  # a forward and a backward pass, in forward passes
 SOLVE = 8  # Cayley's transform of a matrix, and back, in products of two such matrices
 # A token that is sampled, 16 at a time, in tokens that are read together: SmolLM2-135M on two CPU cores.
 SAMPLED = 5
-FEWEST_TOKENS = 50_000  # below, to measure how fast the model is takes too much of the search's own time
+# Tokens times weights, some ten seconds of two CPU cores: below, a measurement takes too much of the search's own time.
+LEAST_WORK = 3e11
 WORTH_SAYING = 60.0  # seconds
 
 
@@ -157,7 +158,7 @@ def forecast(
     searches = [search_tokens(model.config, method, settings, targets) for method in methods]
     tokens = sum(sum(stages.values()) for stages in searches) + read
     # What several processes measure differs, and all must run the same programs.
-    if tokens < FEWEST_TOKENS or jax.process_count() > 1:
+    if tokens * _weights(model.config) < LEAST_WORK or jax.process_count() > 1:
         return None
     forward = seconds_per_token(model)
     if (tokens + SAMPLED * sampled) * forward < WORTH_SAYING / 2:

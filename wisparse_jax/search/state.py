@@ -38,6 +38,11 @@ class Spent:
     tokens: float = 0.0
 
 
+def kept(folder: Path) -> int:
+    """How many results a former run has kept in a folder."""
+    return sum(path.is_dir() and UNFINISHED not in path.name for path in folder.glob("[!.]*"))
+
+
 class SearchState:
     """Results by name; without a folder they are only computed."""
 
@@ -59,7 +64,7 @@ class SearchState:
         except OSError as error:
             raise WisparseError(f"{folder}: the state of the search cannot be kept here: {error}") from None
         # Orbax renames a folder once it is written; the unfinished one of a killed run stays until the next write.
-        if found := sum(path.is_dir() and UNFINISHED not in path.name for path in folder.glob("[!.]*")):
+        if found := kept(folder):
             print(f"wisparse: going on with the search in {folder}, results kept: {found}", file=sys.stderr)
             goes_on_from(folder)
 
