@@ -60,8 +60,9 @@ BODIES = {
 def test_a_signal_ends_the_process_with_one_line_and_nothing_left(tmp_path, name, number):
     body = "\n".join("    " + line for line in BODIES[name].splitlines())
     code = (
-        # A shell that runs the tests in the background has their SIGINT ignored.
+        # A shell that runs the tests in the background has their SIGINT ignored, nohup their SIGHUP.
         "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "from wisparse_jax import interruption\ninterruption.watch()\n"
         f"path = {str(tmp_path / 'partial')!r}\n"
         "with interruption.unfinished(path):\n    os.mkdir(path); open(path + '/x', 'w').close()\n"

@@ -121,8 +121,13 @@ def test_an_interruption_waits_for_no_reader(folder: Path, monkeypatch: pytest.M
         raise OSError
 
     monkeypatch.setattr(weights, "read_tensor", read)
-    with pytest.raises(KeyboardInterrupt):
-        load(folder)
+    # A shell that runs the tests in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            load(folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
     going_on.set()
     readers = [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
     for thread in readers:
