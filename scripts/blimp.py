@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
@@ -54,9 +54,16 @@ def accuracies(
     model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]], plans: Mapping[str, SparseLlama]
 ) -> dict[str, float]:
     """The share of pairs whose good sentence is the likelier, of the dense model ("dense") and of each plan."""
+    return {name: float(np.mean(values)) for name, values in judgements(model, tokenizer, pairs, plans).items()}
+
+
+def judgements(
+    model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]], plans: Mapping[str, SparseLlama]
+) -> dict[str, Bool[np.ndarray, " pairs"]]:
+    """Whether the good sentence of each pair is the likelier, for the dense model ("dense") and for each plan."""
     sentences = [tokenizer.encode(sentence) for pair in pairs for sentence in pair]  # good, bad, good, bad, ...
     found = log_likelihoods(model, sentences, plans)
-    return {name: float(np.mean(values[::2] > values[1::2])) for name, values in found.items()}
+    return {name: values[::2] > values[1::2] for name, values in found.items()}
 
 
 def log_likelihoods(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import tyro
-from blimp import log_likelihoods, read_pairs
+from blimp import judgements, read_pairs
 from tyro.conf import Positional, UseAppendAction
 
 import wisparse_jax as ws
@@ -48,17 +48,14 @@ def main() -> None:
         model, tokenizer = ws.load(args.model, args.dtype), ws.load_tokenizer(args.model)
         names = [f"{plan.method}, {plan.target:g}, {folder}" for plan, folder in zip(plans, args.plan, strict=True)]
         sparse = ws.apply_plans(model, dict(zip(names, plans, strict=True)))
-        sentences = [tokenizer.encode(sentence) for pair in pairs for sentence in pair]
         with jax.default_matmul_precision("highest"):
-            found = log_likelihoods(model, sentences, sparse)
+            right = judgements(model, tokenizer, pairs, sparse)
     except WisparseError as error:
         sys.exit(f"blimp_of_plans: {error}")
-    right = {name: (values[::2] > values[1::2]).astype(float) for name, values in found.items()}
     print("| plan | accuracy | minus dense, paired |\n|---|---|---|")
     for name, own in right.items():
-        share, paired = Figure.over(own), Figure.over(own - right["dense"])
-        against = "" if name == "dense" else f"{paired.mean:+.4f} ± {paired.error:.4f}"
-        print(f"| {name} | {share.mean:.4f} ± {share.error:.4f} | {against} |")
+        share, paired = Figure.over(own.astype(float)), Figure.over(own.astype(float) - right["dense"])
+        print(f"| {name} | {share:.4f} | {'' if name == 'dense' else f'{paired:+.4f}'} |")
     device, seconds = jax.devices()[0].device_kind, time.perf_counter() - began
     print(f"\n{len(pairs):,} pairs, {args.dtype} on {device}, jax {jax.__version__}, {seconds:.0f} s")
 

@@ -23,6 +23,7 @@ from tyro.conf import Positional
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.files import new_folder
+from wisparse_jax.models import tokenizer
 from wisparse_jax.models.config import read_config
 from wisparse_jax.models.hub import DEMO, resolve
 from wisparse_jax.models.parameters import flat, hf_name, param_shapes
@@ -56,8 +57,9 @@ def write(folder: Path, shape: Path, blocks: int | None) -> None:
     raw = json.loads(shape.read_text()) | {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
     raw |= {} if blocks is None else {"num_hidden_layers": blocks}
     (folder / "config.json").write_text(json.dumps(raw, indent=1))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(resolve(DEMO, ("tokenizer",)) / name, folder)
+    demo = resolve(DEMO, ("tokenizer",))
+    for name in tokenizer.files(demo):
+        shutil.copy(demo / name, folder)
     files: dict[str, dict[str, tuple[int, ...]]] = {}
     for path, leaf in flat(param_shapes(read_config(folder))).items():
         part = path.split(".")[1] if path.startswith("blocks.") else "rest"

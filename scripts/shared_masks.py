@@ -75,7 +75,7 @@ def main() -> None:
         cells = []
         for together in args.sequences:
             kl, share = measure(calibration, held_out, plan, sparsity, together)
-            cells.append(f"{kl.mean:.4f} ± {kl.error:.4f}; {share:.3f}")
+            cells.append(f"{kl:.4f}; {share:.3f}")
         print(f"| {sparsity:.0%} | " + " | ".join(cells) + " |", flush=True)
 
 

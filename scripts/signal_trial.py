@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 from wisparse_jax.interruption import WORDS
-from wisparse_jax.search.state import UNFINISHED
+from wisparse_jax.search.state import kept
 
 SETTINGS = """\
 window: 32
@@ -63,7 +63,7 @@ class Ended:
     err: str
     seconds: float  # from the signal to the end
     left: frozenset[str]
-    kept: bool  # whether a search has results to go on from
+    goes_on: bool  # whether a search has results to go on from
 
 
 def run(command: str, folder: Path, after: float | None = None, number: signal.Signals = signal.SIGINT) -> Ended:
@@ -82,9 +82,9 @@ def run(command: str, folder: Path, after: float | None = None, number: signal.S
     # Orbax names files by what they hold and when.
     left = frozenset(re.sub(r"[0-9a-f]{32}", "*", str(path)) for path in paths if path.parts[0] != SEARCH)
     seconds = time.perf_counter() - began
-    kept = any(path.is_dir() and UNFINISHED not in path.name for path in (work / SEARCH).glob("[!.]*"))
+    goes_on = kept(work / SEARCH) > 0
     subprocess.run(["rm", "-rf", work], check=True)
-    return Ended(process.returncode, err, seconds, left, kept)
+    return Ended(process.returncode, err, seconds, left, goes_on)
 
 
 def outcome(ended: Ended, whole: frozenset[str], number: signal.Signals) -> str:
@@ -92,7 +92,7 @@ def outcome(ended: Ended, whole: frozenset[str], number: signal.Signals) -> str:
     # Progress bars stay on standard error where it is no terminal; one method has the name of the program.
     lines = [line for line in ended.err.splitlines() if line.startswith("wisparse: ") and "|" not in line]
     words, _, going_on = "".join(lines).partition("; the same command goes on from ")
-    said = words == f"wisparse: {WORDS[number]}" and len(lines) == 1 and (ended.kept or not going_on)
+    said = words == f"wisparse: {WORDS[number]}" and len(lines) == 1 and (ended.goes_on or not going_on)
     if ended.code == 128 + number and said and "Traceback" not in ended.err:
         return "stopped" if ended.left in (frozenset(), whole) else "wrong"
     if ended.code == 0 and not lines and ended.left == whole:

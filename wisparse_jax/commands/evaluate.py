@@ -146,7 +146,7 @@ class Evaluate(OnDevices):
                 show.print(f"{name} skips {found:.1%}, {asked}", highlight=False)
         for one, other in itertools.combinations(reversed(plans), 2):
             gap = result.paired(one, other)
-            show.print(f"KL of {one} minus {other}: {gap.mean:+.4f} ± {gap.error:.4f} (paired over windows)")
+            show.print(f"KL of {one} minus {other}: {gap:+.4f} (paired over windows)")
         if len(plans) == 1:
             show.print(layer_table(result.sparse[next(iter(plans))]))
 

@@ -24,13 +24,12 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
-        from wisparse_jax.calibration import read_settings
         from wisparse_jax.models.loading import load
-        from wisparse_jax.presets import description, fitting_preset, presets
+        from wisparse_jax.presets import description, fitting_preset, preset, presets
         from wisparse_jax.search.cost import duration, measured_speed, rounded, search_tokens
         from wisparse_jax.search.pipeline import resolve
 
-        settings = {name: read_settings(file) for name, file in presets().items()}
+        settings = {name: preset(name) for name in presets()}
         methods = {name: resolve(self.method, found) for name, found in settings.items()}
         model = None if self.model is None else load(self.model)
         speed = None if model is None else measured_speed(model)

@@ -38,6 +38,10 @@ class Figure:
     def __str__(self) -> str:
         return f"{self.mean:.4g} ± {self.error:.2g}"
 
+    def __format__(self, spec: str) -> str:
+        """Both numbers as `spec` says, such as `.4f`; a sign, as in `+.4f`, is the mean's."""
+        return f"{self.mean:{spec}} ± {self.error:{spec.removeprefix('+')}}" if spec else str(self)
+
     @staticmethod
     def over(windows: Float64[np.ndarray, " windows"]) -> Figure:
         """The mean of one value per window, with the standard error of that mean (nan for a single window)."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from wisparse_jax.evaluation import Evaluation, Figure, SparseScore
+from wisparse_jax.evaluation import Evaluation, SparseScore
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.sparsity import SparsityPlan
 
@@ -30,7 +30,7 @@ def quality_table(evaluation: Evaluation, title: str) -> Table:
     table.add_column("method", overflow="fold")
     for column in ("perplexity", "KL,\nnats/token", "realised\nsparsity", "spread\nover\ntokens"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_row("dense", _figure(evaluation.dense.perplexity, 2), "0", "0", "-")
+    table.add_row("dense", f"{evaluation.dense.perplexity:.2f}", "0", "0", "-")
     for name, score in evaluation.sparse.items():
         table.add_row(name, *_cells(score))
     return table
@@ -87,12 +87,8 @@ def timing_table(timings: Mapping[str, Mapping[str, float]]) -> Table:
 
 def _cells(score: SparseScore) -> list[str]:
     return [
-        _figure(score.perplexity, 2),
-        _figure(score.divergence, 4),
-        _figure(score.sparsity, 4),
+        f"{score.perplexity:.2f}",
+        f"{score.divergence:.4f}",
+        f"{score.sparsity:.4f}",
         f"{score.token_sparsity.std():.4f}",
     ]
-
-
-def _figure(figure: Figure, digits: int) -> str:
-    return f"{figure.mean:.{digits}f} ± {figure.error:.{digits}f}"
