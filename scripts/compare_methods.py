@@ -7,14 +7,15 @@
 `--ablations "paper's order" alone together "left out"` adds methods with single parts switched. Texts are `name=FILE`,
 `name=FILE@start:stop` for a part of it in characters, or `self` for text that the dense model samples. Into the folder
 go comparison.csv, one row for each variant, sparsity, calibration text, evaluation text and seed; layers.csv, the plans
-by layer; run.json, what was run where; and summary.md. Rows are written as they come. `scripts/plot_comparison.py`
-draws them, also of several folders together.
+by layer; plans; run.json, what was run where; and summary.md. The same command goes on where a killed one stopped.
+`scripts/plot_comparison.py` draws the rows, also of several folders together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,29 @@ import tyro
 from blimp import accuracies, read_pairs
 from comparison_report import LAYER_COLUMNS, write_summary
 from comparison_texts import read_windows, split_name
-from comparison_variants import variants_of
+from comparison_variants import Variant, variants_of
 from tyro.conf import Positional
 
 import wisparse_jax as ws
 from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import check_new_folder, read_json
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.report.comparison import COLUMNS, EVALUATION_SEED, append_rows, conditions, figures, key
+from wisparse_jax.models.fingerprint import model_fingerprint
+from wisparse_jax.report.comparison import (
+    COLUMNS,
+    EVALUATION_SEED,
+    Row,
+    append_rows,
+    conditions,
+    figures,
+    key,
+    read_rows,
+)
+from wisparse_jax.search.state import identity_of
 from wisparse_jax.sparsity import SparsityPlan
+
+ROWS, LAYER_ROWS, CONDITIONS, PLANS, SEARCHES = "comparison.csv", "layers.csv", "run.json", "plans", "searches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Arguments:
     """Compare methods on one model."""
 
     model: Positional[str]
-    out: Path  # a new folder
+    out: Path  # a new folder, or that of the same command when it was stopped
     calibrate: tuple[str, ...] = ("self",)
     evaluate: tuple[str, ...] = ("self",)
     methods: tuple[str, ...] = ("uniform", "wina", "teal", "wisparse", "wisparse-plus")
@@ -53,7 +68,6 @@ class Arguments:
     allocators: tuple[str, ...] = ()  # these, with everything else as in --allocators-with
     allocators_with: str = "uniform"  # the method; its biases are off
     blimp: Path | None = None  # jsonl or jsonl.xz of minimal pairs
-    save_plans: bool = False  # into the folder plans
     blimp_pairs: int = 2_000  # of them, evenly spaced
 
 
@@ -63,7 +77,7 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         Comparison(args).run()
-    except (WisparseError, FileExistsError) as error:
+    except WisparseError as error:
         sys.exit(f"compare_methods: {error}")
 
 
@@ -84,9 +98,45 @@ class Comparison:
         self.held_out = {
             split_name(spec)[0]: self._windows(spec, args.tokens, EVALUATION_SEED) for spec in args.evaluate
         }
-        args.out.mkdir(parents=True)
-        (args.out / "run.json").write_text(json.dumps(_conditions(args, self.settings), indent=1) + "\n")
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
+        self.layer_rows: list[Row] = []
+        self._open()
+
+    def _open(self) -> None:
+        """A new folder, or what the same command has left in it: texts and seeds that it finished stay as they are."""
+        out, asked = self.args.out, dataclasses.asdict(self.args) | {"out": None}
+        stated = json.dumps([asked, dataclasses.asdict(self.settings)], default=str)
+        texts = identity_of(*(ids for ids in self.held_out.values()))
+        identity = identity_of(stated, texts, model_fingerprint(self.model), ws.__version__)
+        if not (out / CONDITIONS).exists():
+            check_new_folder(out, WisparseError)
+            out.mkdir(parents=True)
+            self.conditions = _conditions(self.args, self.settings) | {"identity": identity}
+            self._write(CONDITIONS, json.dumps(self.conditions, indent=1))
+            return
+        self.conditions = read_json(out / CONDITIONS, dict[str, Any], WisparseError)
+        if self.conditions.get("identity") != identity:
+            raise WisparseError(f"{out}: holds another comparison: other arguments, texts, model or version")
+        print(f"going on with the comparison in {out}", file=sys.stderr, flush=True)
+        self.rows = read_rows([out], [ROWS])
+        finished = self._finished()
+        self.layer_rows = [
+            row for row in read_rows([out], [LAYER_ROWS]) if (row["calibration"], row["seed"]) in finished
+        ]
+
+    def _finished(self) -> set[tuple[str, int]]:
+        return {(row["calibration"], row["seed"]) for row in self.rows}
+
+    def _write(self, name: str, text: str) -> None:
+        new = self.args.out / f"{name}.new"
+        new.write_text(text + "\n", encoding="utf-8")
+        new.replace(self.args.out / name)
+
+    def _write_rows(self, name: str, columns: tuple[str, ...], rows: list[Row]) -> None:
+        new = self.args.out / f"{name}.new"
+        new.unlink(missing_ok=True)
+        append_rows(new, columns, rows)
+        new.replace(self.args.out / name)
 
     def _windows(self, spec: str, tokens: int, seed: int) -> np.ndarray:
         return read_windows(spec, self.model, self.tokenizer, self.settings.window, tokens, seed)
@@ -95,25 +145,41 @@ class Comparison:
         """Every calibration text and seed, then the summary."""
         for spec in self.args.calibrate:
             for seed in self.args.seeds:
-                self._compare(split_name(spec)[0], self._windows(spec, self.settings.tokens, seed), seed)
-                write_summary(self.args.out, self.rows, _conditions(self.args, self.settings))
+                if (split_name(spec)[0], seed) not in self._finished():
+                    self._compare(split_name(spec)[0], self._windows(spec, self.settings.tokens, seed), seed)
+                write_summary(self.args.out, self.rows, self.conditions)
+        shutil.rmtree(self.args.out / SEARCHES, ignore_errors=True)
         print((self.args.out / "summary.md").read_text(encoding="utf-8"))
+
+    def _plans(self, variant: Variant, text: str, windows: np.ndarray, seed: int) -> dict[float, SparsityPlan]:
+        """A variant's plans as they are in the folder, calibrated first where they are not."""
+
+        def name(target: float) -> str:
+            return f"{text}-{variant.name}-{target:g}-{seed}".replace(" ", "_")
+
+        folders = {target: self.args.out / PLANS / name(target) for target in self.args.sparsities}
+        if not all(folder.exists() for folder in folders.values()):
+            settings = dataclasses.replace(self.settings, **variant.switches)
+            state = self.args.out / SEARCHES / f"{text}-{variant.name}-{seed}".replace(" ", "_")
+            made = ws.calibrate_targets(
+                self.model, windows, list(folders), variant.method, seed, settings, True, text, state
+            )
+            for note in made[-1].history.get("notes", []):  # the last one's are those of all
+                print(f"  {note}", file=sys.stderr)
+            for folder, plan in zip(folders.values(), made, strict=True):
+                if not folder.exists():
+                    plan.save(folder)
+        return {target: SparsityPlan.load(folder) for target, folder in folders.items()}
 
     def _compare(self, text: str, windows: np.ndarray, seed: int) -> None:
         """All variants calibrated on one text with one seed, evaluated together on all texts."""
         plans: dict[tuple[str, float], SparsityPlan] = {}
-        for variant in self.variants:
-            print(f"{text}, seed {seed}: {variant.name}", file=sys.stderr, flush=True)
-            settings = dataclasses.replace(self.settings, **variant.switches)
-            made = ws.calibrate_targets(
-                self.model, windows, self.args.sparsities, variant.method, seed, settings, text=text
-            )
-            for note in made[-1].history.get("notes", []):  # the last one's are those of all
-                print(f"  {note}", file=sys.stderr)
-            plans |= {(variant.name, target): plan for target, plan in zip(self.args.sparsities, made, strict=True)}
+        for number, variant in enumerate(self.variants, 1):
+            where = f"variant {number} of {len(self.variants)}"
+            print(f"{text}, seed {seed}: {variant.name}, {where}", file=sys.stderr, flush=True)
+            made = self._plans(variant, text, windows, seed)
+            plans |= {(variant.name, target): plan for target, plan in made.items()}
         self._record_layers(text, seed, plans)
-        for (name, target), plan in plans.items() if self.args.save_plans else ():
-            plan.save(self.args.out / "plans" / f"{text}-{name}-{target:g}-{seed}".replace(" ", "_"))
         sparse = ws.apply_plans(self.model, {key(*which): plan for which, plan in plans.items()})
         task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
         rows = []
@@ -122,7 +188,7 @@ class Comparison:
             for variant in self.variants:
                 for target in self.args.sparsities:
                     name = key(variant.name, target)
-                    row: dict[str, Any] = {
+                    row: Row = {
                         "model": self.args.model, "group": variant.group, "variant": variant.name,
                         "method": variant.method, "switches": json.dumps(variant.switches) if variant.switches else "",
                         "sparsity": target, "calibration": text, "evaluation": evaluated, "seed": seed,
@@ -133,17 +199,16 @@ class Comparison:
                     row |= figures(result, variant.name, target, plans[variant.name, target])
                     rows.append(row)
         self.rows += rows
-        append_rows(self.args.out / "comparison.csv", COLUMNS, rows)
+        self._write_rows(ROWS, COLUMNS, self.rows)
 
     def _record_layers(self, text: str, seed: int, plans: dict[tuple[str, float], SparsityPlan]) -> None:
-        rows = []
         for (name, target), plan in plans.items():
             for b, i in np.ndindex(plan.sparsities.shape):
                 values = {"exponent": plan.exponents[b, i], "layer_sparsity": plan.sparsities[b, i]}
                 values["layer_weights"] = plan.layer_weights[i]
                 where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
-                rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
-        append_rows(self.args.out / "layers.csv", LAYER_COLUMNS, rows)
+                self.layer_rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
+        self._write_rows(LAYER_ROWS, LAYER_COLUMNS, self.layer_rows)
 
 
 def _conditions(args: Arguments, settings: SearchSettings) -> dict[str, Any]:

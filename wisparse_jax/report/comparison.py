@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -76,10 +77,10 @@ def read_rows(folders: Sequence[Path], names: Sequence[str]) -> list[Row]:
 
 
 def _value(cell: str) -> Any:
-    try:
-        return float(cell) if cell else None
-    except ValueError:
-        return cell
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell) if cell else None
+    return cell
 
 
 def conditions(settings: SearchSettings) -> dict[str, Any]:
