@@ -1,11 +1,13 @@
 import dataclasses
+import gc
+import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
 
 import wisparse_jax as ws
-from wisparse_jax.calibration import SearchSettings, run_dense
+from wisparse_jax.calibration import Calibration, SearchSettings, run_dense
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.search import (
     calibrate,
@@ -99,6 +101,25 @@ def test_same_seed_same_plan(plans, tiny_model, tiny_tokens):
         again = calibrate(tiny_model, tiny_tokens, 0.5, method, settings=QUICK)
         for name in ("exponents", "sparsities", "thresholds"):
             np.testing.assert_array_equal(getattr(again, name), getattr(plans[method], name))
+
+
+@pytest.mark.parametrize("method", ["teal", "wisparse", "wisparse-plus"])
+def test_nothing_of_a_search_stays_in_memory(tiny_model, tiny_tokens, monkeypatch, method):
+    """Its dense runs, gigabytes on a device, go with it, and do not wait for garbage to be collected."""
+    made, begin = [], Calibration.__init__
+
+    def listen(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Calibration, "__init__", listen)
+    gc.collect()
+    gc.disable()
+    try:
+        plan = ws.calibrate(tiny_model, tiny_tokens, 0.5, method, settings=QUICK)
+        assert made and plan.target == 0.5 and [one for one in made if one() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_parts_can_be_switched_one_by_one(tiny_model, tiny_tokens):

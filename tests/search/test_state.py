@@ -214,8 +214,10 @@ def test_writes_that_fail_after_the_first_say_nothing(tmp_path, run_python):
 
 def test_answers_are_replayed_in_order_and_not_asked_again(tmp_path):
     def answers(state, asked):
-        told = state.journal("p", lambda q: (asked.append(float(q[0])), q * 2)[1])
-        return [float(told(np.array([float(k)]))[0]) for k in range(12)]
+        told = state.journal("p")
+        return [
+            float(told(lambda q: (asked.append(float(q[0])), q * 2)[1], np.array([float(k)]))[0]) for k in range(12)
+        ]
 
     first, second = [], []
     assert answers(SearchState(tmp_path / "s", "x"), first) == [2.0 * k for k in range(12)]

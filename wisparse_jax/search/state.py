@@ -81,13 +81,17 @@ class SearchState:
             counter.tokens += float(found.pop(SPENT))
         return found
 
-    def journal(self, name: str, ask: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """`ask` with the answers kept, in the order of the questions; those that are known are not asked again."""
+    def journal(self, name: str) -> Callable[[Callable[[np.ndarray], np.ndarray], np.ndarray], np.ndarray]:
+        """What asks questions and keeps the answers in their order; those that are known are not asked again.
+
+        It is told each time whom to ask: held here, a problem would hold itself, and its dense run would stay on the
+        device until the next collection of garbage.
+        """
         known = self._read(name) or {}
         answers = [known[str(k)] for k in range(len(known))]
         at = 0
 
-        def told(question: np.ndarray) -> np.ndarray:
+        def told(ask: Callable[[np.ndarray], np.ndarray], question: np.ndarray) -> np.ndarray:
             nonlocal at
             if at == len(answers):
                 answers.append(ask(question))

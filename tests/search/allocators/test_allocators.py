@@ -83,7 +83,7 @@ def test_candidates_are_evaluated_with_the_layers_that_they_get(calibration, mon
     monkeypatch.setattr(DivergenceLoss, "__call__", listen)
     budgets = problem.within_budget(np.array([[0.4, 0.5, 0.6], [0.7, 0.4, 0.4]]))
     asked = []
-    monkeypatch.setattr(problem, "_asked", lambda s: (asked.append(s), problem._ask(s))[1])
+    monkeypatch.setattr(problem, "_journal", lambda ask, s: (asked.append(s), ask(s))[1])
     found = get_allocator("evolution")(problem)
     assert len(asked) == 3
     candidates = np.concatenate(asked)
