@@ -28,6 +28,7 @@ from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.search import BudgetProblem
 from wisparse_jax.search.allocators import get_allocator
+from wisparse_jax.search.judge import held_out_windows
 from wisparse_jax.sparsity.apply import in_basis
 from wisparse_jax.sparsity.budget import project_to_mean
 
@@ -45,8 +46,10 @@ class Arguments:
     calibrate: str = "self"
     evaluate: str = "self"
     method: str = "wisparse-plus"  # whose basis and scores; its biases are off
+    plan: Path | None = None  # a saved plan whose basis and scores are taken instead of searching for some
     sparsity: float = 0.5
-    plans: int = 60
+    allocators: tuple[str, ...] = ("uniform", "greedy", "second-order")  # their budgets come first
+    plans: int = 60  # random ones
     spread: float = 0.1  # standard deviation of the random part of a layer's sparsity
     together: int = 10  # plans that are evaluated in one go
     tokens: int = 16_384  # evaluation text, of which half are scored
@@ -71,16 +74,19 @@ def compare(args: Arguments) -> None:
     windows = read_windows(args.calibrate, model, tokenizer, settings.window, settings.tokens, args.seed)
     ids = read_windows(args.evaluate, model, tokenizer, settings.window, args.tokens, args.seed + 1000)
     args.out.mkdir(parents=True)
-    plan = ws.calibrate(model, windows, args.sparsity, args.method, args.seed, settings)
+    if args.plan is None:
+        plan = ws.calibrate(model, windows, args.sparsity, args.method, args.seed, settings)
+    else:
+        plan = dataclasses.replace(ws.SparsityPlan.load(args.plan), biases=None)
     # As in the search: costs on most of the text, the thresholds of plans with a basis on the windows held out.
-    held = int(plan.calibration["held_out_windows"])
+    held = held_out_windows(len(windows), settings)
     training = windows[: len(windows) - held]
     calibration, other = (
         _with_gains(ws.run_dense(model, part, settings, args.seed, basis=plan.basis), plan)
         for part in (training, windows[-held:] if held and plan.basis is not None else training)
     )
     problem = BudgetProblem(calibration, plan.exponents, settings, args.seed).aim(args.sparsity)
-    names, tables = zip(*budgets(problem, args.plans, args.spread), strict=True)
+    names, tables = zip(*budgets(problem, args.allocators, args.plans, args.spread), strict=True)
     predicted = [problem.predicted(table) for table in tables]
     folded = in_basis(model, plan.basis)
     rows = []
@@ -93,7 +99,7 @@ def compare(args: Arguments) -> None:
         for key, score in result.sparse.items():
             kl = score.divergence
             texts = [split_name(spec)[0] for spec in (args.calibrate, args.evaluate)]
-            where = (args.model, args.method, args.sparsity, *texts)
+            where = (args.model, plan.method, args.sparsity, *texts)
             values = (predicted[int(key)], kl.mean, kl.error, score.sparsity.mean)
             rows.append((*where, names[int(key)], *(f"{value:.6g}" for value in values)))
         print(f"{len(rows)} of {len(tables)} plans", file=sys.stderr, flush=True)
@@ -109,11 +115,13 @@ def _with_gains(calibration: Calibration, plan: ws.SparsityPlan) -> Calibration:
     return calibration if plan.gains is None else calibration.with_gains(plan.gains)
 
 
-def budgets(problem: BudgetProblem, count: int, spread: float) -> list[tuple[str, np.ndarray]]:
-    """Names and tables: uniform, TEAL's, second-order, then random ones; every mean is the target."""
+def budgets(
+    problem: BudgetProblem, allocators: tuple[str, ...], count: int, spread: float
+) -> list[tuple[str, np.ndarray]]:
+    """Names and tables: those of the allocators, then random ones; every mean is the target."""
     rng = np.random.default_rng(problem.seed)
-    found = [(name, get_allocator(name)(problem).sparsities) for name in ("uniform", "greedy", "second-order")]
-    low, high = found[0][1], found[2][1]
+    found = [(name, get_allocator(name)(problem).sparsities) for name in allocators]
+    low, high = problem.uniform(), get_allocator("second-order")(problem).sparsities
     weights = np.tile(problem.weights, problem.blocks)
     for k in range(count):
         centre = low + rng.uniform(0.0, 1.0) * (high - low)
