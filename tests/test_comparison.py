@@ -21,6 +21,7 @@ from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.rules import ChannelRule
+from wisparse_jax.report.comparison import read_rows
 from wisparse_jax.search.pipeline import resolve
 from wisparse_jax.sparsity import SparseLlama
 
@@ -69,6 +70,37 @@ def test_plans_are_scored_on_other_text_than_they_are_made_of(tmp_path, monkeypa
     assert scored not in calibrated and calibrated == [0, 1, 2]
     with pytest.raises(WisparseError, match=f"seeds: {scored} is that of the texts"):
         compare_methods.Comparison(dataclasses.replace(arguments, out=tmp_path / "other", seeds=(0, scored)))
+
+
+def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch, tiny_model, tiny_tokens):
+    """Stopped in its second seed: what is finished is not calibrated again, and another command is refused."""
+    (tmp_path / "settings.yaml").write_text("tokens: 64\nstatistics_tokens: 64\n")
+    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
+    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(compare_methods, "read_windows", lambda *_: np.asarray(tiny_tokens))
+    given = {"methods": ("uniform", "wina"), "seeds": (0, 1), "config": tmp_path / "settings.yaml"}
+    made, calibrate = [], compare_methods.ws.calibrate_targets
+
+    def stopping(*args):
+        made.append((args[3], args[4]))  # method and seed
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return calibrate(*args)
+
+    monkeypatch.setattr(compare_methods.ws, "calibrate_targets", stopping)
+    stopped = compare_methods.Arguments("tiny", tmp_path / "stopped", **given)
+    with pytest.raises(KeyboardInterrupt):
+        compare_methods.Comparison(stopped).run()
+    with pytest.raises(WisparseError, match=f"{tmp_path}/stopped: holds another comparison"):
+        compare_methods.Comparison(dataclasses.replace(stopped, sparsities=(0.4,)))
+    compare_methods.Comparison(stopped).run()
+    assert made == [("uniform", 0), ("wina", 0), ("uniform", 1), ("wina", 1), ("wina", 1)]
+    compare_methods.Comparison(dataclasses.replace(stopped, out=tmp_path / "whole")).run()
+    for name in ("comparison.csv", "layers.csv"):
+        found, expected = (read_rows([tmp_path / one], [name]) for one in ("stopped", "whole"))
+        kept = [[{k: v for k, v in row.items() if "seconds" not in k} for row in rows] for rows in (found, expected)]
+        assert kept[0] == kept[1] and len(found) in (4, 4 * tiny_model.config.num_blocks * len(LAYERS))
+    assert not (tmp_path / "stopped" / "searches").exists()
 
 
 def test_likelihoods_of_padded_sentences_are_those_of_each_by_itself(tiny_model):
