@@ -14,9 +14,12 @@ by layer; plans; run.json, what was run where; and summary.md. The same command 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import numpy as np
 import tyro
 from blimp import accuracies, read_pairs
 from comparison_report import LAYER_COLUMNS, write_summary
-from comparison_texts import read_windows, split_name
+from comparison_texts import read_text, read_windows, split_name
 from comparison_variants import Variant, variants_of
 from tyro.conf import Positional
 
@@ -91,8 +94,7 @@ class Comparison:
         # TEAL is one of the methods here: no need for each plan to search it for its held-out figures.
         self.settings = dataclasses.replace(read_settings(args.config), compare_teal=False)
         self.variants = variants_of(args.methods, args.ablations, args.allocators, args.allocators_with)
-        for spec in (*args.calibrate, *args.evaluate):
-            split_name(spec)
+        _check_names(args)
         self.pairs = None if args.blimp is None else read_pairs(args.blimp, args.blimp_pairs)
         self.model, self.tokenizer = ws.load(args.model, "float32"), ws.load_tokenizer(args.model)
         self.held_out = {
@@ -100,32 +102,46 @@ class Comparison:
         }
         self.rows: list[Row] = []
         self.layer_rows: list[Row] = []
+        self.finished: set[tuple[str, int]] = set()  # texts and seeds that a former run ended
         self._open()
 
     def _open(self) -> None:
         """A new folder, or what the same command has left in it: texts and seeds that it finished stay as they are."""
-        out, asked = self.args.out, dataclasses.asdict(self.args) | {"out": None}
-        stated = json.dumps([asked, dataclasses.asdict(self.settings)], default=str)
-        texts = identity_of(*(ids for ids in self.held_out.values()))
-        identity = identity_of(stated, texts, model_fingerprint(self.model), ws.__version__)
-        if not (out / CONDITIONS).exists():
-            check_new_folder(out, WisparseError)
-            out.mkdir(parents=True)
-            self.conditions = _conditions(self.args, self.settings) | {"identity": identity}
+        out = self.args.out
+        asked = {k: v for k, v in dataclasses.asdict(self.args).items() if k not in ("out", "config", "blimp")}
+        self.conditions = _conditions(self.args, self.settings)
+        run = {name: self.conditions[name] for name in ("device", "versions", "settings")}
+        files = [read_text(spec) for spec in (*self.args.calibrate, *self.args.evaluate) if spec != "self"]
+        identity = identity_of(asked, run, files, self.pairs, model_fingerprint(self.model))
+        self.conditions["identity"] = identity
+        begun = out.is_dir() and any(path.name != f"{CONDITIONS}.new" for path in out.iterdir())
+        if not begun:
+            if not out.is_dir():
+                check_new_folder(out, WisparseError)
+                out.mkdir(parents=True)
             self._write(CONDITIONS, json.dumps(self.conditions, indent=1))
             return
+        if not (out / CONDITIONS).exists():
+            raise WisparseError(f"{out}: exists already, and holds no comparison; nothing is overwritten")
         self.conditions = read_json(out / CONDITIONS, dict[str, Any], WisparseError)
         if self.conditions.get("identity") != identity:
-            raise WisparseError(f"{out}: holds another comparison: other arguments, texts, model or version")
+            raise WisparseError(f"{out}: holds another comparison: other arguments, texts, model, device or versions")
         print(f"going on with the comparison in {out}", file=sys.stderr, flush=True)
-        self.rows = read_rows([out], [ROWS])
-        finished = self._finished()
-        self.layer_rows = [
-            row for row in read_rows([out], [LAYER_ROWS]) if (row["calibration"], row["seed"]) in finished
-        ]
-
-    def _finished(self) -> set[tuple[str, int]]:
-        return {(row["calibration"], row["seed"]) for row in self.rows}
+        rows, layers = read_rows([out], [ROWS]), read_rows([out], [LAYER_ROWS])
+        for name, columns, found in ((ROWS, COLUMNS, rows), (LAYER_ROWS, LAYER_COLUMNS, layers)):
+            if any(set(row) != set(columns) for row in found):
+                raise WisparseError(f"{out / name}: damaged: expected the columns {', '.join(columns)}")
+        plans = len(self.variants) * len(self.args.sparsities)
+        linears = self.model.config.num_blocks * len(LAYERS)
+        count, all_layers = (Counter((row["calibration"], row["seed"]) for row in table) for table in (rows, layers))
+        self.finished = {
+            group
+            for group, number in count.items()
+            if number == plans * len(self.args.evaluate) and all_layers[group] == plans * linears
+        }
+        self.rows, self.layer_rows = (
+            [row for row in table if (row["calibration"], row["seed"]) in self.finished] for table in (rows, layers)
+        )
 
     def _write(self, name: str, text: str) -> None:
         new = self.args.out / f"{name}.new"
@@ -145,7 +161,7 @@ class Comparison:
         """Every calibration text and seed, then the summary."""
         for spec in self.args.calibrate:
             for seed in self.args.seeds:
-                if (split_name(spec)[0], seed) not in self._finished():
+                if (split_name(spec)[0], seed) not in self.finished:
                     self._compare(split_name(spec)[0], self._windows(spec, self.settings.tokens, seed), seed)
                 write_summary(self.args.out, self.rows, self.conditions)
         shutil.rmtree(self.args.out / SEARCHES, ignore_errors=True)
@@ -209,6 +225,19 @@ class Comparison:
                 where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
                 self.layer_rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
         self._write_rows(LAYER_ROWS, LAYER_COLUMNS, self.layer_rows)
+
+
+def _check_names(args: Arguments) -> None:
+    """Names of texts, sparsities and seeds name folders and rows: refuse what would share one."""
+    names = [[split_name(spec)[0] for spec in specs] for specs in (args.calibrate, args.evaluate)]
+    for name in itertools.chain(*names):
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise WisparseError(f"{name!r}: expected a name of letters, digits, '_', '.' and '-' before the '='")
+    asked = {"calibrate": names[0], "evaluate": names[1], "seeds": list(map(str, args.seeds))}
+    asked["sparsities"] = [f"{value:g}" for value in args.sparsities]
+    for option, values in asked.items():
+        if not values or len(set(values)) < len(values):
+            raise WisparseError(f"{option}: expected at least one, and none twice, found {', '.join(values)}")
 
 
 def _conditions(args: Arguments, settings: SearchSettings) -> dict[str, Any]:

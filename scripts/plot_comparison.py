@@ -75,7 +75,7 @@ def _file_name(name: str) -> str:
 def figures(tables: dict[str, list[Row]]) -> Iterator[tuple[str, Any]]:
     """Names and figures."""
     for (model, calibration, evaluation), rows in grouped(tables["comparison"], ("model", "calibration", "evaluation")):
-        texts = f"calibrated on {calibration}, evaluated on {evaluation}"
+        texts = f"{calibration} → {evaluation}"
         where = f"{Path(model).name} {calibration} {evaluation}"
         methods = [row for row in rows if row["group"] == "method"]
         if methods:

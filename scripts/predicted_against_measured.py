@@ -25,9 +25,11 @@ from tyro.conf import Positional
 import wisparse_jax as ws
 from wisparse_jax.calibration import Calibration, SearchSettings, read_settings
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import check_new_folder
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.search import BudgetProblem
-from wisparse_jax.search.allocators import get_allocator
+from wisparse_jax.search.allocators import ALLOCATORS, get_allocator
 from wisparse_jax.search.judge import held_out_windows
 from wisparse_jax.sparsity.apply import in_basis
 from wisparse_jax.sparsity.budget import project_to_mean
@@ -46,7 +48,7 @@ class Arguments:
     calibrate: str = "self"
     evaluate: str = "self"
     method: str = "wisparse-plus"  # whose basis and scores; its biases are off
-    plan: Path | None = None  # a saved plan whose basis and scores are taken instead of searching for some
+    plan: Path | None = None  # a saved plan whose basis and scores are taken instead; --calibrate as it was for it
     sparsity: float = 0.5
     allocators: tuple[str, ...] = ("uniform", "greedy", "second-order")  # their budgets come first
     plans: int = 60  # random ones
@@ -70,14 +72,22 @@ def main() -> None:
 def compare(args: Arguments) -> None:
     """Calibrate, draw the plans, measure them, write the folder."""
     settings = dataclasses.replace(read_settings(args.config), biases="off", compare_teal=False)
+    check_new_folder(args.out, WisparseError)
+    if unknown := [name for name in args.allocators if name not in ALLOCATORS]:
+        raise WisparseError(f"allocators: {unknown[0]!r}: expected some of {', '.join(map(repr, ALLOCATORS))}")
+    if len(args.allocators) + args.plans < 3:
+        raise WisparseError("allocators and plans: expected 3 plans at least, for a correlation")
+    plan = None if args.plan is None else dataclasses.replace(ws.SparsityPlan.load(args.plan), biases=None)
+    if plan is not None and args.method != plan.method:
+        raise WisparseError(f"{args.plan}: is a plan of {plan.method}, expected one of --method {args.method}")
     model, tokenizer = ws.load(args.model, "float32"), ws.load_tokenizer(args.model)
+    if plan is not None:
+        plan.check_model(model_fingerprint(model), model.config)
     windows = read_windows(args.calibrate, model, tokenizer, settings.window, settings.tokens, args.seed)
     ids = read_windows(args.evaluate, model, tokenizer, settings.window, args.tokens, args.seed + 1000)
     args.out.mkdir(parents=True)
-    if args.plan is None:
+    if plan is None:
         plan = ws.calibrate(model, windows, args.sparsity, args.method, args.seed, settings)
-    else:
-        plan = dataclasses.replace(ws.SparsityPlan.load(args.plan), biases=None)
     # As in the search: costs on most of the text, the thresholds of plans with a basis on the windows held out.
     held = held_out_windows(len(windows), settings)
     training = windows[: len(windows) - held]

@@ -89,6 +89,8 @@ def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch, ti
 
     monkeypatch.setattr(compare_methods.ws, "calibrate_targets", stopping)
     stopped = compare_methods.Arguments("tiny", tmp_path / "stopped", **given)
+    (tmp_path / "stopped").mkdir()  # as a run leaves it that is killed at its very beginning
+    (tmp_path / "stopped" / "run.json.new").write_text("{")
     with pytest.raises(KeyboardInterrupt):
         compare_methods.Comparison(stopped).run()
     with pytest.raises(WisparseError, match=f"{tmp_path}/stopped: holds another comparison"):
@@ -101,6 +103,47 @@ def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch, ti
         kept = [[{k: v for k, v in row.items() if "seconds" not in k} for row in rows] for rows in (found, expected)]
         assert kept[0] == kept[1] and len(found) in (4, 4 * tiny_model.config.num_blocks * len(LAYERS))
     assert not (tmp_path / "stopped" / "searches").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"calibrate": ("a=x@:9", "a=x@9:")}, "calibrate: expected at least one, and none twice, found a, a"),
+        ({"evaluate": ("self", "self")}, "evaluate: expected at least one, and none twice"),
+        ({"calibrate": ("a b=x",)}, "'a b': expected a name of letters"),
+        ({"calibrate": ("../a=x",)}, "'../a': expected a name of letters"),
+        ({"seeds": (0, 0)}, "seeds: expected at least one, and none twice, found 0, 0"),
+        ({"sparsities": (0.5, 0.5000001)}, "sparsities: expected at least one, and none twice, found 0.5, 0.5"),
+    ],
+)
+def test_what_would_share_a_folder_is_refused(tmp_path, given, said):
+    with pytest.raises(WisparseError, match=said):
+        compare_methods.Comparison(compare_methods.Arguments("tiny", tmp_path / "out", **given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_of_a_text_that_has_changed_is_another(tmp_path, monkeypatch, tiny_model, tiny_tokens):
+    text, calibrated = tmp_path / "text.txt", []
+    text.write_text("as it was")
+    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
+    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(compare_methods, "read_windows", lambda *_: np.asarray(tiny_tokens))
+    calibrate = compare_methods.ws.calibrate_targets
+    monkeypatch.setattr(
+        compare_methods.ws, "calibrate_targets", lambda *args: [calibrated.append(args[4]), calibrate(*args)][1]
+    )
+    # A name that reads as a number is a name all the same.
+    arguments = compare_methods.Arguments("tiny", tmp_path / "out", (f"007={text}",), methods=("uniform",))
+    compare_methods.Comparison(arguments).run()
+    compare_methods.Comparison(arguments).run()
+    assert calibrated == [0]
+    text.write_text("as it is")
+    with pytest.raises(WisparseError, match=f"{tmp_path}/out: holds another comparison: other arguments, texts"):
+        compare_methods.Comparison(arguments)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(WisparseError, match=f"{tmp_path}/other: exists already, and holds no comparison"):
+        compare_methods.Comparison(dataclasses.replace(arguments, out=tmp_path / "other"))
 
 
 def test_likelihoods_of_padded_sentences_are_those_of_each_by_itself(tiny_model):

@@ -26,6 +26,8 @@ COLUMNS = (
     "blimp", "dense_blimp", "blimp_pairs", "forward_tokens", "seconds",
     *(f"seconds_{stage.replace(' ', '_')}" for stage in STAGES),
 )  # fmt: skip
+# Cells that stay text where they look like a number.
+TEXTS = ("model", "group", "variant", "method", "switches", "calibration", "evaluation", "layer", "plan")
 EVALUATION_SEED = 1000  # of sampled text, the same for every calibration seed
 Row = dict[str, Any]
 
@@ -72,15 +74,15 @@ def read_rows(folders: Sequence[Path], names: Sequence[str]) -> list[Row]:
     for file in (folder / name for folder in folders for name in names):
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as found:
-                rows += [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(found)]
+                rows += [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(found)]
     return rows
 
 
-def _value(cell: str) -> Any:
-    for kind in (int, float):
+def _value(name: str, cell: str) -> Any:
+    for kind in (int, float) if name not in TEXTS else ():
         with contextlib.suppress(ValueError):
             return kind(cell) if cell else None
-    return cell
+    return cell or None
 
 
 def conditions(settings: SearchSettings) -> dict[str, Any]:

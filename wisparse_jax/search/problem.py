@@ -21,7 +21,7 @@ from wisparse_jax.sparsity.budget import project_to_mean
 
 Table = Float64[np.ndarray, "blocks 7"]
 Progress = Callable[[Iterable[int]], Iterable[int]]
-LEVELS = 39  # points of a cost curve, 0.025 apart: budgets end on them, and at 20 lose 1 % of the KL to it
+LEVELS = 39  # points of a cost curve, 0.025 apart: budgets end on them
 
 
 @dataclasses.dataclass
@@ -123,7 +123,7 @@ class BudgetProblem:
             self.spent.tokens += 3 * tokens
             return {"costs": found}
 
-        return self.state.keep(f"{self._prefix} costs", make, self.spent)["costs"]
+        return self.state.keep(f"{self._prefix} costs {LEVELS}", make, self.spent)["costs"]
 
     def predicted(self, sparsities: Table) -> float:
         """The KL that the second-order costs add up to."""
