@@ -104,7 +104,7 @@ def against_sparsity(rows: list[Row], column: str, label: str, title: str) -> An
     """A line for each method, means over seeds."""
     figure, axes = plt.subplots(figsize=(4.8, 3.6))
     draw_against_sparsity(axes, rows, column, label)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, wrap=True)
     return figure
 
 
@@ -132,7 +132,7 @@ def bars(rows: list[Row], all_rows: list[Row], title: str) -> Any:
     axes.margins(x=0.12)
     axes.set(xlabel="KL(dense ‖ sparse), nats per token")
     axes.grid(axis="y", visible=False)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, wrap=True)
     return figure
 
 
@@ -153,7 +153,7 @@ def cost_against_quality(rows: list[Row], title: str) -> Any:
     axes.set_xscale("log")
     axes.margins(x=0.3)
     axes.set(xlabel="tokens through the model, for budgets", ylabel="KL(dense ‖ sparse), nats per token")
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, wrap=True)
     return figure
 
 
@@ -200,7 +200,7 @@ def predicted_against_measured(rows: list[Row], title: str) -> Any:
     axes.text(0.97, 0.03, found, transform=axes.transAxes, ha="right")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.set(xlabel="predicted KL, nats per token", ylabel="measured KL, nats per token")
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, wrap=True)
     axes.legend(fontsize=7)
     return figure
 
