@@ -13,6 +13,7 @@ by layer; plans; run.json, what was run where; and summary.md. The same command 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,6 +21,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,8 @@ class Comparison:
             if not out.is_dir():
                 check_new_folder(out, WisparseError)
                 out.mkdir(parents=True)
-            self._write(CONDITIONS, json.dumps(self.conditions, indent=1))
+            with self._whole(CONDITIONS) as file:
+                file.write_text(json.dumps(self.conditions, indent=1) + "\n", encoding="utf-8")
             return
         if not (out / CONDITIONS).exists():
             raise WisparseError(f"{out}: exists already, and holds no comparison; nothing is overwritten")
@@ -127,6 +130,11 @@ class Comparison:
         if self.conditions.get("identity") != identity:
             raise WisparseError(f"{out}: holds another comparison: other arguments, texts, model, device or versions")
         print(f"going on with the comparison in {out}", file=sys.stderr, flush=True)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """The rows of the texts and seeds that a former run ended; what it had begun is found again."""
+        out = self.args.out
         rows, layers = read_rows([out], [ROWS]), read_rows([out], [LAYER_ROWS])
         for name, columns, found in ((ROWS, COLUMNS, rows), (LAYER_ROWS, LAYER_COLUMNS, layers)):
             if any(set(row) != set(columns) for row in found):
@@ -143,15 +151,12 @@ class Comparison:
             [row for row in table if (row["calibration"], row["seed"]) in self.finished] for table in (rows, layers)
         )
 
-    def _write(self, name: str, text: str) -> None:
-        new = self.args.out / f"{name}.new"
-        new.write_text(text + "\n", encoding="utf-8")
-        new.replace(self.args.out / name)
-
-    def _write_rows(self, name: str, columns: tuple[str, ...], rows: list[Row]) -> None:
+    @contextlib.contextmanager
+    def _whole(self, name: str) -> Iterator[Path]:
+        """A file to write, which gets its name when it is written: a killed run leaves the one before."""
         new = self.args.out / f"{name}.new"
         new.unlink(missing_ok=True)
-        append_rows(new, columns, rows)
+        yield new
         new.replace(self.args.out / name)
 
     def _windows(self, spec: str, tokens: int, seed: int) -> np.ndarray:
@@ -215,7 +220,8 @@ class Comparison:
                     row |= figures(result, variant.name, target, plans[variant.name, target])
                     rows.append(row)
         self.rows += rows
-        self._write_rows(ROWS, COLUMNS, self.rows)
+        with self._whole(ROWS) as file:
+            append_rows(file, COLUMNS, self.rows)
 
     def _record_layers(self, text: str, seed: int, plans: dict[tuple[str, float], SparsityPlan]) -> None:
         for (name, target), plan in plans.items():
@@ -224,7 +230,8 @@ class Comparison:
                 values["layer_weights"] = plan.layer_weights[i]
                 where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
                 self.layer_rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
-        self._write_rows(LAYER_ROWS, LAYER_COLUMNS, self.layer_rows)
+        with self._whole(LAYER_ROWS) as file:
+            append_rows(file, LAYER_COLUMNS, self.layer_rows)
 
 
 def _check_names(args: Arguments) -> None:
