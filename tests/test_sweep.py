@@ -93,3 +93,22 @@ def test_the_script_draws_the_same_picture(swept):
         assert one.shape[:2] == (510, 1350) and np.abs(one - other).mean() < 0.01
     dark = found["model-first.txt-second.txt-picture-dark.png"]
     assert matplotlib.image.imread(io.BytesIO(dark))[0, 0, :3].mean() < 0.2
+
+
+def test_a_line_goes_on_over_what_was_not_measured():
+    from matplotlib.figure import Figure
+
+    from wisparse_jax.report.curves import draw_against_sparsity
+
+    pairs = {"teal": [0.7, None, 0.6], "wina": [None, None, None]}
+    rows = [
+        {"variant": name, "sparsity": p, "realised": p, "blimp": value, "dense_blimp": 0.75}
+        for name, values in pairs.items()
+        for p, value in zip((0.3, 0.5, 0.7), values, strict=True)
+    ]
+    axes = Figure().add_subplot()
+    draw_against_sparsity(axes, rows, "blimp", "accuracy")
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[30, 0.7], [70, 0.6]],
+        [[0, 0.75], [1, 0.75]],  # the dense model's, from edge to edge
+    ]

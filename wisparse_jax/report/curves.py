@@ -60,7 +60,9 @@ def _title(rows: Sequence[Row]) -> str:
 def draw_against_sparsity(axes: Any, rows: Sequence[Row], column: str, label: str, ink: str = "black") -> None:
     """A line for each method, means over seeds; KL and perplexity on logarithmic axes, dense where there is a value."""
     for (name,), own in grouped(rows, ("variant",)):
-        points = sorted(grouped(own, ("sparsity",)))
+        points = sorted(grouped([row for row in own if row.get(column) is not None], ("sparsity",)))
+        if not points:
+            continue
         # What was skipped on that text, not what was aimed at: plans differ in how far they fall short of it.
         x = [100 * mean(same, "realised") for _, same in points]
         y = [mean(same, column) for _, same in points]
