@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
+from wisparse_jax.errors import WisparseError
 from wisparse_jax.report.comparison import Row, grouped, mean, read_rows
 from wisparse_jax.report.curves import COLOURS, KL, STYLE, colour, draw_against_sparsity, quality_picture
 
@@ -43,8 +44,11 @@ class Arguments:
 def main() -> None:
     """Draw every figure that there are rows for."""
     args = tyro.cli(Arguments, description=__doc__)
-    tables = {name: read_rows(args.folders, [f"{name}.csv"]) for name in ("layers", "predicted")}
-    tables["comparison"] = read_rows(args.folders, ["comparison.csv", "sweep.csv"])
+    try:
+        tables = {name: read_rows(args.folders, [f"{name}.csv"]) for name in ("layers", "predicted")}
+        tables["comparison"] = read_rows(args.folders, ["comparison.csv", "sweep.csv"])
+    except WisparseError as error:
+        sys.exit(f"plot_comparison: {error}")
     if not any(tables.values()):
         sys.exit(f"plot_comparison: no tables in {', '.join(map(str, args.folders))}")
     args.out.mkdir(parents=True, exist_ok=True)

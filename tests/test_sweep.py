@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from unittest.mock import Mock
 
 import matplotlib.image
@@ -93,6 +94,18 @@ def test_the_script_draws_the_same_picture(swept):
         assert one.shape[:2] == (510, 1350) and np.abs(one - other).mean() < 0.01
     dark = found["model-first.txt-second.txt-picture-dark.png"]
     assert matplotlib.image.imread(io.BytesIO(dark))[0, 0, :3].mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"model,kl\nx,\xff\n", "in UTF-8"), (b"model,kl\nx,1\ny\n", "row 2: expected a cell"), (b"model\nx,1\n", "row 1")],
+)
+def test_a_damaged_table_is_one_line(tmp_path, monkeypatch, content, said):
+    (tmp_path / "comparison.csv").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["plot_comparison.py", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=f"plot_comparison: {tmp_path}/comparison.csv: .*{said}"):
+        plot_comparison.main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_line_goes_on_over_what_was_not_measured():

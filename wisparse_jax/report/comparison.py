@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import Evaluation
 from wisparse_jax.report.tables import STAGES
 from wisparse_jax.sparsity import SparsityPlan
@@ -69,12 +70,23 @@ def append_rows(file: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
 
 
 def read_rows(folders: Sequence[Path], names: Sequence[str]) -> list[Row]:
-    """The rows of tables of several folders; cells that are numbers as numbers, empty ones as None."""
+    """The rows of tables of several folders; cells that are numbers as numbers, empty ones as None.
+
+    Raises:
+        WisparseError: a file that is no table, or a row with more or fewer cells than the first line names.
+    """
     rows = []
     for file in (folder / name for folder in folders for name in names):
-        if file.is_file():
+        if not file.is_file():
+            continue
+        try:
             with file.open(newline="", encoding="utf-8") as found:
-                rows += [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(found)]
+                for number, row in enumerate(csv.DictReader(found), 1):
+                    if None in row or None in row.values():
+                        raise WisparseError(f"{file}: row {number}: expected a cell for each of the names in line 1")
+                    rows.append({name: _value(name, cell) for name, cell in row.items()})
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise WisparseError(f"{file}: expected a table of comma-separated values in UTF-8: {error}") from None
     return rows
 
 
