@@ -98,7 +98,11 @@ def test_the_script_draws_the_same_picture(swept):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"model,kl\nx,\xff\n", "in UTF-8"), (b"model,kl\nx,1\ny\n", "row 2: expected a cell"), (b"model\nx,1\n", "row 1")],
+    [
+        (b"model,kl\nx,\xff\n", "in UTF-8"),
+        (b"model,kl\nx,1\ny\n", "row 2: expected a cell"),
+        (b"model\nx,1\n", "row 1"),
+    ],
 )
 def test_a_damaged_table_is_one_line(tmp_path, monkeypatch, content, said):
     (tmp_path / "comparison.csv").write_bytes(content)
