@@ -190,6 +190,7 @@ class Comparison:
             for folder, plan in zip(folders.values(), made, strict=True):
                 if not folder.exists():
                     plan.save(folder)
+            ws.remove_state(state)
         return {target: SparsityPlan.load(folder) for target, folder in folders.items()}
 
     def _compare(self, text: str, windows: np.ndarray, seed: int) -> None:

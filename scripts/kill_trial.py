@@ -2,8 +2,9 @@
 
     python scripts/kill_trial.py --trials 80 --commands convert calibrate demo report
 
-On a tiny random model. Every trial starts a command, kills it (half of the time at a random moment, half of the time a
-moment after it began to write), looks at what is on the disk, runs the command again to its end and looks once more:
+On a tiny random model; `calibrate` by the default method, whose plan must come out bit for bit. Every trial starts a
+command, kills it (half of the time at a random moment, half of the time a moment after it began to write), looks at
+what is on the disk, runs the command again to its end and looks once more:
 
     nothing     the place is empty, and so is everything beside it
     litter      the place is empty, a staging folder beside it: the next run has to name and remove it
@@ -31,10 +32,11 @@ from signal_trial import prepare
 
 COMMANDS = {
     "convert": "convert {folder}/model {out}",
-    "calibrate": "calibrate {folder}/model --out {out} --config {folder}/settings.yaml --method teal",
+    "calibrate": "calibrate {folder}/model --out {out} --config {folder}/settings.yaml",
     "demo": "demo --out {out}",
     "report": "report {folder}/plan --out {out}",
 }
+STATE = (".out.search", ".out.search.removed")  # what the next run goes on from, or removes without a word
 # Imported once, in a process that every trial is a fork of.
 PRELOAD = ["wisparse_jax.cli", "wisparse_jax.models.checkpoint", "wisparse_jax.report.demo", "orbax.checkpoint"]
 PRELOAD += ["wisparse_jax.report.page", "matplotlib.backends.backend_agg", "jinja2"]
@@ -81,6 +83,13 @@ def check_plan(out: Path) -> None:
     SparsityPlan.load(out)
 
 
+def check_calibrated(out: Path) -> None:
+    """Raises unless the plan is the one of a run that was left alone, bit for bit."""
+    from wisparse_jax.sparsity import SparsityPlan
+
+    assert SparsityPlan.load(out).has_numbers_of(SparsityPlan.load(out.parent.parent / "reference")), "another plan"
+
+
 def check_demo(out: Path) -> None:
     """Raises unless every plan and the figures are there."""
     plans = [path for path in out.iterdir() if path.is_dir()]
@@ -99,7 +108,7 @@ def check_report(out: Path) -> None:
 
 CHECKS: dict[str, Callable[[Path], None]] = {
     "convert": check_convert,
-    "calibrate": check_plan,
+    "calibrate": check_calibrated,
     "demo": check_demo,
     "report": check_report,
 }
@@ -142,7 +151,7 @@ class Trials:
 
     def left(self) -> list[str]:
         """What is in the place, without the new folder and the stages of a search, which the next run goes on from."""
-        return sorted(name for name in os.listdir(self.work) if name not in ("out", ".out.search"))
+        return sorted(name for name in os.listdir(self.work) if name not in ("out", *STATE))
 
     def look(self) -> str:
         """What is on the disk.
@@ -199,6 +208,8 @@ def main() -> None:
                 began = time.perf_counter()
                 trials.finish()
                 duration = time.perf_counter() - began
+                if command == "calibrate" and not (folder / "reference").exists():
+                    shutil.copytree(trials.work / "out", folder / "reference")
                 assert trials.look() == "whole"
                 shutil.rmtree(trials.work)
             counts: collections.Counter[str] = collections.Counter()

@@ -1,5 +1,6 @@
 """The command line, on the demo model, with searches cut to seconds."""
 
+import itertools
 import json
 import os
 import re
@@ -425,6 +426,36 @@ def test_a_search_that_ends_early_says_that_the_same_command_goes_on(files, caps
         run("generate demo --prompt x --seed -1", files)
     assert "goes on" not in capsys.readouterr().err
     shutil.rmtree(state)
+
+
+@pytest.mark.parametrize("saved", [0, 1, 2])
+def test_what_was_found_is_kept_until_every_plan_is_saved(files, tmp_path, monkeypatch, saved):
+    """Ended before a plan is written, between two, and before what was kept is removed."""
+    write_tiny_folder(tmp_path / "tiny")
+    command = f"calibrate {tmp_path}/tiny --config {{f}}/settings.yaml --text {{f}}/text.txt --sparsity 0.3 0.5 --out "
+    run(f"{command}{tmp_path}/whole", files)
+    save, calls = ws.SparsityPlan.save, itertools.count()
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ws.SparsityPlan, "save", lambda *args: end() if next(calls) == saved else save(*args))
+        if saved == 2:
+            patch.setattr("wisparse_jax.search.state.remove_state", end)
+        with pytest.raises(SystemExit):
+            run(f"{command}{tmp_path}/plan", files)
+    assert (tmp_path / ".plan.search").is_dir()
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("plan-*/plan.json")}
+    assert len(written) == saved
+    run(f"{command}{tmp_path}/plan", files)
+    assert {path: path.stat().st_mtime_ns for path in written} == written and not (tmp_path / ".plan.search").exists()
+    for sparsity in (0.3, 0.5):
+        plan, whole = (ws.SparsityPlan.load(tmp_path / f"{name}-{sparsity}") for name in ("plan", "whole"))
+        assert plan.has_numbers_of(whole)
+    assert not plan.has_numbers_of(ws.SparsityPlan.load(tmp_path / "plan-0.3"))
+    with pytest.raises(SystemExit):  # there is nothing to go on with any more
+        run(f"{command}{tmp_path}/plan", files)
 
 
 def test_a_plan_that_cannot_be_written_where_it_was_wanted_is_written_elsewhere(files, tmp_path, capsys, monkeypatch):

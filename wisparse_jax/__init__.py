@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wisparse_jax.search import calibrate as calibrate
     from wisparse_jax.search import calibrate_targets as calibrate_targets
     from wisparse_jax.search import calibrate_to_divergence as calibrate_to_divergence
+    from wisparse_jax.search import remove_state as remove_state
     from wisparse_jax.search import with_budgets as with_budgets
     from wisparse_jax.sparsity import SparseLlama as SparseLlama
     from wisparse_jax.sparsity import SparsityPlan as SparsityPlan
@@ -62,6 +63,7 @@ _HOME = {
     "calibrate": "search",
     "calibrate_targets": "search",
     "calibrate_to_divergence": "search",
+    "remove_state": "search",
     "with_budgets": "search",
     "load_sparse": "sparsity",
     "SparseLlama": "sparsity",

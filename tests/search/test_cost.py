@@ -1,11 +1,15 @@
 """What a search will cost: the arithmetic of docs/method.md."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from wisparse_jax.calibration import SearchSettings, read_settings
+from wisparse_jax.calibration.settings import SWITCHES
 from wisparse_jax.models.config import read_config
 from wisparse_jax.presets import settings_file
+from wisparse_jax.search.allocators import ALLOCATORS
 from wisparse_jax.search.cost import Speed, duration, forecast, search_tokens, seconds_per_token, training_seconds
 from wisparse_jax.search.progress import stages
 from wisparse_jax.sparsity import METHODS
@@ -111,3 +115,15 @@ def test_a_time_is_no_more_exact_than_an_estimate():
     ]
     assert said == ["8 seconds", "40 seconds", "120 seconds", "2 minutes", "9 minutes", "20 minutes", "2 hours",
                     "25 hours", "3 days"]  # fmt: skip
+
+
+def test_every_allocator_has_a_price_and_a_new_one_may_lack_it(config):
+    prices = {
+        name: search_tokens(config, dataclasses.replace(METHODS["uniform"], allocator=name), SearchSettings())[
+            "budgets"
+        ]
+        for name in (*ALLOCATORS, "ramp")
+    }
+    assert set(ALLOCATORS) == set(SWITCHES["allocator"])
+    assert {name for name, price in prices.items() if price == 0} == {"uniform", "ramp"}
+    assert prices["evolution-equal-layers"] == 32 * 61 * 4_096

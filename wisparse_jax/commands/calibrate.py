@@ -58,7 +58,7 @@ class Calibrate(OnDevices):
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.cost import forecast
         from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
-        from wisparse_jax.search.state import kept
+        from wisparse_jax.search.state import kept, remove_state
 
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)
@@ -81,8 +81,12 @@ class Calibrate(OnDevices):
                 check_sparsity(sparsity, settings)
             if len(sparsities) > 1:
                 places = [self.out.with_name(f"{self.out.name}-{sparsity:g}") for sparsity in sparsities]
+        # What one process reads from a state and others compute would leave them waiting for each other.
+        state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
+        resumed = state is not None and kept(state) > 0  # a search that goes on takes less
         for place in places:
-            check_new_folder(place, PlanError)
+            if not (resumed and place.is_dir()):  # a killed run may have written some of its plans
+                check_new_folder(place, PlanError)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
         tokens = settings.tokens if self.tokens is None else self.tokens
@@ -94,9 +98,7 @@ class Calibrate(OnDevices):
         mesh = None if self.devices.mesh is None else make_mesh(self.devices.mesh, config)
         model, first = load(self.model, mesh=mesh), is_first()
         check_searchable(model, method)
-        # What one process reads from a state and others compute would leave them waiting for each other.
-        state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
-        if state is None or not kept(state):  # a search that goes on takes less
+        if not resumed:
             sampled = count * window if windows is None else 0
             spent = dataclasses.replace(settings, tokens=count * window)
             if line := forecast(model, [method], spent, len(sparsities), sampled):
@@ -113,12 +115,23 @@ class Calibrate(OnDevices):
             return
         show = console()
         for plan, place in zip(plans, places, strict=True):
-            written = _save(plan, place)
+            written = place if resumed and _is_written(plan, place) else _save(plan, place)
             if "plan" in plan.held_out:
                 show.print(plan_table(plan))
             for note in plan.history.get("notes", []):
                 show.print(f"note: {note}", highlight=False)
             print(f"{self.method} plan at {plan.mean_sparsity:.4f} sparsity: {written}")
+        remove_state(state)
+
+
+def _is_written(plan: SparsityPlan, place: Path) -> bool:
+    """Whether a run of the same command that was killed has written this plan already."""
+    from wisparse_jax.sparsity import SparsityPlan
+
+    try:
+        return place.is_dir() and SparsityPlan.load(place).has_numbers_of(plan)
+    except PlanError:
+        return False
 
 
 def _save(plan: SparsityPlan, place: Path) -> Path:

@@ -20,7 +20,8 @@ class Methods:
         table = Table("method", "basis", "score", "exponents", "budgets", "biases", title="methods")
         for method in METHODS.values():
             exponents = "searched" if method.search_exponents else f"{method.exponent:g}"
-            score = "gradients" if method.gains != "norms" else "magnitudes" if exponents == "0" else "weight norms"
+            by = {"norms": "weight norms", "gradients": "gradients", "trained": "gradients,\nthen trained"}
+            score = "magnitudes" if method.gains == "norms" and exponents == "0" else by[method.gains]
             name = f"{method.name}\n(default)" if method.name == DEFAULT else method.name
             biases = "trained" if method.biases else "none"
             table.add_row(name, method.basis, score, exponents, method.allocator, biases)

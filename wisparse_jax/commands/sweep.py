@@ -103,7 +103,7 @@ class Sweep:
         from wisparse_jax.report.comparison import COLUMNS, EVALUATION_SEED, append_rows, conditions, figures, key
         from wisparse_jax.report.curves import quality_picture
         from wisparse_jax.report.tables import console, quality_table
-        from wisparse_jax.search import calibrate_targets
+        from wisparse_jax.search import calibrate_targets, remove_state
         from wisparse_jax.sparsity import SparsityPlan, apply_plans
 
         tokens = settings.tokens if self.tokens is None else self.tokens
@@ -118,9 +118,12 @@ class Sweep:
         )
         names = [short_name(text) for text in (self.text, self.evaluate)]
         plans: dict[tuple[str, float], SparsityPlan] = {}
+        states: list[Path] = []
         for number, method in enumerate(self.methods, 1):
             print(f"{method}, method {number} of {len(self.methods)}", file=sys.stderr, flush=True)
-            how = {"progress": True, "text": names[0], "state": self.out.with_name(f".{self.out.name}.{method}.search")}
+            state = self.out.with_name(f".{self.out.name}.{method}.search")
+            states.append(state)
+            how = {"progress": True, "text": names[0], "state": state}
             made = calibrate_targets(model, windows, self.sparsity, method, self.seed, settings, **how)
             plans |= {(method, target): plan for target, plan in zip(self.sparsity, made, strict=True)}
         sparse = apply_plans(model, {key(*which): plan for which, plan in plans.items()})
@@ -139,5 +142,7 @@ class Sweep:
             (folder / CONDITIONS).write_text(where + "\n", encoding="utf-8")
             for (method, target), plan in plans.items():
                 plan.save(folder / PLANS / f"{method}-{target:g}")
+        for state in states:  # as late as this: a killed sweep goes on with the methods that it had ended
+            remove_state(state)
         console().print(quality_table(result, f"{result.tokens} tokens of {names[1]}, calibrated on {names[0]}"))
         print(self.out)

@@ -5,3 +5,4 @@ from wisparse_jax.search.pipeline import calibrate_targets as calibrate_targets
 from wisparse_jax.search.pipeline import calibrate_to_divergence as calibrate_to_divergence
 from wisparse_jax.search.pipeline import with_budgets as with_budgets
 from wisparse_jax.search.problem import BudgetProblem as BudgetProblem
+from wisparse_jax.search.state import remove_state as remove_state

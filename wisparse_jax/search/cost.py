@@ -60,13 +60,15 @@ def search_tokens(config: LlamaConfig, method: Method, settings: SearchSettings,
     paths = len(LAYERS) * settings.layer_tokens * float(steps.sum())
     # Targets share the paths where they share the exponents.
     own = paths * (targets if method.search_exponents else 1)
-    found["budgets"] = {
-        "uniform": 0.0,
+    evolved = targets * settings.population * (settings.generations + 1) * settings.block_tokens
+    by_allocator = {
         "greedy": own,
         "second-order": gradients,
-        "evolution": own + targets * settings.population * (settings.generations + 1) * settings.block_tokens,
+        "evolution": own + evolved,
+        "evolution-equal-layers": evolved,
         "paper": own + targets * settings.paper_offspring * settings.paper_generations * settings.block_tokens,
-    }[method.allocator]
+    }
+    found["budgets"] = by_allocator.get(method.allocator, 0.0)  # uniform's, and of one that is not known here
     if trains(method) and held:
         looks = settings.training_steps / settings.training_every * judged
         found["training"] = targets * (BACKWARD * settings.training_steps * settings.training_tokens + looks)

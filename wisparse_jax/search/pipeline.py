@@ -53,7 +53,8 @@ def calibrate(
         settings: the search's budget; None for the defaults.
         progress: show a progress bar on standard error.
         text: where the tokens come from, for the plan's record.
-        state: folder to keep what is found in, so that a killed search goes on; removed at the end.
+        state: folder to keep what is found in, so that a killed search goes on to the same plan; it stays, for the
+            caller to remove (`remove_state`) once the plan is saved.
 
     Warns:
         UserWarning: the text is degenerate, see `calibration.check_variety`: the plan will fit no other.

@@ -208,9 +208,8 @@ class Search:
         return self.judge.divergence(sparse_at(self.calibration, exponents, sparsities, self.held_out))
 
     def close(self) -> None:
-        """The search is over: its bar stays as it is, its state goes."""
+        """The search is over: its bar stays as it is."""
         self.progress.close()
-        self.state.finish()
 
     def _budgets(self, target: float, exponents: Table) -> Table:
         if target == 0:

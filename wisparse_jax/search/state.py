@@ -8,6 +8,7 @@ told is kept every few populations.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -43,6 +44,22 @@ def kept(folder: Path) -> int:
     return sum(path.is_dir() and UNFINISHED not in path.name for path in folder.glob("[!.]*"))
 
 
+def remove_state(folder: str | Path | None) -> None:
+    """Remove the folder that a search has kept its results in, when its plans are saved; with None, nothing."""
+    if folder is None or not Path(folder).is_dir():
+        return
+    goes_on_from(None)
+    # Renamed first: what a run leaves that is killed while it removes is no state, and goes with the next search.
+    shutil.rmtree(_removed(folder), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        Path(folder).rename(_removed(folder))
+    shutil.rmtree(_removed(folder), ignore_errors=True)
+
+
+def _removed(folder: str | Path) -> Path:
+    return Path(folder).with_name(f"{Path(folder).name}.removed")
+
+
 class SearchState:
     """Results by name; without a folder they are only computed."""
 
@@ -52,6 +69,7 @@ class SearchState:
         if folder is None:
             return
         known, new = folder / "identity.json", folder / "identity.json.new"
+        shutil.rmtree(_removed(folder), ignore_errors=True)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # A run that was killed at its beginning has left nothing, or only the latter.
@@ -104,12 +122,6 @@ class SearchState:
             return answers[at - 1]
 
         return told
-
-    def finish(self) -> None:
-        """Remove the folder: its search is over."""
-        if self._folder is not None:
-            goes_on_from(None)
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _place(self, name: str) -> Path:
         assert self._folder is not None

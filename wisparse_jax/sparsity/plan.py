@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
@@ -85,6 +86,19 @@ class SparsityPlan:
     def _mean(self, table: Float64[np.ndarray, "blocks 7"]) -> float:
         weights = np.asarray(self.layer_weights, np.float64)
         return float((table @ (weights / weights.sum())).mean())
+
+    def has_numbers_of(self, other: SparsityPlan) -> bool:
+        """Whether two plans of one model do the same at decode: records, such as timings, may differ."""
+
+        def numbers(plan: SparsityPlan) -> Any:
+            basis = None if plan.basis is None else (plan.basis.stream, plan.basis.heads)
+            tables = plan.exponents, plan.sparsities, plan.thresholds, plan.realised
+            return tables, basis, plan.gains, plan.biases
+
+        one, two = numbers(self), numbers(other)
+        if self.fingerprint != other.fingerprint or jax.tree.structure(one) != jax.tree.structure(two):
+            return False
+        return jax.tree.all(jax.tree.map(np.array_equal, one, two))
 
     def check_model(self, fingerprint: str, config: LlamaConfig) -> None:
         """Refuse a model that the plan was not made for.
