@@ -125,7 +125,7 @@ def test_a_line_goes_on_over_what_was_not_measured():
     ]
     axes = Figure().add_subplot()
     draw_against_sparsity(axes, rows, "blimp", "accuracy")
-    assert [line.get_xydata().tolist() for line in axes.lines] == [
+    assert [np.asarray(line.get_xydata()).tolist() for line in axes.lines] == [
         [[30, 0.7], [70, 0.6]],
         [[0, 0.75], [1, 0.75]],  # the dense model's, from edge to edge
     ]

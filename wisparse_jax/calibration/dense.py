@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
@@ -47,7 +46,6 @@ class Calibration:
     caches: Cache
     gains: list[ChannelGains]
     statistics: list[BlockStatistics]
-    seconds: float
     text: str
     basis: Basis | None = None
 
@@ -115,7 +113,6 @@ def _run(
     text: str,
     basis: Basis | None,
 ) -> Calibration:
-    started = time.perf_counter()
     windows = token_windows(config, tokens)
     count, length = windows.shape
     positions = settings.sparse_positions(length)
@@ -134,7 +131,7 @@ def _run(
     hidden = jax.block_until_ready(rms_norm(inputs[-1], params["norm"], config.norm_eps))
     return Calibration(
         config, params, fingerprint, windows, jnp.asarray(windows[:, first:]), first, inputs, hidden,
-        caches, gains, statistics, time.perf_counter() - started, text, basis,
+        caches, gains, statistics, text, basis,
     )  # fmt: skip
 
 

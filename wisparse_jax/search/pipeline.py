@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,8 @@ def calibrate_to_divergence(
 ) -> SparsityPlan:
     """The plan of the largest sparsity, to 0.005, whose KL on held-out windows is at most `max_kl`, nats per token.
 
-    Found by bisection on plans without biases; biases are trained for the one that is found. Arguments as in
-    `calibrate`.
+    Found by bisection on plans without what is searched or trained for one target, such as exponents and biases; then
+    on plans with it, from there on. Arguments as in `calibrate`.
 
     Raises:
         WisparseError: as `calibrate`; also too few windows to hold any out.
@@ -110,19 +111,36 @@ def calibrate_to_divergence(
         raise WisparseError(f"max-kl = {max_kl}: expected a positive number of nats per token")
     check_amount(len(tokens), settings, held_out=True)
     search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
-    low, high = 0, int(settings.max_sparsity / STEP + 1e-9)  # in steps; low is known to keep the bound
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if search.held_out_divergence(_steps(middle)) <= max_kl else (low, middle - 1)
-    search.forget_targets()
-    plan = search.plan(_steps(low))
-    while low and plan.held_out["plan"]["kl"] > max_kl:
-        # What is searched for the plan itself, such as exponents, may have cost more than it brought.
-        low -= 1
-        search.forget_targets()
-        plan = search.plan(_steps(low))
+    highest = int(settings.max_sparsity / STEP + 1e-9)
+    rough, near = {0: 0.0}, (0, highest + 1)  # KL by steps of sparsity; those that keep the bound, and not
+    while near[1] - near[0] > 1:
+        middle = sum(near) // 2
+        rough[middle] = search.held_out_divergence(_steps(middle))
+        near = (middle, near[1]) if rough[middle] <= max_kl else (near[0], middle)
+    plans: dict[int, SparsityPlan] = {}
+    low, high, guess = 0, highest + 1, near[0]
+    while low + 1 < high:
+        guess = min(max(guess, low + 1), high - 1)
+        plans[guess] = search.plan(_steps(guess))
+        kl = plans[guess].held_out["plan"]["kl"]
+        low, high = (guess, high) if kl <= max_kl else (low, guess)
+        guess += _steps_between(kl, max_kl, rough, near)
+    plan = plans[low] if low else search.plan(0.0)
     search.close()
     return plan
+
+
+def _steps_between(kl: float, wanted: float, rough: dict[int, float], near: tuple[int, int]) -> int:
+    """About how many steps of sparsity lie between two KLs, at least one; ln KL rises as it does around the bound."""
+    low, high = max(1, near[0] - 4), min(near[1] + 4, max(rough))
+    known = sorted(step for step, value in rough.items() if low <= step <= high and value > 0)
+    slope = 0.05  # of ln KL, a step
+    if len(known) > 1:
+        slope = max(0.01, math.log(rough[known[-1]] / rough[known[0]]) / (known[-1] - known[0]))
+    if not 0 < kl < math.inf:
+        return max(rough) if kl == 0 else -max(rough)
+    steps = math.log(wanted / kl) / slope
+    return max(1, math.floor(steps)) if steps >= 0 else min(-1, math.floor(steps))
 
 
 def _steps(count: int) -> float:
