@@ -428,11 +428,18 @@ def test_a_search_that_ends_early_says_that_the_same_command_goes_on(files, caps
     shutil.rmtree(state)
 
 
-@pytest.mark.parametrize("saved", [0, 1, 2])
-def test_what_was_found_is_kept_until_every_plan_is_saved(files, tmp_path, monkeypatch, saved):
+@pytest.mark.parametrize(
+    ("saved", "method"),
+    [(0, "wisparse-plus"), (1, "wisparse-plus"), (1, "uniform"), (2, "wisparse-plus")],
+)
+def test_what_was_found_is_kept_until_every_plan_is_saved(files, tmp_path, monkeypatch, saved, method):
     """Ended before a plan is written, between two, and before what was kept is removed."""
     write_tiny_folder(tmp_path / "tiny")
-    command = f"calibrate {tmp_path}/tiny --config {{f}}/settings.yaml --text {{f}}/text.txt --sparsity 0.3 0.5 --out "
+    (tmp_path / "settings.yaml").write_text(
+        SETTINGS.replace("window: 64", "window: 60").replace("allocator: uniform\n", "")
+    )
+    command = f"calibrate {tmp_path}/tiny --config {tmp_path}/settings.yaml --text {{f}}/text.txt --sparsity 0.3 0.5"
+    command += f" --method {method} --out "
     run(f"{command}{tmp_path}/whole", files)
     save, calls = ws.SparsityPlan.save, itertools.count()
 
@@ -454,8 +461,10 @@ def test_what_was_found_is_kept_until_every_plan_is_saved(files, tmp_path, monke
         plan, whole = (ws.SparsityPlan.load(tmp_path / f"{name}-{sparsity}") for name in ("plan", "whole"))
         assert plan.has_numbers_of(whole)
     assert not plan.has_numbers_of(ws.SparsityPlan.load(tmp_path / "plan-0.3"))
+    (tmp_path / ".plan.search.removed").mkdir()
     with pytest.raises(SystemExit):  # there is nothing to go on with any more
         run(f"{command}{tmp_path}/plan", files)
+    assert not list(tmp_path.glob(".plan*"))
 
 
 def test_a_plan_that_cannot_be_written_where_it_was_wanted_is_written_elsewhere(files, tmp_path, capsys, monkeypatch):

@@ -99,9 +99,13 @@ def test_the_script_draws_the_same_picture(swept):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"model,kl\nx,\xff\n", "in UTF-8"),
-        (b"model,kl\nx,1\ny\n", "row 2: expected a cell"),
-        (b"model\nx,1\n", "row 1"),
+        (b"model,sparsity\nx,\xff\n", "in UTF-8"),
+        (b"model,kl\nx,1\n", "line 1: expected names"),
+        (b"model,sparsity,kl,kl\nx,1,2,3\n", "line 1: expected names, none twice"),
+        (b"model,sparsity,kl\nx,0.5,much\n", "row 1: kl: expected a number, found 'much'"),
+        (b"model,sparsity,group\nx,0.5,\n", "row 1: group: expected text"),
+        (b"model,sparsity\nx,1\ny\n", "row 2: expected a cell"),
+        (b"model,sparsity\nx,1,2\n", "row 1: expected a cell"),
     ],
 )
 def test_a_damaged_table_is_one_line(tmp_path, monkeypatch, content, said):

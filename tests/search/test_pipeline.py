@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import weakref
 from collections import Counter
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -197,6 +198,26 @@ def test_the_largest_sparsity_that_keeps_a_divergence(tiny_model, tiny_tokens, m
     assert 0 < plan.target < 0.5 and plan.held_out["plan"]["kl"] <= bound
     further = calibrate(tiny_model, tiny_tokens, plan.target + pipeline.STEP, method, settings=QUICK)
     assert further.held_out["plan"]["kl"] > bound
+
+
+@pytest.mark.parametrize(("bound", "target"), [(5e-324, 0.0), (1.7e308, 0.3)])
+def test_a_bound_that_every_plan_keeps_or_none(tiny_model, tiny_tokens, bound, target):
+    settings = dataclasses.replace(QUICK, max_sparsity=0.302)
+    assert calibrate_to_divergence(tiny_model, tiny_tokens, bound, "uniform", settings=settings).target == target
+
+
+def test_the_tries_for_a_bound_are_few_whatever_the_curve(tiny_model, tiny_tokens, monkeypatch):
+    """KL that jumps where rough KL promises a gentle rise: guesses give way to halves."""
+    tried = []
+
+    def plan(_, target: float) -> Mock:
+        tried.append(target)
+        return Mock(ws.SparsityPlan, target=target, held_out={"plan": {"kl": -1e-9 if target < 0.9 else 1.0}})
+
+    monkeypatch.setattr(stages.Search, "plan", plan)
+    monkeypatch.setattr(stages.Search, "held_out_divergence", lambda _, target: target)
+    assert calibrate_to_divergence(tiny_model, tiny_tokens, 0.1, "uniform", settings=QUICK).target == 0.895
+    assert len(tried) < 14
 
 
 def test_a_bound_on_the_divergence_needs_held_out_windows(tiny_model, tiny_tokens):

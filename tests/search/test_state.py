@@ -181,6 +181,13 @@ def test_a_command_goes_on_from_a_state_with_results_until_it_ends(tmp_path):
     assert hint() == ""
 
 
+def test_a_state_goes_where_it_cannot_be_renamed(tmp_path):
+    SearchState(tmp_path / "state", "x").keep("one", lambda: {"a": np.arange(3)})
+    (tmp_path / "state.removed").write_text("mine")
+    remove_state(tmp_path / "state")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_state_that_cannot_be_written_is_one_line(tmp_path, run_python):
     """A limit on the size of files, which fails as a full disk does."""
     code = (

@@ -58,7 +58,7 @@ class Calibrate(OnDevices):
         from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
         from wisparse_jax.search.cost import forecast
         from wisparse_jax.search.pipeline import check_amount, check_searchable, check_sparsity, resolve
-        from wisparse_jax.search.state import kept, remove_state
+        from wisparse_jax.search.state import is_begun, kept, remove_state
 
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)
@@ -83,9 +83,10 @@ class Calibrate(OnDevices):
                 places = [self.out.with_name(f"{self.out.name}-{sparsity:g}") for sparsity in sparsities]
         # What one process reads from a state and others compute would leave them waiting for each other.
         state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
-        resumed = state is not None and kept(state) > 0  # a search that goes on takes less
-        for place in places:
-            if not (resumed and place.is_dir()):  # a killed run may have written some of its plans
+        resumed = is_begun(state)
+        for place, sparsity in zip(places, sparsities, strict=True):
+            target = sparsity if self.max_kl is None else None
+            if not (resumed and _may_be_written(place, self.method, target)):
                 check_new_folder(place, PlanError)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
@@ -98,7 +99,7 @@ class Calibrate(OnDevices):
         mesh = None if self.devices.mesh is None else make_mesh(self.devices.mesh, config)
         model, first = load(self.model, mesh=mesh), is_first()
         check_searchable(model, method)
-        if not resumed:
+        if state is None or not kept(state):  # a search that goes on takes less
             sampled = count * window if windows is None else 0
             spent = dataclasses.replace(settings, tokens=count * window)
             if line := forecast(model, [method], spent, len(sparsities), sampled):
@@ -122,6 +123,17 @@ class Calibrate(OnDevices):
                 show.print(f"note: {note}", highlight=False)
             print(f"{self.method} plan at {plan.mean_sparsity:.4f} sparsity: {written}")
         remove_state(state)
+
+
+def _may_be_written(place: Path, method: str, target: float | None) -> bool:
+    """Whether there is a plan that a run of the same command may have written before it was killed."""
+    from wisparse_jax.sparsity import SparsityPlan
+
+    try:
+        found = SparsityPlan.load(place) if place.is_dir() else None
+    except PlanError:
+        return False
+    return found is not None and found.method == method and target in (None, found.target)
 
 
 def _is_written(plan: SparsityPlan, place: Path) -> bool:

@@ -56,6 +56,7 @@ class Sweep:
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.report.comparison import EVALUATION_SEED
         from wisparse_jax.search.pipeline import check_sparsity, resolve
+        from wisparse_jax.search.state import remove_state
 
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)
@@ -76,10 +77,16 @@ class Sweep:
             raise WisparseError(f"{self.text}: expected another text to measure on than to calibrate on")
         if self.text == self.evaluate and self.seed == EVALUATION_SEED:
             raise WisparseError(f"seed = {self.seed}: is that of the text to measure on: expected another one")
+        if (self.out / CONDITIONS).is_file():  # of a run that was killed when all was written
+            for method in self.methods:
+                remove_state(self._state(method))
         check_new_folder(self.out, WisparseError)
         # TEAL is one of the methods where it is asked for: no need for each plan to search it for itself.
         compare_teal = settings.compare_teal and "teal" not in self.methods
         self._run(dataclasses.replace(settings, compare_teal=compare_teal))
+
+    def _state(self, method: str) -> Path:
+        return self.out.with_name(f".{self.out.name}.{method}.search")
 
     def _forecast(self, model: Llama, settings: SearchSettings, files: list[ndarray | None]) -> None:
         """Say how long all of it will take, where that is long."""
@@ -118,12 +125,9 @@ class Sweep:
         )
         names = [short_name(text) for text in (self.text, self.evaluate)]
         plans: dict[tuple[str, float], SparsityPlan] = {}
-        states: list[Path] = []
         for number, method in enumerate(self.methods, 1):
             print(f"{method}, method {number} of {len(self.methods)}", file=sys.stderr, flush=True)
-            state = self.out.with_name(f".{self.out.name}.{method}.search")
-            states.append(state)
-            how = {"progress": True, "text": names[0], "state": state}
+            how = {"progress": True, "text": names[0], "state": self._state(method)}
             made = calibrate_targets(model, windows, self.sparsity, method, self.seed, settings, **how)
             plans |= {(method, target): plan for target, plan in zip(self.sparsity, made, strict=True)}
         sparse = apply_plans(model, {key(*which): plan for which, plan in plans.items()})
@@ -142,7 +146,7 @@ class Sweep:
             (folder / CONDITIONS).write_text(where + "\n", encoding="utf-8")
             for (method, target), plan in plans.items():
                 plan.save(folder / PLANS / f"{method}-{target:g}")
-        for state in states:  # as late as this: a killed sweep goes on with the methods that it had ended
-            remove_state(state)
+        for method in self.methods:  # as late as this: a killed sweep goes on with the methods that it had ended
+            remove_state(self._state(method))
         console().print(quality_table(result, f"{result.tokens} tokens of {names[1]}, calibrated on {names[0]}"))
         print(self.out)

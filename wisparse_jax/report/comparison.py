@@ -29,6 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 # Cells that stay text where they look like a number.
 TEXTS = ("model", "group", "variant", "method", "switches", "calibration", "evaluation", "layer", "plan")
+NEEDED = ("model", "sparsity", "group", "variant")  # not empty; the first two are in every table
 EVALUATION_SEED = 1000  # of sampled text, the same for every calibration seed
 Row = dict[str, Any]
 
@@ -73,21 +74,36 @@ def read_rows(folders: Sequence[Path], names: Sequence[str]) -> list[Row]:
     """The rows of tables of several folders; cells that are numbers as numbers, empty ones as None.
 
     Raises:
-        WisparseError: a file that is no table, or a row with more or fewer cells than the first line names.
+        WisparseError: a file that is no table, a row with more or fewer cells than the first line names, or a cell that
+            is not what its column holds.
     """
     rows = []
     for file in (folder / name for folder in folders for name in names):
         if not file.is_file():
             continue
         try:
-            with file.open(newline="", encoding="utf-8") as found:
-                for number, row in enumerate(csv.DictReader(found), 1):
-                    if None in row or None in row.values():
-                        raise WisparseError(f"{file}: row {number}: expected a cell for each of the names in line 1")
-                    rows.append({name: _value(name, cell) for name, cell in row.items()})
+            with file.open(newline="", encoding="utf-8-sig") as found:
+                table = csv.DictReader(found)
+                columns = table.fieldnames or []
+                if len(set(columns)) < len(columns) or not set(NEEDED[:2]) <= set(columns):
+                    raise WisparseError(f"{file}: line 1: expected names, none twice, with {' and '.join(NEEDED[:2])}")
+                for number, row in enumerate(table, 1):
+                    rows.append(_checked(row, f"{file}: row {number}"))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise WisparseError(f"{file}: expected a table of comma-separated values in UTF-8: {error}") from None
     return rows
+
+
+def _checked(row: dict[str, Any], where: str) -> Row:
+    """The cells of a row as numbers or text."""
+    if None in row or None in row.values():
+        raise WisparseError(f"{where}: expected a cell for each of the names in line 1")
+    values = {name: _value(name, cell) for name, cell in row.items()}
+    for name, value in values.items():
+        if (name in NEEDED and value is None) or (name not in TEXTS and isinstance(value, str)):
+            kind = "text" if name in TEXTS else "a number"
+            raise WisparseError(f"{where}: {name}: expected {kind}, found {row[name]!r}")
+    return values
 
 
 def _value(name: str, cell: str) -> Any:

@@ -30,6 +30,7 @@ from wisparse_jax.sparsity.methods import DEFAULT, Method, get_method
 from wisparse_jax.sparsity.plan import SparsityPlan
 
 STEP = 0.005  # of the sparsity that keeps a KL
+GUESSES = 4  # plans whose sparsity is told from the KL of those before; then halves, for curves of any shape
 
 
 def calibrate(
@@ -120,7 +121,7 @@ def calibrate_to_divergence(
     plans: dict[int, SparsityPlan] = {}
     low, high, guess = 0, highest + 1, near[0]
     while low + 1 < high:
-        guess = min(max(guess, low + 1), high - 1)
+        guess = min(max(guess, low + 1), high - 1) if len(plans) < GUESSES else (low + high) // 2
         plans[guess] = search.plan(_steps(guess))
         kl = plans[guess].held_out["plan"]["kl"]
         low, high = (guess, high) if kl <= max_kl else (low, guess)
@@ -133,13 +134,13 @@ def calibrate_to_divergence(
 def _steps_between(kl: float, wanted: float, rough: dict[int, float], near: tuple[int, int]) -> int:
     """About how many steps of sparsity lie between two KLs, at least one; ln KL rises as it does around the bound."""
     low, high = max(1, near[0] - 4), min(near[1] + 4, max(rough))
-    known = sorted(step for step, value in rough.items() if low <= step <= high and value > 0)
+    known = sorted(step for step, value in rough.items() if low <= step <= high and 0 < value < math.inf)
     slope = 0.05  # of ln KL, a step
     if len(known) > 1:
-        slope = max(0.01, math.log(rough[known[-1]] / rough[known[0]]) / (known[-1] - known[0]))
+        slope = max(0.01, (math.log(rough[known[-1]]) - math.log(rough[known[0]])) / (known[-1] - known[0]))
     if not 0 < kl < math.inf:
-        return max(rough) if kl == 0 else -max(rough)
-    steps = math.log(wanted / kl) / slope
+        return max(rough) if kl <= 0 else -max(rough)
+    steps = (math.log(wanted) - math.log(kl)) / slope
     return max(1, math.floor(steps)) if steps >= 0 else min(-1, math.floor(steps))
 
 

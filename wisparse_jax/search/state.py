@@ -44,6 +44,14 @@ def kept(folder: Path) -> int:
     return sum(path.is_dir() and UNFINISHED not in path.name for path in folder.glob("[!.]*"))
 
 
+def is_begun(folder: Path | None) -> bool:
+    """Whether a search that was not ended keeps its results in a folder; what was left of an ended one goes."""
+    if folder is None:
+        return False
+    shutil.rmtree(_removed(folder), ignore_errors=True)
+    return (folder / "identity.json").is_file()
+
+
 def remove_state(folder: str | Path | None) -> None:
     """Remove the folder that a search has kept its results in, when its plans are saved; with None, nothing."""
     if folder is None or not Path(folder).is_dir():
@@ -53,7 +61,8 @@ def remove_state(folder: str | Path | None) -> None:
     shutil.rmtree(_removed(folder), ignore_errors=True)
     with contextlib.suppress(OSError):
         Path(folder).rename(_removed(folder))
-    shutil.rmtree(_removed(folder), ignore_errors=True)
+    for left in (_removed(folder), folder):  # the latter where it could not be renamed
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _removed(folder: str | Path) -> Path:

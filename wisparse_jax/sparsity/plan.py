@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
@@ -88,17 +87,12 @@ class SparsityPlan:
         return float((table @ (weights / weights.sum())).mean())
 
     def has_numbers_of(self, other: SparsityPlan) -> bool:
-        """Whether two plans of one model do the same at decode: records, such as timings, may differ."""
+        """Whether two plans of one model do the same at decode, to the digits that are saved; records may differ."""
+        from wisparse_jax.sparsity.storage import saved_numbers
 
-        def numbers(plan: SparsityPlan) -> Any:
-            basis = None if plan.basis is None else (plan.basis.stream, plan.basis.heads)
-            tables = plan.exponents, plan.sparsities, plan.thresholds, plan.realised
-            return tables, basis, plan.gains, plan.biases
-
-        one, two = numbers(self), numbers(other)
-        if self.fingerprint != other.fingerprint or jax.tree.structure(one) != jax.tree.structure(two):
-            return False
-        return jax.tree.all(jax.tree.map(np.array_equal, one, two))
+        (one, tensors), (two, others) = saved_numbers(self), saved_numbers(other)
+        same = self.fingerprint == other.fingerprint and one == two and tensors.keys() == others.keys()
+        return same and all(np.array_equal(tensors[name], others[name]) for name in tensors)
 
     def check_model(self, fingerprint: str, config: LlamaConfig) -> None:
         """Refuse a model that the plan was not made for.

@@ -149,6 +149,11 @@ def _lines(value: Any, depth: int = 0) -> Iterator[str]:
     yield "\n" + " " * depth + ("}" if isinstance(value, dict) else "]")
 
 
+def saved_numbers(plan: SparsityPlan) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """What is saved of a plan and decides what it does: the table by block and layer, and the tensors."""
+    return _as_json(plan, None)["blocks"], _tensors(plan)
+
+
 def _as_json(plan: SparsityPlan, digest: str | None) -> dict[str, Any]:
     tables = {name: getattr(plan, name) for name in _TABLES if getattr(plan, name) is not None}
     keys: dict[str, str] = dict(zip(_TABLES, ("exponent", "sparsity", "threshold", "realised"), strict=True))
