@@ -13,13 +13,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from comparison_texts import read_windows
 from tyro.conf import Positional
 
 import wisparse_jax as ws
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.report.comparison import EVALUATION_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,26 +42,19 @@ def main() -> None:
         if basis is None:
             raise WisparseError(f"{args.plan}: expected a plan with a basis")
         exact = ws.load(args.model, "float32")
-        windows = read_windows(args.text, exact, ws.load_tokenizer(args.model), args.window, args.tokens, 1000)
+        tokenizer = ws.load_tokenizer(args.model)
+        windows = read_windows(args.text, exact, tokenizer, args.window, args.tokens, EVALUATION_SEED)
+        models = {}
         for where, folded in (("as it is", None), ("in the basis", basis)):
-            single, half = (ws.load(args.model, dtype, basis=folded) for dtype in ("float32", "bfloat16"))
+            single = exact if folded is None else ws.load(args.model, "float32", basis=folded)
             rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), single.params)
-            single = ws.Llama.from_params(single.config, rounded)
-            for what, model in (("weights alone", single), ("everything", half)):
-                kls = divergences(exact, model, windows)
-                error = kls.std(ddof=1) / np.sqrt(len(kls))
-                print(f"{where}, {what} in bfloat16: {kls.mean():.5f} ± {error:.5f}, {windows.size} tokens", flush=True)
+            models[f"{where}, weights alone in bfloat16"] = ws.Llama.from_params(single.config, rounded)
+            models[f"{where}, everything in bfloat16"] = ws.load(args.model, "bfloat16", basis=folded)
+        result = ws.evaluate(exact, windows, models, sparse_prefill=1.0)
+        for name, score in result.sparse.items():
+            print(f"{name}: {score.divergence:.5f}, {result.tokens} tokens")
     except WisparseError as error:
         sys.exit(f"bfloat16_of_basis: {error}")
-
-
-def divergences(one: ws.Llama, other: ws.Llama, windows: np.ndarray) -> np.ndarray:
-    """KL of each window, mean over its positions."""
-    found = []
-    for row in windows:
-        p, q = (jax.nn.log_softmax(model(row[None]).astype(jnp.float32)) for model in (one, other))
-        found.append(float((jnp.exp(p) * (p - q)).sum(axis=-1).mean()))
-    return np.array(found)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,10 @@ class Calibrate(OnDevices):
         state = None if jax.process_count() > 1 else self.out.with_name(f".{self.out.name}.search")
         resumed = is_begun(state)
         for place, sparsity in zip(places, sparsities, strict=True):
-            target = sparsity if self.max_kl is None else None
-            if not (resumed and _may_be_written(place, self.method, target)):
+            # A run of the same command that was killed may have written some of its plans.
+            found = _written(place) if resumed else None
+            wanted = (self.method, sparsity if self.max_kl is None else found and found.target)
+            if found is None or (found.method, found.target) != wanted:
                 check_new_folder(place, PlanError)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
@@ -116,7 +118,8 @@ class Calibrate(OnDevices):
             return
         show = console()
         for plan, place in zip(plans, places, strict=True):
-            written = place if resumed and _is_written(plan, place) else _save(plan, place)
+            found = _written(place) if resumed else None
+            written = place if found is not None and found.has_numbers_of(plan) else _save(plan, place)
             if "plan" in plan.held_out:
                 show.print(plan_table(plan))
             for note in plan.history.get("notes", []):
@@ -125,25 +128,14 @@ class Calibrate(OnDevices):
         remove_state(state)
 
 
-def _may_be_written(place: Path, method: str, target: float | None) -> bool:
-    """Whether there is a plan that a run of the same command may have written before it was killed."""
+def _written(place: Path) -> SparsityPlan | None:
+    """The plan in a folder, if there is one."""
     from wisparse_jax.sparsity import SparsityPlan
 
     try:
-        found = SparsityPlan.load(place) if place.is_dir() else None
+        return SparsityPlan.load(place) if place.is_dir() else None
     except PlanError:
-        return False
-    return found is not None and found.method == method and target in (None, found.target)
-
-
-def _is_written(plan: SparsityPlan, place: Path) -> bool:
-    """Whether a run of the same command that was killed has written this plan already."""
-    from wisparse_jax.sparsity import SparsityPlan
-
-    try:
-        return place.is_dir() and SparsityPlan.load(place).has_numbers_of(plan)
-    except PlanError:
-        return False
+        return None
 
 
 def _save(plan: SparsityPlan, place: Path) -> Path:

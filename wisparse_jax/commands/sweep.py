@@ -55,8 +55,8 @@ class Sweep:
         from wisparse_jax.commands.texts import check_text
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.report.comparison import EVALUATION_SEED
+        from wisparse_jax.search import remove_state
         from wisparse_jax.search.pipeline import check_sparsity, resolve
-        from wisparse_jax.search.state import remove_state
 
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)

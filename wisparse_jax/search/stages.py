@@ -148,13 +148,9 @@ class Search:
         gains: list[ChannelGains] = [{name: jnp.asarray(found[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
         return self.calibration.with_gains(gains)
 
-    def forget_targets(self) -> None:
-        """What the record says of targets so far is not of the next plan."""
-        self.history = {}
-
     def plan(self, target: float) -> SparsityPlan:
         """The plan of one target."""
-        self.forget_targets()
+        self.history = {}  # what it says of other targets is not of this plan
         shape = (self.calibration.config.num_blocks, len(LAYERS))
         exponents = np.full(shape, self.method.exponent)
         uniform = np.full(shape, float(target))
