@@ -6,17 +6,16 @@ of what an allocator may ask; docs/adding-an-allocator.md lists that.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 import wisparse_jax as ws
 from wisparse_jax.inference import sample_windows
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.search.allocators import ALLOCATORS
-from wisparse_jax.search.problem import Allocation, BudgetProblem
+from wisparse_jax.search import Allocation, BudgetProblem, Method, allocator
+from wisparse_jax.search.methods import parts
 
 
+@allocator("ramp")
 def ramp(problem: BudgetProblem) -> Allocation:
     """Block sparsities from 0.1 below the target to 0.1 above it, all layers of a block alike."""
     depth = np.linspace(-0.1, 0.1, problem.blocks)
@@ -26,17 +25,13 @@ def ramp(problem: BudgetProblem) -> Allocation:
 
 def main() -> None:
     """Compare it with uniform sparsity and second-order budgets on the demo model."""
-    ALLOCATORS["ramp"] = ramp
     settings = ws.SearchSettings(window=64, gradient_tokens=512, compare_teal=False)
     model = ws.load("demo", "float32")
     tokens = sample_windows(model, windows=16, length=settings.window, seed=0)
-    calibration = ws.run_dense(model, tokens, settings)
-    problem = BudgetProblem(calibration, np.zeros((model.config.num_blocks, len(LAYERS))), settings, seed=0).aim(0.5)
-    start = ws.calibrate(model, tokens, 0.5, "uniform", settings=dataclasses.replace(settings, held_out_share=0.0))
-    plans = {
-        name: ws.with_budgets(calibration, start, ALLOCATORS[name](problem).sparsities)
-        for name in ("uniform", "ramp", "second-order")
-    }
+    plans = {}
+    for name in ("uniform", "ramp", "second-order"):
+        method = Method(name, f"activation magnitude, {name} budgets", parts(allocator=name))
+        plans[name] = ws.calibrate(model, tokens, 0.5, method, settings=settings)
     text = sample_windows(model, windows=16, length=settings.window, seed=1)
     result = ws.evaluate(model, text, {name: ws.apply(model, plan) for name, plan in plans.items()})
     for name, score in result.sparse.items():

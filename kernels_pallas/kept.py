@@ -9,6 +9,16 @@ from jaxtyping import Array, Float, Int
 LARGEST_BATCH = 16  # sequences that the kernels take, the rows of a tensor core's product
 
 
+class Nested(NamedTuple):
+    """Of weights in planes, which have a list each: how many, and what a value of the first counts without the next."""
+
+    planes: int = 1
+    alone: float = 1.0
+
+
+WHOLE = Nested()  # weights that are read whole
+
+
 class Kept(NamedTuple):
     """Lists of kept channels, one per layer and chunk of `rows` channels.
 

@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import time
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,18 @@ import numpy as np
 import tyro
 
 from kernels_pallas.decode_attention import splits_for
+from kernels_pallas.decode_step import product_configs
+from kernels_pallas.formats import Format
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.sparse_product import Config
 from kernels_pallas.sparse_product.config import splits
-from kernels_pallas.weight import GROUP
 from wisparse_jax.benchmark.dense_step import fused
 from wisparse_jax.benchmark.device_time import PEAK_BANDWIDTH, measure
 from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig, read_config
-from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, product_configs
+from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits
+from wisparse_jax.models.formats import block_format
 from wisparse_jax.models.forward import Cache, Params
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.presets import shapes
@@ -51,7 +53,7 @@ class Arguments:
     batch: int = 1
     context: int = 512
     dtype: str = "bfloat16"
-    weights: Literal["stored", "int8", "int4"] = "stored"  # of the sparse products; the dense ones keep dtype
+    weights: str = "stored"  # or a format, of the sparse products; the dense ones keep dtype
     steps: int = 16  # decode steps under the profiler
     json: bool = False  # one JSON object and nothing else
 
@@ -84,20 +86,22 @@ def benchmark(args: Arguments, config: LlamaConfig) -> list[dict[str, Any]]:
     joined = fused(params)[0]
     dense = {f"sparse_product {group}": dense_seconds(joined[group], args.batch) for group in INPUT_GROUPS}
     params = params if args.weights == "stored" else quantise_params(params, args.weights)
-    configs = product_configs(config, params, args.batch)
-    seconds, kept = sparse_seconds(args, config, configs, params, group_thresholds(thresholds), cache)
-    needed = bytes_needed(args, config, configs, kept)
+    configs = product_configs(params["blocks"][0], args.batch)
+    form = block_format(params)
+    limits = group_thresholds(thresholds, len(form.planes))
+    seconds, kept = sparse_seconds(args, config, configs, params, limits, cache)
+    needed = bytes_needed(args, config, configs, kept, form)
     peak = PEAK_BANDWIDTH.get(jax.devices()[0].device_kind)
     return [row(n, seconds[n], needed[n], peak, dense.get(n)) for n in seconds]
 
 
-def events_of(config: LlamaConfig) -> dict[str, str]:
+def events_of(config: LlamaConfig, planes: int) -> dict[str, str]:
     """The operations of a block in the order in which they run, each with the name of its kernel."""
     selects = dict(zip(INPUT_GROUPS, ("select_norm", "select_attention", "select_norm", "select_gated"), strict=True))
     events = {}
     for group, names in INPUT_GROUPS.items():
         size_in, size_out = config.layer_shapes[names[0]][0], sum(config.layer_shapes[n][1] for n in names)
-        events[f"{selects[group]} {group}"] = f"{selects[group]}_{len(names)}x{size_in}"
+        events[f"{selects[group]} {group}"] = f"{selects[group]}_{len(names) * planes}x{size_in}"
         events[f"sparse_product {group}"] = f"sparse_product_{size_in}x{size_out}"
         if group == "attn_in":
             events["decode_attention"] = "decode_attention"
@@ -131,7 +135,7 @@ def sparse_seconds(
     seen = jax.block_until_ready(run())
     kernels = measure(run)
     seconds = {}
-    for name, event in events_of(config).items():
+    for name, event in events_of(config, len(block_format(params).planes)).items():
         times = [t for kernel, each in kernels.items() if re.search(rf"{event}(?!\d)", kernel) for t in each]
         if len(times) != args.steps:
             raise RuntimeError(f"{name}: expected {args.steps} launches of {event}, the profiler saw {len(times)}")
@@ -167,19 +171,21 @@ def product_seconds(kernels: dict[str, list[float]], products: int) -> float:
     return float(np.median(long)) * len(long) / products
 
 
-def bytes_needed(args: Arguments, config: LlamaConfig, configs: Configs, kept: dict[str, Any]) -> dict[str, float]:
+def bytes_needed(
+    args: Arguments, config: LlamaConfig, configs: Configs, kept: dict[str, Any], form: Format
+) -> dict[str, float]:
     """Bytes of the kept rows of weights, of the cache that is visible, and of the selections' inputs and lists."""
     batch, hidden, width = args.batch, config.hidden_size, jnp.dtype(args.dtype).itemsize
-    # Of int4 with a bfloat16 for every group.
-    per_weight = {"stored": width, "int8": 1, "int4": 0.5 + 2 / GROUP}[args.weights]
+    # Scales are read with each plane.
+    per_weight = (np.array(form.planes) + (0 if form.group is None else 16 / form.group)) / 8
     needed, parts, lists = {}, {}, {}
     for group, names in INPUT_GROUPS.items():
         size, rows = config.layer_shapes[names[0]][0], configs[group].rows
-        chunks, outs = -(-size // rows), [config.layer_shapes[n][1] for n in names]
-        needed[f"sparse_product {group}"] = float(np.dot(kept[group], outs)) * per_weight
+        chunks, outs = -(-size // rows), np.array([config.layer_shapes[n][1] for n in names])
+        needed[f"sparse_product {group}"] = float(outs @ kept[group].reshape(len(outs), -1) @ per_weight)
         parts[group] = splits(configs[group], size)  # read by what runs next
         # Thresholds; then counts, channels and values.
-        lists[group] = len(names) * (4 * size + chunks * (4 + rows * (4 + batch * width)))
+        lists[group] = len(names) * len(form.planes) * (4 * size + chunks * (4 + rows * (4 + batch * width)))
     visible = min(args.context, (config.windows[0] or args.context + 1) - 1)  # the token itself is not read
     needed["decode_attention"] = 2 * batch * visible * config.num_kv_heads * config.head_dim * width
     norm = (2 * batch + 1) * width  # the stream, read and written, and the norm's weight

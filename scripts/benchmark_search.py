@@ -21,13 +21,14 @@ from tyro.conf import Positional
 
 from wisparse_jax.arguments import check_count
 from wisparse_jax.benchmark.random_model import random_params
-from wisparse_jax.calibration import SearchSettings, run_dense
+from wisparse_jax.calibration import run_dense
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference import sample_windows
 from wisparse_jax.models.config import LAYERS, read_config
-from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.loading import load
+from wisparse_jax.models.model import Model
 from wisparse_jax.presets import shapes
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.sparsity.budget import project_to_mean
 from wisparse_jax.testing import count_compilations
@@ -63,7 +64,7 @@ def main() -> None:
             windows = sample_windows(model, -(-settings.tokens // settings.window), settings.window, seed=0)
         else:
             config = read_config(shape)
-            model = Llama.from_params(config, random_params(config, args.dtype))
+            model = Model(config, random_params(config, args.dtype))
             size = (-(-settings.tokens // settings.window), settings.window)
             windows = np.random.default_rng(0).integers(0, config.vocab_size, size)
     except WisparseError as error:

@@ -4,56 +4,89 @@
         --evaluate wikitext=wiki.txt@300000: books=books.txt --methods uniform teal wisparse wisparse-plus \
         --sparsities 0.5 0.65 --seeds 0 1 --config configs/quick.yaml --out runs/comparison
 
-`--ablations "paper's order" alone together "left out"` adds methods with single parts switched. Texts are `name=FILE`,
+`--ablations "paper's order" alone together "left out"` adds methods with single parts switched; `--weights stored int8
+"int4, compensated"` measures every plan, and the dense model, in these kinds of weights. Texts are `name=FILE`,
 `name=FILE@start:stop` for a part of it in characters, or `self` for text that the dense model samples. Into the folder
-go comparison.csv, one row for each variant, sparsity, calibration text, evaluation text and seed; layers.csv, the plans
-by layer; plans; run.json, what was run where; and summary.md. The same command goes on where a killed one stopped.
-`scripts/plot_comparison.py` draws the rows, also of several folders together.
+go comparison.csv, one row for each variant, sparsity, kind of weights, calibration text, evaluation text and seed; the
+plans; and run.json, what was run where. The same command goes on where a killed one stopped.
+`scripts/plot_comparison.py` draws the rows and writes tables of them, also of several folders together.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import tyro
-from blimp import accuracies, read_pairs
-from comparison_report import LAYER_COLUMNS, write_summary
-from comparison_texts import read_text, read_windows, split_name
-from comparison_variants import Variant, variants_of
 from tyro.conf import Positional
 
 import wisparse_jax as ws
-from wisparse_jax.calibration import SearchSettings, read_settings
+from wisparse_jax.calibration import check_variety
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation import split_windows
+from wisparse_jax.evaluation.windows import read_text
 from wisparse_jax.files import check_new_folder, read_json
-from wisparse_jax.models.config import LAYERS
+from wisparse_jax.inference import sample_windows
 from wisparse_jax.models.fingerprint import model_fingerprint
+from wisparse_jax.models.model import Model
 from wisparse_jax.report.comparison import (
     COLUMNS,
     EVALUATION_SEED,
+    STORED,
     Row,
     append_rows,
+    compare,
     conditions,
-    figures,
-    key,
     read_rows,
 )
+from wisparse_jax.search import METHODS, SearchSettings, read_settings
+from wisparse_jax.search.allocators import ALLOCATORS
+from wisparse_jax.search.stages import Training
 from wisparse_jax.search.state import identity_of
 from wisparse_jax.sparsity import SparsityPlan
 
-ROWS, LAYER_ROWS, CONDITIONS, PLANS, SEARCHES = "comparison.csv", "layers.csv", "run.json", "plans", "searches"
+ROWS, RUN, PLANS, SEARCHES = "comparison.csv", "run.json", "plans", "searches"
+# Groups of methods with some of their parts switched by the search's settings: variant, method, switches.
+ABLATIONS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
+    "paper's order": [
+        ("uniform", "uniform", {}),
+        ("+ exponents", "wisparse", {"allocator": "uniform"}),
+        ("+ layer budgets", "wisparse", {}),
+    ],
+    "alone": [
+        ("eigenvector basis", "uniform", {"basis": "eigen"}),
+        ("refined basis", "uniform", {"basis": "refined"}),
+        ("weight-norm scores", "wina", {"allocator": "uniform"}),
+        ("gradient scores", "wina", {"allocator": "uniform", "gains": "gradients"}),
+        ("second-order budgets", "uniform", {"allocator": "second-order"}),
+        ("biases", "uniform", {"biases": "on"}),
+    ],
+    "together": [
+        ("refined basis", "uniform", {"basis": "refined"}),
+        ("+ gradient scores", "wina", {"allocator": "uniform", "basis": "refined", "gains": "gradients"}),
+        ("+ second-order budgets", "wisparse-plus", {"gains": "gradients", "biases": "off"}),
+        ("+ trained scores", "wisparse-plus", {"biases": "off"}),
+        ("+ biases", "wisparse-plus", {}),
+    ],
+    "left out": [
+        ("basis", "wisparse-plus", {"basis": "none"}),
+        ("refinement", "wisparse-plus", {"basis": "eigen"}),
+        ("trained scores", "wisparse-plus", {"gains": "gradients"}),
+        ("gradient scores", "wisparse-plus", {"gains": "norms"}),
+        ("second-order budgets", "wisparse-plus", {"allocator": "uniform"}),
+        ("biases", "wisparse-plus", {"biases": "off"}),
+    ],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +102,21 @@ class Arguments:
     seeds: tuple[int, ...] = (0,)
     config: Path | None = None
     tokens: int = 32_768  # of each evaluation text, in whole windows of the settings' length; half of them are scored
-    ablations: tuple[str, ...] = ()  # groups of them: "paper's order", "alone", "together", "left out"
+    ablations: tuple[str, ...] = ()  # groups of them
     allocators: tuple[str, ...] = ()  # these, with everything else as in --allocators-with
     allocators_with: str = "uniform"  # the method; its biases are off
-    blimp: Path | None = None  # jsonl or jsonl.xz of minimal pairs
-    blimp_pairs: int = 2_000  # of them, evenly spaced
+    weights: tuple[str, ...] = (STORED,)  # kinds, such as int8, int4, "int4, compensated"
+    head: str | None = None  # "int8" rounds the head of every rounded kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A method with some of its parts switched; `group` is what it is drawn with."""
+
+    name: str
+    method: str
+    switches: dict[str, str] = dataclasses.field(default_factory=dict)
+    group: str = "method"
 
 
 def main() -> None:
@@ -81,179 +124,171 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
-        Comparison(args).run()
+        run(args)
     except WisparseError as error:
         sys.exit(f"compare_methods: {error}")
 
 
-class Comparison:
-    """The model, the texts and the open tables."""
+def run(args: Arguments) -> None:
+    """Every calibration text and seed whose rows are not in the folder yet."""
+    check_names(args)
+    # TEAL is one of the methods here: no need for each plan to search it for its held-out figures.
+    settings = dataclasses.replace(read_settings(args.config), compare_teal=False)
+    variants = variants_of(args.methods, args.ablations, args.allocators, args.allocators_with)
+    model, tokenizer = ws.load(args.model, "float32"), ws.load_tokenizer(args.model)
 
-    def __init__(self, args: Arguments):
-        self.args = args
-        if EVALUATION_SEED in args.seeds:
-            raise WisparseError(f"seeds: {EVALUATION_SEED} is that of the texts that plans are scored on")
-        # TEAL is one of the methods here: no need for each plan to search it for its held-out figures.
-        self.settings = dataclasses.replace(read_settings(args.config), compare_teal=False)
-        self.variants = variants_of(args.methods, args.ablations, args.allocators, args.allocators_with)
-        _check_names(args)
-        self.pairs = None if args.blimp is None else read_pairs(args.blimp, args.blimp_pairs)
-        self.model, self.tokenizer = ws.load(args.model, "float32"), ws.load_tokenizer(args.model)
-        self.held_out = {
-            split_name(spec)[0]: self._windows(spec, args.tokens, EVALUATION_SEED) for spec in args.evaluate
-        }
-        self.rows: list[Row] = []
-        self.layer_rows: list[Row] = []
-        self.finished: set[tuple[str, int]] = set()  # texts and seeds that a former run ended
-        self._open()
-
-    def _open(self) -> None:
-        """A new folder, or what the same command has left in it: texts and seeds that it finished stay as they are."""
-        out = self.args.out
-        asked = {k: v for k, v in dataclasses.asdict(self.args).items() if k not in ("out", "config", "blimp")}
-        self.conditions = _conditions(self.args, self.settings)
-        run = {name: self.conditions[name] for name in ("device", "versions", "settings")}
-        files = [read_text(spec) for spec in (*self.args.calibrate, *self.args.evaluate) if spec != "self"]
-        identity = identity_of(asked, run, files, self.pairs, model_fingerprint(self.model))
-        self.conditions["identity"] = identity
-        begun = out.is_dir() and any(path.name != f"{CONDITIONS}.new" for path in out.iterdir())
-        if not begun:
-            if not out.is_dir():
-                check_new_folder(out, WisparseError)
-                out.mkdir(parents=True)
-            with self._whole(CONDITIONS) as file:
-                file.write_text(json.dumps(self.conditions, indent=1) + "\n", encoding="utf-8")
-            return
-        if not (out / CONDITIONS).exists():
-            raise WisparseError(f"{out}: exists already, and holds no comparison; nothing is overwritten")
-        self.conditions = read_json(out / CONDITIONS, dict[str, Any], WisparseError)
-        if self.conditions.get("identity") != identity:
-            raise WisparseError(f"{out}: holds another comparison: other arguments, texts, model, device or versions")
-        print(f"going on with the comparison in {out}", file=sys.stderr, flush=True)
-        self._take_up()
-
-    def _take_up(self) -> None:
-        """The rows of the texts and seeds that a former run ended; what it had begun is found again."""
-        out = self.args.out
-        rows, layers = read_rows([out], [ROWS]), read_rows([out], [LAYER_ROWS])
-        for name, columns, found in ((ROWS, COLUMNS, rows), (LAYER_ROWS, LAYER_COLUMNS, layers)):
-            if any(set(row) != set(columns) for row in found):
-                raise WisparseError(f"{out / name}: damaged: expected the columns {', '.join(columns)}")
-        plans = len(self.variants) * len(self.args.sparsities)
-        linears = self.model.config.num_blocks * len(LAYERS)
-        count, all_layers = (Counter((row["calibration"], row["seed"]) for row in table) for table in (rows, layers))
-        self.finished = {
-            group
-            for group, number in count.items()
-            if number == plans * len(self.args.evaluate) and all_layers[group] == plans * linears
-        }
-        self.rows, self.layer_rows = (
-            [row for row in table if (row["calibration"], row["seed"]) in self.finished] for table in (rows, layers)
-        )
-
-    @contextlib.contextmanager
-    def _whole(self, name: str) -> Iterator[Path]:
-        """A file to write, which gets its name when it is written: a killed run leaves the one before."""
-        new = self.args.out / f"{name}.new"
-        new.unlink(missing_ok=True)
-        yield new
-        new.replace(self.args.out / name)
-
-    def _windows(self, spec: str, tokens: int, seed: int) -> np.ndarray:
-        return read_windows(spec, self.model, self.tokenizer, self.settings.window, tokens, seed)
-
-    def run(self) -> None:
-        """Every calibration text and seed, then the summary."""
-        for spec in self.args.calibrate:
-            for seed in self.args.seeds:
-                if (split_name(spec)[0], seed) not in self.finished:
-                    self._compare(split_name(spec)[0], self._windows(spec, self.settings.tokens, seed), seed)
-                write_summary(self.args.out, self.rows, self.conditions)
-        shutil.rmtree(self.args.out / SEARCHES, ignore_errors=True)
-        print((self.args.out / "summary.md").read_text(encoding="utf-8"))
-
-    def _plans(self, variant: Variant, text: str, windows: np.ndarray, seed: int) -> dict[float, SparsityPlan]:
-        """A variant's plans as they are in the folder, calibrated first where they are not."""
-
-        def name(target: float) -> str:
-            return f"{text}-{variant.name}-{target:g}-{seed}".replace(" ", "_")
-
-        folders = {target: self.args.out / PLANS / name(target) for target in self.args.sparsities}
-        if not all(folder.exists() for folder in folders.values()):
-            settings = dataclasses.replace(self.settings, **variant.switches)
-            state = self.args.out / SEARCHES / f"{text}-{variant.name}-{seed}".replace(" ", "_")
-            made = ws.calibrate_targets(
-                self.model, windows, list(folders), variant.method, seed, settings, True, text, state
-            )
-            for note in made[-1].history.get("notes", []):  # the last one's are those of all
-                print(f"  {note}", file=sys.stderr)
-            for folder, plan in zip(folders.values(), made, strict=True):
-                if not folder.exists():
-                    plan.save(folder)
-            ws.remove_state(state)
-        return {target: SparsityPlan.load(folder) for target, folder in folders.items()}
-
-    def _compare(self, text: str, windows: np.ndarray, seed: int) -> None:
-        """All variants calibrated on one text with one seed, evaluated together on all texts."""
-        plans: dict[tuple[str, float], SparsityPlan] = {}
-        for number, variant in enumerate(self.variants, 1):
-            where = f"variant {number} of {len(self.variants)}"
-            print(f"{text}, seed {seed}: {variant.name}, {where}", file=sys.stderr, flush=True)
-            made = self._plans(variant, text, windows, seed)
-            plans |= {(variant.name, target): plan for target, plan in made.items()}
-        self._record_layers(text, seed, plans)
-        sparse = ws.apply_plans(self.model, {key(*which): plan for which, plan in plans.items()})
-        task = {} if self.pairs is None else accuracies(self.model, self.tokenizer, self.pairs, sparse)
-        rows = []
-        for evaluated, ids in self.held_out.items():
-            result = ws.evaluate(self.model, ids, sparse)
-            for variant in self.variants:
-                for target in self.args.sparsities:
-                    name = key(variant.name, target)
-                    row: Row = {
-                        "model": self.args.model, "group": variant.group, "variant": variant.name,
-                        "method": variant.method, "switches": json.dumps(variant.switches) if variant.switches else "",
-                        "sparsity": target, "calibration": text, "evaluation": evaluated, "seed": seed,
-                        "calibration_tokens": windows.size,
-                        "blimp": task.get(name), "dense_blimp": task.get("dense"),
-                        "blimp_pairs": None if self.pairs is None else len(self.pairs),
-                    }  # fmt: skip
-                    row |= figures(result, variant.name, target, plans[variant.name, target])
-                    rows.append(row)
-        self.rows += rows
-        with self._whole(ROWS) as file:
-            append_rows(file, COLUMNS, self.rows)
-
-    def _record_layers(self, text: str, seed: int, plans: dict[tuple[str, float], SparsityPlan]) -> None:
-        for (name, target), plan in plans.items():
-            for b, i in np.ndindex(plan.sparsities.shape):
-                values = {"exponent": plan.exponents[b, i], "layer_sparsity": plan.sparsities[b, i]}
-                values["layer_weights"] = plan.layer_weights[i]
-                where = {"variant": name, "sparsity": target, "calibration": text, "seed": seed}
-                self.layer_rows.append({"model": self.args.model, **where, "block": b, "layer": LAYERS[i], **values})
-        with self._whole(LAYER_ROWS) as file:
-            append_rows(file, LAYER_COLUMNS, self.layer_rows)
+    read = functools.partial(read_windows, model, tokenizer, settings.window)
+    texts = {split_name(spec)[0]: read(spec, args.tokens, EVALUATION_SEED) for spec in args.evaluate}
+    record = {"command": " ".join(["python", "scripts/compare_methods.py", *sys.argv[1:]]), "model": args.model}
+    record |= {"dtype": "float32, matmul precision highest"} | conditions(settings)
+    models = len(args.sparsities) * len(variants) * len(args.weights)
+    rows = begun(args, record, model, len(args.evaluate) * models)
+    finished = {(row["calibration"], row["seed"]) for row in rows}
+    for spec, seed in itertools.product(args.calibrate, args.seeds):
+        text = split_name(spec)[0]
+        if (text, seed) in finished:
+            continue
+        windows, plans = read(spec, settings.tokens, seed), {}
+        for number, variant in enumerate(variants, 1):
+            print(f"{text}, seed {seed}: {variant.name}, variant {number} of {len(variants)}", file=sys.stderr)
+            found = plans_of(args, model, windows, text, variant, seed, settings)
+            plans |= {(variant.name, target): plan for target, plan in found.items()}
+        common = {"model": args.model, "calibration": text, "seed": seed, "calibration_tokens": windows.size}
+        by_name = {variant.name: variant for variant in variants}
+        for row in compare(model, plans, texts, args.weights, args.head, windows):
+            variant = by_name.get(row["variant"], Variant("dense", ""))
+            row |= common | {"group": "weights" if args.weights != (STORED,) else variant.group}
+            row["switches"] = json.dumps(variant.switches) if variant.switches else ""
+            rows.append(row)
+        write_rows(args.out / ROWS, rows)
+    shutil.rmtree(args.out / SEARCHES, ignore_errors=True)
+    print(f"{args.out / ROWS}: {len(rows)} rows; python scripts/plot_comparison.py {args.out} --out FIGURES draws them")
 
 
-def _check_names(args: Arguments) -> None:
+def begun(args: Arguments, record: dict[str, Any], model: Model, models: int) -> list[Row]:
+    """The rows of the texts and seeds that a former run of the same command ended; a new folder has none."""
+    asked = {name: value for name, value in dataclasses.asdict(args).items() if name not in ("out", "config")}
+    same = {name: record[name] for name in ("device", "versions", "settings")}
+    files = [part_of(spec) for spec in (*args.calibrate, *args.evaluate) if spec != "self"]
+    record["identity"] = identity_of(asked, same, files, model_fingerprint(model))
+    file = args.out / RUN
+    if not args.out.is_dir() or not any(path.name != f"{RUN}.new" for path in args.out.iterdir()):
+        if not args.out.is_dir():
+            check_new_folder(args.out, WisparseError)
+            args.out.mkdir(parents=True)
+        new = file.with_name(f"{RUN}.new")
+        new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        new.replace(file)
+        return []
+    if not file.exists():
+        raise WisparseError(f"{args.out}: exists already, and holds no comparison; nothing is overwritten")
+    if read_json(file, dict[str, Any], WisparseError).get("identity") != record["identity"]:
+        raise WisparseError(f"{args.out}: holds another comparison: other arguments, texts, model, device or versions")
+    print(f"going on with the comparison in {args.out}", file=sys.stderr, flush=True)
+    rows = read_rows([args.out], [ROWS])
+    if any(set(row) != set(COLUMNS) for row in rows):
+        raise WisparseError(f"{args.out / ROWS}: damaged: expected the columns {', '.join(COLUMNS)}")
+    count = Counter((row["calibration"], row["seed"]) for row in rows if row["variant"] != "dense")
+    return [row for row in rows if count[row["calibration"], row["seed"]] == models]
+
+
+def write_rows(file: Path, rows: list[Row]) -> None:
+    """Write a table whole: a killed run leaves the one before."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    append_rows(new, COLUMNS, rows)
+    new.replace(file)
+
+
+def plans_of(
+    args: Arguments, model: Model, windows: np.ndarray, text: str, variant: Variant, seed: int, settings: SearchSettings
+) -> dict[float, SparsityPlan]:
+    """A variant's plans by target, as they are in the folder; calibrated first where they are not."""
+    name = f"{text}-{variant.name}".replace(" ", "_")
+    folders = {target: args.out / PLANS / f"{name}-{target:g}-{seed}" for target in args.sparsities}
+    if not all(folder.exists() for folder in folders.values()):
+        state, targets = args.out / SEARCHES / f"{name}-{seed}", list(folders)
+        switched = dataclasses.replace(settings, **variant.switches)  # pyright: ignore[reportArgumentType]
+        plans = ws.calibrate_targets(model, windows, targets, variant.method, seed, switched, True, text, state)
+        for note in plans[-1].history.get("notes", []):  # the last one's are those of all
+            print(f"  {note}", file=sys.stderr)
+        for folder, plan in zip(folders.values(), plans, strict=True):
+            if not folder.exists():
+                plan.save(folder)
+        ws.remove_state(state)
+    return {target: SparsityPlan.load(folder) for target, folder in folders.items()}
+
+
+def variants_of(
+    methods: tuple[str, ...], ablations: tuple[str, ...], allocators: tuple[str, ...], allocators_with: str
+) -> list[Variant]:
+    """The variants that a comparison was asked for."""
+    for kind, names, known in (
+        ("methods", methods, METHODS), ("ablations", ablations, ABLATIONS), ("allocators", allocators, ALLOCATORS),
+        ("allocators-with", (allocators_with,), METHODS),
+    ):  # fmt: skip
+        if unknown := [name for name in names if name not in known]:
+            raise WisparseError(f"{kind}: {unknown[0]!r}: expected some of {', '.join(map(repr, known))}")
+        if len(set(names)) < len(names):
+            raise WisparseError(f"{kind}: expected none twice, found {', '.join(map(repr, names))}")
+    if not (methods or ablations or allocators):
+        raise WisparseError("methods, ablations and allocators: expected one at least, found none")
+    switches = {"biases": "off"}
+    if METHODS[allocators_with].stage(Training).gains:
+        switches["gains"] = "gradients"  # what is trained would stand for the budgets
+    groups = {group: ABLATIONS[group] for group in ABLATIONS if group in ablations}
+    spread = [(name, allocators_with, switches | {"allocator": name}) for name in allocators]
+    groups[f"allocator on {allocators_with}"] = spread
+    return [Variant(name, name) for name in methods] + [
+        Variant(f"{group}: {name}", method, parts, group)
+        for group, rows in groups.items()
+        for name, method, parts in rows
+    ]
+
+
+def check_names(args: Arguments) -> None:
     """Names of texts, sparsities and seeds name folders and rows: refuse what would share one."""
+    if EVALUATION_SEED in args.seeds:
+        raise WisparseError(f"seeds: {EVALUATION_SEED} is that of the texts that plans are scored on")
     names = [[split_name(spec)[0] for spec in specs] for specs in (args.calibrate, args.evaluate)]
     for name in itertools.chain(*names):
         if not re.fullmatch(r"[\w.-]+", name):
             raise WisparseError(f"{name!r}: expected a name of letters, digits, '_', '.' and '-' before the '='")
     asked = {"calibrate": names[0], "evaluate": names[1], "seeds": list(map(str, args.seeds))}
-    asked["sparsities"] = [f"{value:g}" for value in args.sparsities]
+    asked |= {"sparsities": [f"{value:g}" for value in args.sparsities], "weights": list(args.weights)}
     for option, values in asked.items():
         if not values or len(set(values)) < len(values):
             raise WisparseError(f"{option}: expected at least one, and none twice, found {', '.join(values)}")
 
 
-def _conditions(args: Arguments, settings: SearchSettings) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python", "scripts/compare_methods.py", *sys.argv[1:]]),
-        "model": args.model,
-        "dtype": "float32, matmul precision highest",
-    } | conditions(settings)
+def split_name(spec: str) -> tuple[str, str]:
+    """`name=file` taken apart; `self` is its own name."""
+    name, _, file = spec.partition("=")
+    if not name or (not file and name != "self"):
+        raise WisparseError(f"{spec!r}: expected name=FILE, name=FILE@start:stop, or self")
+    return name, file
+
+
+def part_of(spec: str) -> str:
+    """The text of a file, or the part of it between two characters."""
+    file = split_name(spec)[1]
+    part = re.fullmatch(r"(.*)@(\d*):(\d*)", file)
+    path, start, stop = part.groups() if part else (file, "", "")
+    return read_text(path)[int(start or 0) : int(stop) if stop else None]
+
+
+def read_windows(model: Model, tokenizer: Any, window: int, spec: str, tokens: int, seed: int) -> np.ndarray:
+    """The windows of a text, or as many that the model samples."""
+    window = min(window, model.config.context)
+    if split_name(spec)[0] == "self":
+        windows = sample_windows(model, -(-tokens // window), window, seed=seed)
+    else:
+        try:
+            windows = split_windows(tokenizer, part_of(spec), window, tokens)
+        except WisparseError as error:
+            raise WisparseError(f"{spec}: {error}") from None
+    check_variety(windows, model.config.vocab_size)
+    return windows
 
 
 if __name__ == "__main__":

@@ -34,15 +34,16 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from tiny_gguf import METADATA, gguf_maker
 
-from wisparse_jax.calibration import read_settings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.basis import identity_basis
 from wisparse_jax.models.checkpoint import convert, read_checkpoint
 from wisparse_jax.models.config import LAYERS, parse_config, read_config
-from wisparse_jax.models.gguf import GgufFile, end_tokens, hf_config, read_gguf
+from wisparse_jax.models.gguf import GgufFile, read_gguf
+from wisparse_jax.models.gguf_config import end_tokens, hf_config
 from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 from wisparse_jax.models.loading import load, load_tokenizer, read_model_config
 from wisparse_jax.models.weights import find_files, read_weights
+from wisparse_jax.search import read_settings
 from wisparse_jax.search.state import SearchState
 from wisparse_jax.sparsity import SparsityPlan
 from wisparse_jax.testing import write_tiny_folder

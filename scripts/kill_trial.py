@@ -59,9 +59,9 @@ def child(command: str, folder: str, errors: str) -> None:
 
 def make_demo_tiny(folder: Path) -> None:
     """Let the demo use the tiny model and next to no budget; what it writes, and when, stays."""
-    from wisparse_jax.calibration import read_settings
     from wisparse_jax.models import hub
     from wisparse_jax.report import demo
+    from wisparse_jax.search import read_settings
 
     hub.resolve = lambda *_: folder / "model"
     demo.SETTINGS = read_settings(folder / "settings.yaml")

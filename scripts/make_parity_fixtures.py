@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 100000.0},
         "float32",
     ),
+    # transformers' Auto class makes Ministral of it.
+    "mistral-window": (
+        "mistral",
+        {"sliding_window": 16, "head_dim": 16, "layer_types": ["full_attention", "sliding_attention"]},
+        "bfloat16",
+    ),
 }
 LENGTH, LONG, KEPT, GREEDY = 16, 96, 32, 64
 
@@ -98,7 +105,9 @@ LENGTH, LONG, KEPT, GREEDY = 16, 96, 32, 64
 def build(kind: str, fields: dict[str, Any], dtype: torch.dtype, seed: int) -> tuple[dict[str, Any], Any]:
     """The contents of config.json, and a float32 model whose values are exact in `dtype`."""
     raw = {"model_type": kind, **SIZES, **fields}
-    config = AutoConfig.for_model(**json.loads(json.dumps(raw)))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(raw))
+        config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
     raw["architectures"] = [type(model).__name__]

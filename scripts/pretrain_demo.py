@@ -27,9 +27,9 @@ from safetensors.flax import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from wisparse_jax.models.config import LlamaConfig, parse_config
+from wisparse_jax.models.decoder import Decoder
 from wisparse_jax.models.fingerprint import flat
 from wisparse_jax.models.forward import head, hidden_states, layout
-from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.parameters import hf_name
 from wisparse_jax.models.weights import transposed
 
@@ -224,7 +224,7 @@ def train(config: LlamaConfig, stream: jax.Array, args: Arguments) -> tuple[Any,
 
 def initial(config: LlamaConfig, seed: int) -> Any:
     """The modules' own initial values; what writes into the residual stream starts smaller."""
-    params = Llama(config, nnx.Rngs(seed)).params
+    params = Decoder(config, nnx.Rngs(seed)).params
     for block in params["blocks"]:
         for name in ("o", "down"):
             block[name]["kernel"] = block[name]["kernel"] / math.sqrt(2 * config.num_blocks)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import os
 import random
 import re
 import shutil
@@ -72,7 +73,11 @@ def run(command: str, folder: Path, after: float | None = None, number: signal.S
     work.mkdir()
     text = COMMANDS[command].format(model=folder / "model", out=work / "out", folder=folder)
     arguments = [sys.executable, "-m", "wisparse_jax", *text.split()]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    # What is stopped may leave half a program in a cache.
+    environment = os.environ | {"WISPARSE_COMPILATION_CACHE": "off"}
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         if after is not None:
             time.sleep(after)
             process.send_signal(number)

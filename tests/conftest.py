@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# What tests compile is not kept in the user's cache.
-os.environ.setdefault("WISPARSE_COMPILATION_CACHE", "off")
 if jax.__version_info__ < (0, 11):
     # With XLA's older CPU emitters these tests compile in two thirds of the time; from jax 0.11 there are no others.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
@@ -20,6 +18,24 @@ MOST_MAPPINGS = 40_000  # of the 65,530 that Linux allows unless told otherwise;
 # settings are not overridden.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    """One cache of compiled programs for all workers, the processes that tests start, and the next run.
+
+    It is pytest's own: `--cache-clear` empties it, `-p no:cacheprovider` does without. Nothing reaches the user's.
+    """
+    if not hasattr(config, "cache"):
+        os.environ.setdefault("WISPARSE_COMPILATION_CACHE", "off")
+        return
+    settings = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 def pytest_collection_modifyitems(items):
@@ -38,6 +54,14 @@ def pytest_runtest_teardown(item, nextitem):
     maps, last = Path("/proc/self/maps"), nextitem is None or nextitem.path != item.path
     if last and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What a green run says nothing about; `-rs`, as `make test` has it, lists the skipped tests and why."""
+    skipped = len(terminalreporter.getreports("skipped"))
+    others = " and ".join(f"3.{minor}" for minor in (11, 12, 13) if minor != sys.version_info.minor)
+    terminalreporter.section("NOT RUN", yellow=True, bold=True)
+    terminalreporter.line(f"{skipped} skipped tests and modules of tests; anything on Python {others}")
 
 
 @pytest.fixture(scope="session")

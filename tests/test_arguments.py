@@ -8,9 +8,10 @@ import pytest
 
 from wisparse_jax import arguments
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.evaluation.quality import Evaluation, Score
+from wisparse_jax.evaluation import Evaluation, Score
 from wisparse_jax.inference.generate import check_request
-from wisparse_jax.inference.sampling import Sample, random_key
+from wisparse_jax.inference.sampling import Sample
+from wisparse_jax.models.keys import random_key, row_keys, seed_words
 from wisparse_jax.testing import tiny_config
 
 
@@ -27,6 +28,12 @@ def test_a_seed_may_be_numpys():
 def test_every_seed_has_a_key_of_its_own():
     seeds = (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1)
     assert len({tuple(np.asarray(jax.random.key_data(random_key(seed))).tolist()) for seed in seeds}) == len(seeds)
+    rows = jax.random.key_data(jax.jit(row_keys)(seed_words(list(seeds), len(seeds))))
+    alone = [jax.random.key_data(jax.random.fold_in(random_key(seed), 0)) for seed in seeds]
+    np.testing.assert_array_equal(rows, alone)
+    rows = jax.random.key_data(jax.jit(row_keys)(seed_words(seeds[-1], 2)))
+    alone = [jax.random.key_data(jax.random.fold_in(random_key(seeds[-1]), row)) for row in range(2)]
+    np.testing.assert_array_equal(rows, alone)
     for seed in seeds[:2]:  # those that JAX tells apart are as JAX makes them
         assert (jax.random.key_data(random_key(seed)) == jax.random.key_data(jax.random.key(seed))).all()
 

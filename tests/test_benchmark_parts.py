@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import wisparse_jax as ws
 from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.benchmark import Options, benchmark
 from wisparse_jax.benchmark.cost import step_bytes
 from wisparse_jax.benchmark.decode import stored_kinds
 from wisparse_jax.benchmark.dense_step import dense_logits, fused
-from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params, with_biases
+from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params, spread_shares, with_biases
 from wisparse_jax.benchmark.table import add_ratios, report
 from wisparse_jax.cli import main
 from wisparse_jax.inference.loop import token_logits
@@ -60,13 +61,32 @@ def test_a_plan_and_every_kind_of_weights_are_timed_on_a_cpu():
     zeros = [{n: jnp.zeros(model.config.layer_shapes[n][0]) for n in LAYERS}] * model.config.num_blocks
     options = Options(weights=("stored", "int4"), context=(8,), tokens=2, repeats=1)
     rows = benchmark(model.config, model.params, options, zeros)
-    names = ["dense, XLA", "sparse, xla, plan", "dense, XLA, int4", "sparse, xla, plan, int4"]
+    names = ["dense, XLA", "sparse, xla, plan", "dense, XLA, int4 widened", "sparse, xla, plan, int4 widened"]
     assert [row["run"] for row in rows] == names
     speed = [row["tokens_per_second"] for row in rows]
     assert [row["ratio"] for row in rows] == [1.0, speed[1] / speed[0], 1.0, speed[3] / speed[2]]
     assert [row["ratio_to_stored"] for row in rows] == [one / speed[0] for one in speed]
     assert rows[1]["sparsity"] == rows[3]["sparsity"] == 0 and rows[1]["bytes"] == rows[0]["bytes"]
     assert all(name in report("title", rows) for name in names)
+
+
+def test_a_shape_takes_the_shares_of_another_models_plan(repository):
+    """Block by block at the same relative depth; of planes the share of each, which are read in their order."""
+    plan = ws.SparsityPlan.load(repository / "tests/fixtures/format-2/plan")
+    assert plan.realised is not None
+    (first, *_, last), blocks = plan.realised, len(plan.realised)
+    found = spread_shares(plan, 2 * blocks)
+    np.testing.assert_array_equal(found[:2], [first, first])
+    np.testing.assert_array_equal(found[-2:], [last, last])
+
+    model = tiny_model(tiny_config(hidden_size=128, intermediate_size=256))
+    rng, bits = np.random.default_rng(0), np.array([2.125, 2, 2, 2])
+    shares = np.sort(rng.uniform(0.2, 0.9, (model.config.num_blocks, len(LAYERS), 4)), axis=-1)
+    options = Options(weights=("int2+2+2+2",), context=(8,), tokens=24, repeats=1)
+    rows = benchmark(model.config, model.params, options, shares=shares)
+    assert [row["run"] for row in rows] == ["dense, XLA", "dense, XLA, int2+2+2+2", "sparse, xla, plan, int2+2+2+2"]
+    asked = (shares @ (bits / bits.sum())).mean(axis=0)
+    np.testing.assert_allclose(list(rows[2]["realised"].values()), asked, atol=0.06)
 
 
 @pytest.mark.parametrize("heads", [("stored", "int8"), ("int8", "stored")])
@@ -103,6 +123,7 @@ def test_the_command_times_a_model(repository, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [row["run"] for row in found["runs"]] == ["dense, XLA", "sparse, xla, 40%"]
     assert abs(found["runs"][1]["sparsity"] - 0.4) < 0.15 and found["device"] == "cpu"
+    assert found["runs"][1]["bytes"] == found["runs"][0]["bytes"]  # masked products leave no row out
 
 
 @pytest.mark.parametrize(
@@ -121,7 +142,8 @@ def test_the_command_times_a_model(repository, capsys):
             "context = 500: expected at most 408, as the model's context is 512 and a run writes 96 tokens",
         ),
         ("demo --tokens 600", "tokens = 600: expected below 504, the model's context"),
-        ("llama-3.1-8b --plan p", "plan: expected a model's, but llama-3.1-8b is a shape with random weights"),
+        ("llama-3.1-8b --plan p", "p: expected a plan folder, found no such folder"),
+        ("demo --bits 3", "bits = 3.0: expected a plan for planes, found none"),
     ],
 )
 def test_bad_options_are_one_line(capsys, options, message):

@@ -1,5 +1,6 @@
 """The command line, on the demo model, with searches cut to seconds."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -14,7 +15,9 @@ import pytest
 
 import wisparse_jax as ws
 from wisparse_jax.cli import main
-from wisparse_jax.testing import write_tiny_folder
+from wisparse_jax.inference import sample_windows
+from wisparse_jax.sparsity import SparsityPlan
+from wisparse_jax.testing import PROSE, run, write_tiny_folder
 
 SETTINGS = """\
 window: 64
@@ -30,15 +33,6 @@ gradient_tokens: 64
 training_steps: 2
 training_every: 1
 """
-PROSE = (
-    "The harbour was quiet when the boats came home. A boy sat on the wall and counted them as they passed the light. "
-    "He knew every one by the sound of its engine, and he knew that one was missing. "
-)
-
-
-def run(command, folder):
-    """The command line of a string, {f} standing for the folder."""
-    main([part.format(f=folder) for part in command.split()])
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +112,7 @@ def test_json_is_one_object_and_nothing_else(files, capsys):
     out = json.loads(capsys.readouterr().out)
     assert out["perplexity"] > out["dense_perplexity"] > 1
     assert out["kl"] > 0 and 0.3 < out["sparsity"] < 0.7 and out["tokens"] > 0
-    assert out["sparse_prefill"] == 0.5 and out["method"] == "wina" and out["window"] == 512
+    assert out["sparse_prefill"] == 0.5 and out["method"] == "wina (allocator uniform)" and out["window"] == 512
     run("evaluate demo --text {f}/text.txt --json --window 128 --tokens 256", files)
     dense = json.loads(capsys.readouterr().out)
     assert "kl" not in dense and dense["windows"] == 2 and dense["tokens"] == 2 * 63
@@ -147,6 +141,29 @@ def test_several_plans_are_measured_in_one_run_and_paired(files, capsys):
     assert f"KL of denser minus plan: {pair['kl']:+.4f} ± {pair['kl_error']:.4f} (paired over windows)" in words
 
 
+def test_plans_of_one_sparsity_are_compared_at_one_share(files, capsys):
+    plan = ws.SparsityPlan.load(files / "plan")
+    if not (files / "off").exists():
+        dataclasses.replace(plan, method="teal", thresholds=plan.thresholds * 0.8).save(files / "off")
+    command = "evaluate demo --text {f}/text.txt --window 64 --tokens 256 --plan {f}/plan --plan {f}/off"
+    run(command + " --json", files)
+    out = json.loads(capsys.readouterr().out)
+    one, off = out["plans"]
+    assert one["rival"] == "off" and "rival" not in off  # it says that it is TEAL's
+    assert off["sparsity"] < one["sparsity"] - 0.05
+    assert one["sparsity_at_rival"] == pytest.approx(off["sparsity"], abs=0.001)
+    assert one["kl_at_rival"] == pytest.approx(off["kl"], rel=0.05) and one["kl"] > 1.3 * off["kl"]
+    assert one["kl_of_rival"] == pytest.approx(one["kl_at_rival"] / off["kl"])
+    (pair,) = out["paired"]
+    assert pair["at_share_of"] == "off" and pair["kl"] == pytest.approx(off["kl"] - one["kl_at_rival"], abs=1e-9)
+    run(command, files)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "(paired over windows, at the share that off skips)" in words and "at equal shares" in words
+    run(command + " --hold --json", files)  # each holds its own
+    out = json.loads(capsys.readouterr().out)
+    assert "rival" not in out["plans"][0] and out["paired"][0]["at_share_of"] is None
+
+
 def test_tables_are_for_people(files, capsys):
     run("evaluate demo --text {f}/text.txt --plan {f}/plan --window 128", files)
     out = capsys.readouterr().out
@@ -159,8 +176,37 @@ def test_another_sparsity_than_the_plans_is_told(files, capsys, monkeypatch, nea
 
     monkeypatch.setattr(evaluate, "NEAR", near)
     run("evaluate demo --text {f}/text.txt --plan {f}/plan --window 128", files)
-    found = re.search(r"wina skips ([\d.]+)%, not the 50% that it was made for", capsys.readouterr().out)
+    found = re.search(
+        r"wina \(allocator uniform\) skips ([\d.]+)%, not the 50% that it was made for", capsys.readouterr().out
+    )
     assert bool(found) == told and (found is None or abs(float(found[1]) - 50) < 10)
+
+
+def test_a_plan_is_not_scored_on_the_text_that_it_was_calibrated_on(files, capsys, monkeypatch):
+    """Sampled text: refused where its seed is asked for, and not taken where none is. A file: told by its name."""
+    plan = SparsityPlan.load(files / "plan")
+    for seed in (0, 1):
+        place = files / f"own-{seed}"
+        if not place.exists():
+            dataclasses.replace(plan, seed=seed, calibration=plan.calibration | {"text": "self"}).save(place)
+    command = "evaluate demo --text self --tokens 128 --window 64 --json --plan {f}/own-0 --plan {f}/own-1"
+    with pytest.raises(SystemExit):
+        run(f"{command} --seed 1", files)
+    assert "seed = 1: samples the text that own-1 was calibrated on: expected another" in capsys.readouterr().err
+    seeds = []
+
+    def sample(*arguments, seed, **how):
+        seeds.append(seed)
+        return sample_windows(*arguments, seed=seed, **how)
+
+    monkeypatch.setattr("wisparse_jax.inference.sample_windows", sample)
+    run(command, files)
+    run(command + " --seed 7", files)
+    run("evaluate demo --text self --tokens 128 --window 64 --json", files)
+    assert seeds == [2, 7, 1]
+    capsys.readouterr()
+    run("evaluate demo --text {f}/text.txt --plan {f}/plan --window 128 --json", files)
+    assert "plan was calibrated on a text of the same name" in capsys.readouterr().err
 
 
 def test_int8_weights_are_measured_against_the_model_as_it_is(files, capsys):
@@ -189,7 +235,7 @@ def test_self_text_calibrates_without_data(files, capsys):
     plan = json.loads((files / "self" / "plan.json").read_text())
     assert (
         plan["calibration"]["model"] == "demo"
-        and plan["calibration"]["text"] == "self"
+        and re.fullmatch(r"self \(\d+ openers, [0-9a-f]{8}\)", plan["calibration"]["text"])
         and plan["calibration"]["tokens"] == 64
         and plan["target"] == 0.3
     )
@@ -201,6 +247,17 @@ def test_generate_streams_the_same_text_for_the_same_seed(files, capsys):
         run("generate demo --prompt Harbours --plan {f}/plan --max-new-tokens 12 --temperature 0.9 --seed 5", files)
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] and texts[0].startswith("Harbours") and len(texts[0]) > 20
+
+
+def test_what_is_skipped_is_held_and_said(files, capsys):
+    command = "generate demo --prompt Harbours --plan {f}/plan --max-new-tokens 120 --temperature 1 --seed 5"
+    run(f"{command} --json", files)
+    held = json.loads(capsys.readouterr().out)
+    run(f"{command} --json --fixed-thresholds", files)
+    loose = json.loads(capsys.readouterr().out)
+    assert abs(held["sparsity"] - 0.5) < min(0.01, abs(loose["sparsity"] - 0.5))
+    run(command, files)
+    assert f"tok/s, {held['sparsity']:.1%} skipped; ended by --max-new-tokens\n" in capsys.readouterr().err
 
 
 def test_convert_makes_a_model_that_commands_accept(files, capsys):
@@ -226,11 +283,16 @@ BAD = {
     "a long name of a plan": (f"generate demo --prompt x --plan {'x' * 300}", "expected a plan folder, found no such"),
     "a long name of settings": (f"calibrate demo --out {{f}}/new --config {'x' * 300}", "x: no such file"),
     "a long name of a text": (f"calibrate demo --out {{f}}/new --text {'x' * 300}", "cannot be read: File name too"),
-    "a long name of a GGUF file": (f"convert {'x' * 300}.gguf {{f}}/new", "gguf: no such file"),
+    "a long name of a GGUF file": (f"convert {'x' * 300}.gguf {{f}}/new", "gguf: cannot be read: File name too long"),
     "binary text of a search": ("calibrate demo --out {f}/new --text {f}/binary.txt", "binary.txt: not UTF-8"),
     "short text of a search": ("calibrate demo --out {f}/new --text {f}/short.txt", "short.txt: holds .* too few"),
     "degenerate text of a search": ("calibrate demo --out {f}/new --text {f}/dull.txt", "the text is degenerate"),
     "no text of a search": ("calibrate demo --out {f}/new --text {f}/none.txt", "none.txt: no such file"),
+    "a shape that there is not": ("benchmark llama-9-9b", "llama-9-9b': no such folder or shape: .* llama-3.1-8b"),
+    "a folder that nothing can be made in": (
+        "calibrate demo --out /proc/new --method uniform",
+        "/proc/new: cannot be written: ",
+    ),
     "an endless text": ("evaluate demo --text /dev/zero", "error: /dev/zero: a device: expected a file"),
     "endless prompts": ("generate demo --prompts /dev/zero", "error: /dev/zero: a device: expected a file"),
     "sparsities of one folder": (
@@ -296,7 +358,7 @@ BAD = {
     "not a plan": ("generate demo --prompt x --plan {f}/empty", "no plan.json in it"),
     "method": (
         "calibrate demo --out {f}/new --method magic",
-        "expected one of wisparse-plus, wisparse, wisparse-paper, teal",
+        "expected one of wisparse-plus, planes, grinqh, wisparse, wisparse-paper, teal",
     ),
     "sparsity": ("calibrate demo --out {f}/new --sparsity 1.5", "sparsity = 1.5"),
     "settings": ("calibrate demo --out {f}/new --config {f}/bad.yaml", "bad.yaml: unknown field 'tokenz'"),
@@ -395,7 +457,8 @@ def test_a_search_says_how_long_it_will_take_unless_it_goes_on(files, capsys, mo
         assert lines[0] == "about a year" + ", more for the sparsities that are tried" * ("--max-kl" in options)
         _, methods, settings, targets, sampled = forecast.call_args.args
         asked.append(([method.name for method in methods], settings.tokens, targets, sampled))
-    assert asked == [(["teal"], 256, 2, 256), (["teal"], 512, 1, 0), (["teal"], 512, 1, 512)]
+    named = ["teal (allocator uniform)"]  # as the settings switch it
+    assert asked == [(named, 256, 2, 256), (named, 512, 1, 0), (named, 512, 1, 512)]
     state = files / ".long.search"
     state.mkdir()  # of a search that was stopped before it had found anything
     for kept, asks in ((False, 4), (True, 4)):
@@ -416,7 +479,7 @@ def test_a_search_that_ends_early_says_that_the_same_command_goes_on(files, caps
         (MemoryError, 2, "wisparse: error: out of memory"),
         (ZeroDivisionError, 1, "wisparse: this is a defect"),
     ):
-        monkeypatch.setattr("wisparse_jax.search.stages.sparse_thresholds", Mock(side_effect=error))
+        monkeypatch.setattr("wisparse_jax.search.stages.thresholds.sparse_thresholds", Mock(side_effect=error))
         with pytest.raises(SystemExit) as caught:
             run(command, files)
         line = capsys.readouterr().err.splitlines()[-1]
@@ -482,3 +545,10 @@ def test_a_plan_that_cannot_be_written_where_it_was_wanted_is_written_elsewhere(
     assert err.startswith(f"wisparse: {tmp_path}/file/out: cannot be written") and err.count("\n") == 1
     assert err.endswith(f"; the plan was written to {rescued} instead\n")
     assert _save(plan, tmp_path / "right") == tmp_path / "right" and capsys.readouterr().err == ""
+
+
+def test_help_needs_no_harness(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    main(["lm-eval", "--help"])
+    out = capsys.readouterr().out
+    assert "wisparse lm-eval --model_args" in out and "pip install 'wisparse-jax[eval]'" in out

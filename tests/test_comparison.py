@@ -1,29 +1,32 @@
-"""What the comparison of methods computes itself: sparsity at a perplexity, parts of texts, BLiMP's likelihoods."""
+"""Plans and texts as rows, and what the comparison of methods adds: variants, parts of texts, going on, tables."""
 
+import csv
 import dataclasses
-import json
-import lzma
 import math
-import types
 
-import blimp_of_plans
 import compare_methods
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from blimp import log_likelihoods, read_pairs
-from comparison_report import sparsity_at
-from comparison_texts import read_text
-from comparison_variants import ABLATIONS, GROUPS, variants_of
+from compare_methods import ABLATIONS, part_of, variants_of
+from plot_comparison import SPEEDS, curves, figures, gigabytes, sparsity_at, speeds, summary
 
 import wisparse_jax as ws
-from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.benchmark.cost import token_bytes
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.rules import ChannelRule
-from wisparse_jax.report.comparison import read_rows
+from wisparse_jax.models.config import read_config
+from wisparse_jax.presets import shapes
+from wisparse_jax.report.comparison import COLUMNS, append_rows, compare, read_rows
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.search.pipeline import resolve
-from wisparse_jax.sparsity import SparseLlama
+from wisparse_jax.search.stages import Basis, Budgets, Score, Training
+
+
+@pytest.fixture
+def tiny(monkeypatch, tiny_model, tiny_tokens):
+    """Every model is the tiny one, and every text its tokens."""
+    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
+    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(compare_methods, "read_windows", lambda *_: np.asarray(tiny_tokens))
 
 
 def test_the_sparsity_at_an_increase_of_perplexity():
@@ -38,46 +41,47 @@ def test_the_sparsity_at_an_increase_of_perplexity():
 def test_a_part_of_a_text(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("abcdef")
-    assert [read_text(f"a={file}{part}") for part in ("", "@:2", "@2:", "@1:3")] == ["abcdef", "ab", "cdef", "bc"]
+    assert [part_of(f"a={file}{part}") for part in ("", "@:2", "@2:", "@1:3")] == ["abcdef", "ab", "cdef", "bc"]
     with pytest.raises(WisparseError, match="expected name=FILE"):
-        read_text("a.txt")
+        part_of("a.txt")
 
 
 def test_every_ablation_is_a_method_that_the_search_takes():
-    for variant in variants_of(("teal",), GROUPS, ("greedy", "paper"), "wisparse-plus"):
+    for variant in variants_of(("teal",), tuple(ABLATIONS), ("greedy", "paper"), "wisparse-plus"):
         method = resolve(variant.method, dataclasses.replace(SearchSettings(), **variant.switches))  # pyright: ignore[reportArgumentType]
-        for part, value in variant.switches.items():
-            assert getattr(method, part) == {"on": True, "off": False}.get(value, value)
-    assert len({variant.name for variant in ABLATIONS}) == len(ABLATIONS)
+        training = method.stage(Training)
+        made_of = {
+            "basis": method.stage(Basis).kind,
+            "gains": method.stage(Score).gains,
+            "allocator": method.stage(Budgets).allocator.name,
+            "biases": "on" if training.biases else "off",
+        }
+        assert variant.switches.items() <= made_of.items()
+        assert training.gains == (made_of["gains"] == "trained")
+    assert all(len({name for name, *_ in rows}) == len(rows) for rows in ABLATIONS.values())
     with pytest.raises(WisparseError, match="methods: 'no'"):
         variants_of(("no",), (), (), "uniform")
     with pytest.raises(WisparseError, match="methods, ablations and allocators: expected one at least, found none"):
         variants_of((), (), (), "uniform")
 
 
-def test_plans_are_scored_on_other_text_than_they_are_made_of(tmp_path, monkeypatch, tiny_model):
+def test_plans_are_scored_on_other_text_than_they_are_made_of(tmp_path, tiny, monkeypatch, tiny_tokens):
     """Sampled text of the calibration's seed would be the calibration text."""
     seeds = []
-    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
-    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
-    monkeypatch.setattr(compare_methods, "read_windows", lambda *args: seeds.append(args[-1]))
-    arguments = compare_methods.Arguments("tiny", tmp_path / "out", seeds=(0, 1, 2))
-    comparison = compare_methods.Comparison(arguments)
-    monkeypatch.setattr(comparison, "_compare", lambda *_: None)
-    monkeypatch.setattr(compare_methods, "write_summary", lambda out, *_: (out / "summary.md").write_text(""))
-    comparison.run()
+    monkeypatch.setattr(
+        compare_methods, "read_windows", lambda *args: seeds.append(args[-1]) or np.asarray(tiny_tokens)
+    )
+    arguments = compare_methods.Arguments("tiny", tmp_path / "out", methods=("uniform",), seeds=(0, 1, 2))
+    compare_methods.run(arguments)
     scored, *calibrated = seeds
     assert scored not in calibrated and calibrated == [0, 1, 2]
     with pytest.raises(WisparseError, match=f"seeds: {scored} is that of the texts"):
-        compare_methods.Comparison(dataclasses.replace(arguments, out=tmp_path / "other", seeds=(0, scored)))
+        compare_methods.run(dataclasses.replace(arguments, out=tmp_path / "other", seeds=(0, scored)))
 
 
-def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch, tiny_model, tiny_tokens):
+def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, tiny, monkeypatch):
     """Stopped in its second seed: what is finished is not calibrated again, and another command is refused."""
     (tmp_path / "settings.yaml").write_text("tokens: 64\nstatistics_tokens: 64\n")
-    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
-    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
-    monkeypatch.setattr(compare_methods, "read_windows", lambda *_: np.asarray(tiny_tokens))
     given = {"methods": ("uniform", "wina"), "seeds": (0, 1), "config": tmp_path / "settings.yaml"}
     made, calibrate = [], compare_methods.ws.calibrate_targets
 
@@ -92,16 +96,15 @@ def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch, ti
     (tmp_path / "stopped").mkdir()  # as a run leaves it that is killed at its very beginning
     (tmp_path / "stopped" / "run.json.new").write_text("{")
     with pytest.raises(KeyboardInterrupt):
-        compare_methods.Comparison(stopped).run()
+        compare_methods.run(stopped)
     with pytest.raises(WisparseError, match=f"{tmp_path}/stopped: holds another comparison"):
-        compare_methods.Comparison(dataclasses.replace(stopped, sparsities=(0.4,)))
-    compare_methods.Comparison(stopped).run()
+        compare_methods.run(dataclasses.replace(stopped, sparsities=(0.4,)))
+    compare_methods.run(stopped)
     assert made == [("uniform", 0), ("wina", 0), ("uniform", 1), ("wina", 1), ("wina", 1)]
-    compare_methods.Comparison(dataclasses.replace(stopped, out=tmp_path / "whole")).run()
-    for name in ("comparison.csv", "layers.csv"):
-        found, expected = (read_rows([tmp_path / one], [name]) for one in ("stopped", "whole"))
-        kept = [[{k: v for k, v in row.items() if "seconds" not in k} for row in rows] for rows in (found, expected)]
-        assert kept[0] == kept[1] and len(found) in (4, 4 * tiny_model.config.num_blocks * len(LAYERS))
+    compare_methods.run(dataclasses.replace(stopped, out=tmp_path / "whole"))
+    found, expected = (read_rows([tmp_path / one], ["comparison.csv"]) for one in ("stopped", "whole"))
+    kept = [[{k: v for k, v in row.items() if "seconds" not in k} for row in rows] for rows in (found, expected)]
+    assert kept[0] == kept[1] and len(found) == 4
     assert not (tmp_path / "stopped" / "searches").exists()
 
 
@@ -118,100 +121,120 @@ def test_a_stopped_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch, ti
 )
 def test_what_would_share_a_folder_is_refused(tmp_path, given, said):
     with pytest.raises(WisparseError, match=said):
-        compare_methods.Comparison(compare_methods.Arguments("tiny", tmp_path / "out", **given))
+        compare_methods.run(compare_methods.Arguments("tiny", tmp_path / "out", **given))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_comparison_of_a_text_that_has_changed_is_another(tmp_path, monkeypatch, tiny_model, tiny_tokens):
+def test_a_comparison_of_a_text_that_has_changed_is_another(tmp_path, tiny, monkeypatch):
     text, calibrated = tmp_path / "text.txt", []
     text.write_text("as it was")
-    monkeypatch.setattr(compare_methods.ws, "load", lambda *_: tiny_model)
-    monkeypatch.setattr(compare_methods.ws, "load_tokenizer", lambda _: None)
-    monkeypatch.setattr(compare_methods, "read_windows", lambda *_: np.asarray(tiny_tokens))
     calibrate = compare_methods.ws.calibrate_targets
     monkeypatch.setattr(
         compare_methods.ws, "calibrate_targets", lambda *args: [calibrated.append(args[4]), calibrate(*args)][1]
     )
     # A name that reads as a number is a name all the same.
     arguments = compare_methods.Arguments("tiny", tmp_path / "out", (f"007={text}",), methods=("uniform",))
-    compare_methods.Comparison(arguments).run()
-    compare_methods.Comparison(arguments).run()
+    compare_methods.run(arguments)
+    compare_methods.run(arguments)
     assert calibrated == [0]
     text.write_text("as it is")
     with pytest.raises(WisparseError, match=f"{tmp_path}/out: holds another comparison: other arguments, texts"):
-        compare_methods.Comparison(arguments)
+        compare_methods.run(arguments)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(WisparseError, match=f"{tmp_path}/other: exists already, and holds no comparison"):
-        compare_methods.Comparison(dataclasses.replace(arguments, out=tmp_path / "other"))
+        compare_methods.run(dataclasses.replace(arguments, out=tmp_path / "other"))
 
 
-def test_likelihoods_of_padded_sentences_are_those_of_each_by_itself(tiny_model):
-    """Each sentence evaluated alone, without padding, its second half sparse with biases."""
-    config, rng = tiny_model.config, np.random.default_rng(0)
-    shapes = config.layer_shapes
-    rules = [
-        {n: ChannelRule(jnp.full(shapes[n][0], 0.3), jnp.linspace(0, 0.2, shapes[n][1])) for n in LAYERS}
-        for _ in range(config.num_blocks)
-    ]
-    plan = SparseLlama(config, tiny_model.params, rules)
-    sentences = [rng.integers(2, 97, length).tolist() for length in (10, 6)]
-    found = log_likelihoods(tiny_model, sentences, {"plan": plan})
-    for row, ids in enumerate(sentences):
-        alone = ws.evaluate(tiny_model, np.array([ids]), {"plan": plan})
-        logits = np.asarray(tiny_model(np.array([ids])), np.float64)[0, :-1]
-        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        dense = log_p[np.arange(len(ids) - 1), ids[1:]]
-        first = dense[: len(ids) // 2].sum()
-        assert found["dense"][row] == pytest.approx(dense.sum(), rel=1e-5)
-        assert found["plan"][row] == pytest.approx(
-            first - alone.sparse["plan"].nll[0] * alone.scored_positions, rel=1e-5
+@pytest.fixture(scope="module")
+def rows(tiny_model, tiny_tokens):
+    """Of two kinds of weights, by a plan in the model's own basis and one in another."""
+    settings = ws.SearchSettings(compare_teal=False, basis="eigen")
+    plans = {
+        ("teal", 0.5): ws.calibrate(
+            tiny_model, tiny_tokens, 0.5, "uniform", settings=ws.SearchSettings(compare_teal=False)
         )
-    assert (np.abs(found["plan"] - found["dense"]) > 0.1).all()
+    }
+    plans["turned", 0.5] = ws.calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=settings)
+    texts = {"one": np.asarray(tiny_tokens), "other": np.asarray(tiny_tokens)[:1]}
+    common = {"model": "tiny", "group": "weights", "calibration": "one", "seed": 0, "calibration_tokens": 1}
+    kinds = ("stored", "int4", "int4, compensated")
+    found = compare(tiny_model, plans, texts, kinds, rounded_by=texts["one"])
+    return plans, texts, [common | row for row in found]
 
 
-def test_pairs_are_spaced_over_the_file(tmp_path):
-    file = tmp_path / "pairs.jsonl.xz"
-    lines = [f'{{"sentence_good": "good {i}", "sentence_bad": "bad {i}"}}\n' for i in range(6)]
-    file.write_bytes(lzma.compress("".join(lines).encode()))
-    assert read_pairs(file, 3) == [(f"good {i}", f"bad {i}") for i in (0, 2, 4)]
-    file.write_bytes(b"{}")
-    with pytest.raises(WisparseError, match="sentence_good"):
-        read_pairs(file)
-    plain = tmp_path / "pairs.jsonl"
-    plain.write_text('{"sentence_good": "good", "sentence_bad": 5}')
-    with pytest.raises(WisparseError, match="expected sentences of text, found 5"):
-        read_pairs(plain)
+def test_every_kind_of_weights_is_measured_dense_and_by_every_plan(rows, tiny_model):
+    plans, texts, found = rows
+    in_order = [(row["weights"], row["evaluation"], row["variant"], row["basis"]) for row in found]
+    assert in_order == [
+        (kind, text, *one)
+        for kind in ("stored", "int4", "int4, compensated")
+        for text in texts
+        for one in (("dense", "model"), ("teal", "model"), ("dense", "plan"), ("turned", "plan"))
+    ]
+    kl = {(row["weights"], row["variant"], row["basis"]): row["kl"] for row in found if row["evaluation"] == "one"}
+    assert abs(kl["stored", "dense", "model"]) < 1e-6 and kl["int4", "dense", "model"] > 1e-6
+    assert kl["int4, compensated", "dense", "model"] < kl["int4", "dense", "model"]
+    for row in found:
+        assert (row["sparsity"], row["realised"]) == (0, 0) or abs(row["realised"] - row["sparsity"]) < 0.1
+        weights = None if row["weights"] == "stored" else "int4"
+        assert row["megabytes"] == token_bytes(tiny_model.config, weights, None, row["realised"]) / 1e6
+        assert set(row) <= set(COLUMNS)
+        if row["variant"] != "dense":
+            sparse = ws.apply(tiny_model, plans[row["variant"], 0.5], weights)
+            score = ws.evaluate(tiny_model, texts[row["evaluation"]], {"plan": sparse}).sparse["plan"]
+            assert row["weights"].endswith("compensated") or row["kl"] == pytest.approx(score.divergence.mean, rel=1e-4)
+            assert row["minus_teal"] == 0 or row["variant"] == "turned"
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [("--pairs 0", "pairs = 0: "), ("--pairs 1", "pairs = 1: "), ("--plan p --plan p/", "--plan p is given more than")],
-)
-def test_what_cannot_be_scored_is_a_line(monkeypatch, options, said):
-    monkeypatch.setattr("sys.argv", ["x", "demo", "pairs.jsonl", *options.split()])
-    with pytest.raises(SystemExit, match=f"^blimp_of_plans: {said}"):
-        blimp_of_plans.main()
+def test_as_they_are_stored_only_plans_have_rows(rows, tiny_model):
+    plans, texts, found = rows
+    stored = compare(tiny_model, plans, texts)
+    assert [(row["evaluation"], row["variant"]) for row in stored] == [
+        (t, v) for t in texts for v in ("teal", "turned")
+    ]
+    same = [row for row in found if row["weights"] == "stored" and row["variant"] != "dense"]
+    assert [row["kl"] for row in stored] == [row["kl"] for row in same]
 
 
-def test_saved_plans_are_scored_on_pairs(tmp_path, capsys, monkeypatch, tiny_model, tiny_tokens):
-    """The share of pairs and the paired difference, beside the plan's method, target and folder."""
-    plan = ws.calibrate(tiny_model, tiny_tokens, 0.7, "uniform", settings=SearchSettings(compare_teal=False))
-    plan.save(tmp_path / "plan")
-    rng = np.random.default_rng(0)
-    texts = ["".join(chr(c) for c in rng.integers(2, 97, 6)) for _ in range(40)]
-    lines = [json.dumps({"sentence_good": a, "sentence_bad": b}) for a, b in zip(texts[::2], texts[1::2], strict=True)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    tokenizer = types.SimpleNamespace(encode=lambda text: [ord(c) for c in text])
-    monkeypatch.setattr(blimp_of_plans.ws, "load", lambda *_: tiny_model)
-    monkeypatch.setattr(blimp_of_plans.ws, "load_tokenizer", lambda _: tokenizer)
-    monkeypatch.setattr("sys.argv", ["x", "tiny", f"{tmp_path}/pairs.jsonl", "--plan", f"{tmp_path}/plan"])
-    blimp_of_plans.main()
-    _, _, dense, sparse, _, end = capsys.readouterr().out.splitlines()
-    found = log_likelihoods(tiny_model, [tokenizer.encode(t) for t in texts], {"p": ws.apply(tiny_model, plan)})
-    one, other = ([good > bad for good, bad in v.reshape(-1, 2)] for v in (found["dense"], found["p"]))
-    assert one != other and dense.startswith(f"| dense | {np.mean(one):.4f} ± ") and dense.endswith(" |  |")
-    off = np.subtract(other, one, dtype=float)
-    paired = f"{off.mean():+.4f} ± {off.std(ddof=1) / math.sqrt(20):.4f}"
-    assert sparse.startswith(f"| uniform, 0.7, {tmp_path}/plan | {np.mean(other):.4f} ± ") and paired in sparse
-    assert end.startswith("20 pairs, float32 on ")
+def test_rows_of_weights_are_drawn_and_tabulated(rows, tmp_path):
+    append_rows(tmp_path / "comparison.csv", COLUMNS, rows[-1])
+    found = read_rows([tmp_path], ["comparison.csv"])
+    assert [name for name, _ in figures(found)] == ["tiny one one weights", "tiny one other weights"]
+    assert summary(found).count("\n| int4, compensated | model's |") == 4
+    assert all([row["sparsity"] for row in line] == [0.5, 0] for line in curves(found).values())
+
+
+def test_bytes_and_speeds_are_those_of_the_benchmark(repository):
+    """The committed speeds' own column of bytes, which was printed by the benchmark, from shapes alone."""
+    large = read_config(shapes()["llama-3.1-8b"])
+    with SPEEDS.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            weights, head = (None if row[name] == "bfloat16" else row[name] for name in ("weights", "head"))
+            assert token_bytes(large, weights, head, float(row["sparsity"])) / 1e9 == pytest.approx(
+                float(row["gigabytes"]), abs=0.03
+            )
+    found = speeds()
+    assert found["int4", "int8", 0.5] == 602.5 and found[None, None, 0.0] == 184.5
+    page = (repository / "docs" / "benchmarks" / "h100.md").read_text()
+    assert all(f"{speed:.1f}" in page for speed in found.values())
+
+
+def test_the_committed_rows_of_weights_are_those_of_the_page(repository, tmp_path):
+    """Converted to the columns of a comparison, they give the page's table; dense rows and realised sparsities, too."""
+    committed = repository / "docs" / "benchmarks"
+    (tmp_path / "comparison.csv").write_bytes((committed / "formats-smollm2.csv").read_bytes())
+    text = summary(read_rows([tmp_path], ["comparison.csv"])).replace("| stored |", "| bfloat16 |")
+    lines = [line for line in text.splitlines() if line.startswith(("| bfloat16", "| int"))]
+    page = (committed / "formats.md").read_text().splitlines()
+    assert len(lines) == 24 and [line for line in lines if line not in page] == []
+
+
+def test_the_better_of_two_rows_is_drawn():
+    made = [
+        {"weights": "int8", "basis": basis, "sparsity": target, "kl": kl}
+        for basis, target, kl in (("model", 0.0, 3.0), ("plan", 0.0, 2.0), ("plan", 0.5, 4.0))
+    ]
+    assert [(row["sparsity"], row["kl"]) for row in curves(made)["int8"]] == [(0.5, 4.0), (0.0, 2.0)]
+    row = {"weights": "int4, compensated", "head": None, "realised": 0.0}
+    assert gigabytes(row) == pytest.approx(4.72, abs=0.005)

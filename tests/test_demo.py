@@ -10,27 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models import hub
 from wisparse_jax.report import demo
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.sparsity import SparsityPlan
 from wisparse_jax.testing import write_tiny_folder
 
-SETTINGS = SearchSettings(window=32, tokens=128, statistics_tokens=64, compare_teal=False)
+SETTINGS = SearchSettings(window=32, tokens=128, statistics_tokens=64, gradient_tokens=64, compare_teal=False)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The demo of a tiny model, every method's search replaced by uniform's; what the searches and scores were of."""
+    """The demo of a tiny model, searches replaced by uniform's and grinqh's; what the searches and scores were of."""
     write_tiny_folder(tmp_path / "model")
     seen: dict[str, Any] = {"methods": []}
     search, score = demo.calibrate, demo.evaluate
 
-    def calibrate(model: Any, tokens: Any, sparsity: float, method: str, *args: Any, **how: Any) -> SparsityPlan:
+    def calibrate(
+        model: Any, tokens: Any, sparsity: float, method: str, *args: Any, bits: float | None, **how: Any
+    ) -> SparsityPlan:
         seen["calibration"] = tokens
-        seen["methods"].append((method, sparsity))
-        return dataclasses.replace(search(model, tokens, sparsity, "uniform", *args, **how), method=method)
+        seen["methods"].append((method, bits or sparsity))
+        quick = "grinqh" if bits else "uniform"
+        return dataclasses.replace(search(model, tokens, sparsity, quick, *args, bits=bits, **how), method=method)
 
     def evaluate(model: Any, text: Any, *args: Any, **how: Any) -> Any:
         seen["evaluation"] = text
@@ -49,7 +52,7 @@ def test_the_demo_scores_on_other_text_than_it_calibrates_on(
     run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = demo.run_demo(tmp_path / "out")
-    assert run["methods"] == [(name, 0.5) for name in demo.SHOWN]
+    assert run["methods"] == [(name, 3.0 if name == "planes" else 0.5) for name in demo.SHOWN]
     one, other = run["calibration"], run["evaluation"]
     assert one.shape == (4, 32) and other.shape == (3, 32) and not (one[:3] == other).all(axis=1).any()
     assert demo.CALIBRATION_SEED != demo.EVALUATION_SEED
@@ -59,8 +62,9 @@ def test_the_demo_scores_on_other_text_than_it_calibrates_on(
     for name in demo.SHOWN:
         plan = SparsityPlan.load(out / name)
         assert plan.method == name and plan.calibration["text"] == "self"
-        np.testing.assert_allclose(plan.mean_sparsity, 0.5)
+        np.testing.assert_allclose(plan.mean_sparsity, 1 - 3 / 8.125 if name == "planes" else 0.5, rtol=1e-6)
     captured = capsys.readouterr()
+    assert "planes reads 3." in captured.out or "planes reads 2." in captured.out
     assert str(out / "evaluation.json") in "".join(captured.out.split())
     assert captured.err.startswith("about a year\n")
     methods, *rest = run["forecast"]

@@ -12,8 +12,8 @@ import pytest
 
 import wisparse_jax as ws
 from wisparse_jax import inference
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.models import hub
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.testing import write_tiny_folder
 
 LEAST = {

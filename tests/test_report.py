@@ -153,3 +153,41 @@ def test_a_plan_is_shown_on_one_screen(repository, tmp_path, capsys):
     even.save(tmp_path / "even")
     main(["show", str(tmp_path / "even")])
     assert "all blocks equally sparse" in capsys.readouterr().out
+
+
+def test_names_are_no_mathematics_and_all_stand_in_the_legend(tmp_path, monkeypatch):
+    from matplotlib.legend import Legend
+
+    legends, make = [], Legend.__init__
+    monkeypatch.setattr(Legend, "__init__", lambda self, *a, **k: (make(self, *a, **k), legends.append(self))[0])
+    names = ["x$1_$2", "_hidden", "[/raw]", r"\frac{"]
+    write_report({name: a_plan(timings={"x$_$": 1.0}) for name in names}, tmp_path / "report")
+    found = {text.get_text().strip() for legend in legends for text in legend.get_texts()}
+    assert {*names, "x$_$"} <= found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MPLBACKEND", "a backend that there is not"), ("MPLBACKEND", "module://not.installed"), ("MATPLOTLIBRC", "rc")],
+)
+def test_figures_need_no_backend_and_none_of_the_users_settings(tmp_path, run_python, monkeypatch, variable, value):
+    (tmp_path / "rc").write_bytes(b"text.usetex: True\n\xff")  # no LaTeX, and no UTF-8
+    code = (
+        "import io, os, sys\nfrom wisparse_jax.report.canvas import drawn\nbefore = dict(os.environ)\n"
+        "print(drawn(lambda canvas: canvas.suptitle('a'), {})[:4] == b'\\x89PNG' and before == os.environ)"
+    )
+    monkeypatch.setenv(variable, str(tmp_path / value) if value == "rc" else value)
+    assert run_python(code).stdout == "True\n"
+
+
+def test_a_figure_is_the_same_whatever_a_user_has_set():
+    import matplotlib
+
+    from wisparse_jax.report.canvas import drawn
+
+    def draw(canvas):
+        canvas.subplots().plot([1, 2])
+
+    with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9, "figure.facecolor": "red"}):
+        found = drawn(draw, {})
+    assert found == drawn(draw, {})

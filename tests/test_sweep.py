@@ -16,10 +16,9 @@ from wisparse_jax.cli import main
 from wisparse_jax.evaluation import text_windows
 from wisparse_jax.report.comparison import read_rows
 from wisparse_jax.search.pipeline import calibrate_targets
-from wisparse_jax.testing import write_tiny_folder
+from wisparse_jax.testing import PROSE, write_tiny_folder
 
 SETTINGS = "window: 32\ntokens: 128\nstatistics_tokens: 64\ncompare_teal: false\n"
-PROSE = "The harbour was quiet when the boats came home. A boy sat on the wall and counted them all. "
 METHODS, TARGETS = ("uniform", "wina"), (0.3, 0.6)
 
 
@@ -123,12 +122,12 @@ def test_a_line_goes_on_over_what_was_not_measured():
 
     pairs = {"teal": [0.7, None, 0.6], "wina": [None, None, None]}
     rows = [
-        {"variant": name, "sparsity": p, "realised": p, "blimp": value, "dense_blimp": 0.75}
+        {"variant": name, "sparsity": p, "realised": p, "perplexity": value, "dense_perplexity": 0.75}
         for name, values in pairs.items()
         for p, value in zip((0.3, 0.5, 0.7), values, strict=True)
     ]
     axes = Figure().add_subplot()
-    draw_against_sparsity(axes, rows, "blimp", "accuracy")
+    draw_against_sparsity(axes, rows, "perplexity", "perplexity")
     assert [np.asarray(line.get_xydata()).tolist() for line in axes.lines] == [
         [[30, 0.7], [70, 0.6]],
         [[0, 0.75], [1, 0.75]],  # the dense model's, from edge to edge

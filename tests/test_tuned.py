@@ -16,7 +16,6 @@ from kernels_pallas.tuned import LARGEST_BATCH, largest_batch, tuned, tuned_file
 
 FOLDER = resources.files("kernels_pallas") / "tuned"
 FILES = [f for f in FOLDER.iterdir() if f.name.endswith(".json") and f.name != LARGEST_BATCH]
-KINDS = {"4": "int4", "8": "int8", "16": "bfloat16", "32": "float32"}
 SHAPE = FusedShape(4096, 14336, 32, 8, 128, "bfloat16", 1e-5, (), False)
 
 
@@ -25,11 +24,11 @@ def test_values_are_ones_that_run(file):
     found = json.loads(file.read_text())
     assert found["triton"] and tuned_file(found["device"]) == file.name
     for key, fields in found["triton"].items():
-        shape, _, batch, _, bits = key.split()
-        assert valid(Config(**fields), int(batch), KINDS[bits])
+        shape, _, batch, kind = key.split()
+        assert valid(Config(**fields), int(batch), kind)
         size_in, sizes = shape.split("x")
         sizes = tuple(int(n) for n in sizes.split("+"))
-        assert config_for(int(size_in), sizes, int(batch), KINDS[bits], found["device"]) == Config(**fields)
+        assert config_for(int(size_in), sizes, int(batch), kind, found["device"]) == Config(**fields)
     for fields in found["mosaic"].values():
         FusedConfig(**fields)
 
@@ -37,7 +36,7 @@ def test_values_are_ones_that_run(file):
 def test_a_device_without_values_gets_the_heuristics():
     assert tuned("a device without tuned values", "mosaic") == {}
     assert fused_config_for(SHAPE, 132, 640, "a device without tuned values") == fused_heuristic(SHAPE, 132, 640)
-    assert shape_key(SHAPE) == "4096-14336 heads 32-8-128 bits 16"
+    assert shape_key(SHAPE) == "4096-14336 heads 32-8-128 bfloat16"
 
 
 def test_the_search_space_of_the_fused_block_holds_what_runs():

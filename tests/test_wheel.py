@@ -14,14 +14,18 @@ from pathlib import Path
 CUT = """
 import sys
 from wisparse_jax import interruption
-from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.cli import main
+from wisparse_jax.inference import openers_for
+from wisparse_jax.models.loading import load_tokenizer
 from wisparse_jax.report import demo
 assert all(sys.modules[name].__file__.startswith(sys.argv[1]) for name in ("wisparse_jax", "kernels_pallas"))
 search = demo.calibrate
-demo.calibrate = lambda model, ids, sparsity, name, *a, **how: search(model, ids, sparsity, "uniform", *a, **how)
-demo.SETTINGS = SearchSettings(window=32, tokens=128, statistics_tokens=64, compare_teal=False)
+quick = lambda bits: "grinqh" if bits else "uniform"
+demo.calibrate = lambda model, ids, p, name, *a, bits, **how: search(model, ids, p, quick(bits), *a, bits=bits, **how)
+demo.SETTINGS = SearchSettings(window=32, tokens=128, statistics_tokens=64, gradient_tokens=64, compare_teal=False)
 demo.EVALUATION_WINDOWS = 2
+assert len(openers_for(load_tokenizer("demo")).kinds) > 10
 main(["presets"])
 main(["demo", "--out", "out"])
 main(["report", "out/teal", "--out", "page"])
@@ -43,11 +47,7 @@ def test_the_wheel_alone_runs_the_demo(repository: Path, tmp_path: Path) -> None
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     shutil.rmtree(source)
-    env = os.environ | {
-        "PYTHONPATH": str(site),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "WISPARSE_COMPILATION_CACHE": "off",
-    }
+    env = os.environ | {"PYTHONPATH": str(site), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run([sys.executable, "-c", CUT, str(site)], cwd=work, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "quick: " in done.stdout and "all figures: out/evaluation.json" in " ".join(done.stdout.split())

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 
+import jax
 import pytest
 
 from wisparse_jax.cli import main
@@ -46,6 +47,14 @@ def test_the_times_are_a_line_on_standard_error(capsys):
     line = r"load \d+\.\d s, compile \d+\.\d s, first token \d+\.\d\d s, 6 tokens, \d+\.\d tok/s"
     line += r"; ended by --max-new-tokens\n"
     assert re.fullmatch(line, err)
+
+
+def test_integer_weights_on_a_cpu_are_widened_and_that_is_said(capsys):
+    out, err = generate(capsys, "--prompt", "Seas", "--weights", "int8", "--head", "int8")
+    told = "integer weights are widened to float32 once, as a CPU is faster so" in err.splitlines()
+    assert told == (jax.default_backend() == "cpu")
+    assert out == generate(capsys, "--prompt", "Seas", "--weights", "int8", "--head", "int8")[0]
+    assert "integer" not in generate(capsys, "--prompt", "Seas")[1]
 
 
 def test_prompts_of_a_file_are_answered_one_by_one(capsys, tmp_path):
@@ -145,10 +154,28 @@ def test_a_conversation_too_long_can_be_begun_anew(capsys, chatting, monkeypatch
     assert "it exceeds the context of 512; /reset starts anew" in err and err.count("first token") == 1
 
 
+def test_a_broken_line_of_a_strict_terminal_is_refused_and_the_next_is_answered(capsys, chatting, monkeypatch):
+    typed = io.BytesIO(b"Hello \xff.\n\xe2\x82\nHello.\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, encoding="utf-8", errors="strict"))
+    main(["chat", "demo", "--max-new-tokens", "2"])
+    err = capsys.readouterr().err
+    assert err.count("not UTF-8 text") == 2 and err.count("first token") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "UTF8"])
+def test_json_is_json_in_any_encoding(capsys, monkeypatch, encoding):
+    """Read as UTF-8, as JSON is: codes that stand for what an encoding lacks would be no JSON."""
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    main(["generate", "demo", "--max-new-tokens", "2", "--prompt", "é ☃ 𝄞", "--json"])
+    line = written.getvalue().decode("utf-8")
+    assert json.loads(line)["prompt"] == "é ☃ 𝄞" and (line.isascii() or encoding.lower() in ("utf-8", "utf8"))
+
+
 def test_an_answer_of_no_token_is_told(capsys, chatting, monkeypatch):
     from wisparse_jax.inference import text
 
-    monkeypatch.setattr(text, "token_stream", lambda *_: iter([[[]]]))
+    monkeypatch.setattr(text, "token_stream", lambda *_, **__: iter([[[]]]))
     out, err = generate(capsys, "--prompt", "Seas")
     assert out == "\n" and err.startswith("the model ended its answer before the first token\n")
 

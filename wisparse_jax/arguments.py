@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import numbers
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from wisparse_jax.errors import WisparseError
@@ -20,6 +23,27 @@ def check_seed(seed: Any, name: str = "seed") -> int:
     if not whole or not 0 <= int(seed) <= LARGEST_SEED:
         raise WisparseError(f"{name} = {seed!r}: expected a whole number from 0 to {LARGEST_SEED}")
     return int(seed)
+
+
+def request_seeds(seed: int | None, requests: Sequence[Hashable]) -> list[int]:
+    """A seed for each request and each of its repeats, whatever else is asked for and in which order.
+
+    Args:
+        seed: what they come from; None is the state of NumPy's global generator, which is left as it is.
+        requests: what tells them apart; equal ones are repeats.
+    """
+    import numpy as np
+
+    base: Any = seed
+    if base is None:
+        base = [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()]
+    seen: Counter[Hashable] = Counter()
+    seeds = []
+    for request in requests:
+        digest = hashlib.sha256(repr((base, request, seen[request])).encode("utf-8", "surrogatepass")).digest()
+        seeds.append(int.from_bytes(digest[:8], "little") >> 1)
+        seen[request] += 1
+    return seeds
 
 
 def check_count(value: Any, name: str, least: int) -> int:

@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 import traceback
+import typing
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
@@ -27,10 +28,11 @@ from wisparse_jax.commands.demo import Demo
 from wisparse_jax.commands.devices import OnDevices
 from wisparse_jax.commands.evaluate import Evaluate
 from wisparse_jax.commands.generate import Generate
+from wisparse_jax.commands.lists import listed, lists_of
 from wisparse_jax.commands.lm_eval import NAME as LM_EVAL
 from wisparse_jax.commands.lm_eval import LmEval
 from wisparse_jax.commands.methods import Methods
-from wisparse_jax.commands.options import REGISTRY, STYLE, Unset
+from wisparse_jax.commands.options import REGISTRY, STYLE, NotANumberError, Unset
 from wisparse_jax.commands.presets import Presets
 from wisparse_jax.commands.push import Push
 from wisparse_jax.commands.report import Report
@@ -57,23 +59,8 @@ Command = (
     | Annotated[Push, subcommand("push")]
     | Annotated[LmEval, subcommand(LM_EVAL)]
 )
-NAMES = (
-    "demo",
-    "calibrate",
-    "evaluate",
-    "sweep",
-    "generate",
-    "chat",
-    "convert",
-    "benchmark",
-    "methods",
-    "presets",
-    "show",
-    "report",
-    "push",
-    LM_EVAL,
-)
-REPEATED = {"generate": "--stop", "evaluate": "--plan"}
+COMMANDS: dict[str, type] = {part.__metadata__[0].name: part.__origin__ for part in typing.get_args(Command)}
+NAMES = tuple(COMMANDS)
 DEFECT = (
     "wisparse: this is a defect of wisparse, not of what you did: please report the lines above, with the command and "
     "what `wisparse --version` prints, to the issue tracker of wisparse_jax"
@@ -132,6 +119,7 @@ def _run(args: list[str] | None) -> tuple[int, str | None]:
         if given[:1] == [LM_EVAL]:  # its options are the harness's
             program = Program(LmEval(tuple(given[1:])))
         else:
+            given = _with_lists(given)
             _check_words(given)
             program = tyro.cli(Program, args=given, prog="wisparse", config=STYLE, registry=REGISTRY)
         if program.version:
@@ -148,6 +136,9 @@ def _run(args: list[str] | None) -> tuple[int, str | None]:
             part()
         if sys.stdout is not None:
             sys.stdout.flush()
+    except NotANumberError as error:
+        word, expected = error.args
+        return 2, f"wisparse: error: {_option_of(word, given)} {word}: {expected}"
     except WisparseError as error:
         return 2, f"wisparse: error: {error}"
     except KeyboardInterrupt:
@@ -180,9 +171,27 @@ def _check_words(args: Sequence[str]) -> None:
         raise WisparseError(f"there is no command {args[0]!r}: {hint}")
     options = (re.fullmatch(r"(--[a-z][\w-]*)(=.*)?", word, re.DOTALL) for word in args)
     counts = Counter(option[1].replace("_", "-") for option in options if option)
-    command = next((word for word in args if word in NAMES), "")
-    if twice := [name for name, count in counts.items() if count > 1 and name != REPEATED.get(command)]:
+    command = next((COMMANDS[word] for word in args if word in COMMANDS), object)
+    repeated = lists_of(command)
+    if twice := [name for name, count in counts.items() if count > 1 and not repeated.get(name)]:
         raise WisparseError(f"{twice[0]} is given {counts[twice[0]]} times: expected once")
+
+
+def _with_lists(args: Sequence[str]) -> list[str]:
+    """The words of a command line, lists as the command's parser wants them."""
+    at = next((i + 1 for i, word in enumerate(args) if word in COMMANDS), 0)
+    return [*args[:at], *listed(COMMANDS[args[at - 1]], args[at:])] if at else list(args)
+
+
+def _option_of(value: str, args: Sequence[str]) -> str:
+    """The option that a value was given to."""
+    option = ""
+    for word in args:
+        name, _, attached = word.partition("=")
+        option = name if word.startswith("--") else option
+        if value in (word, attached):
+            break
+    return option
 
 
 def _check_values() -> None:

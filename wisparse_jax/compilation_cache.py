@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import expanded
 
 VARIABLE = "WISPARSE_COMPILATION_CACHE"
 OFF = "off"
@@ -37,7 +38,7 @@ def use_compilation_cache(choice: str | None = None) -> Path | None:
 
         folder = user_cache_path("wisparse", appauthor=False) / "compiled"
     else:
-        folder = Path(os.path.expanduser(choice)).absolute()
+        folder = expanded(choice).absolute()
         if os.path.lexists(folder) and not folder.is_dir():
             raise WisparseError(f"compilation cache {folder}: expected a folder, or {OFF}")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)

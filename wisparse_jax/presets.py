@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.files import expanded
 
 if TYPE_CHECKING:
-    from wisparse_jax.calibration import SearchSettings
     from wisparse_jax.models.config import LlamaConfig
+    from wisparse_jax.search import SearchSettings
 
 SMALL_MODEL = 1_000_000_000  # weights of the block linears, below which a GPU has time for a thorough search
 
@@ -48,7 +49,7 @@ def settings_file(choice: str | Path | None) -> Path | None:
     if choice is None:
         return None
     known = presets()
-    file = known.get(str(choice), Path(choice))
+    file = known.get(str(choice), expanded(choice))
     if not os.path.exists(file):
         raise ConfigError(f"{file}: no such file; expected a file or one of {', '.join(known)}")
     return file
@@ -60,7 +61,7 @@ def preset(choice: str | Path | None) -> SearchSettings:
     Raises:
         ConfigError: neither, or a file that is not readable or has an unknown field or a bad value.
     """
-    from wisparse_jax.calibration import read_settings
+    from wisparse_jax.search import read_settings
 
     return read_settings(settings_file(choice))
 
@@ -78,6 +79,6 @@ def _files(pattern: str) -> dict[str, Path]:
 
 
 def _cost(file: Path) -> int:
-    from wisparse_jax.calibration import read_settings
+    from wisparse_jax.search import read_settings
 
     return read_settings(file).tokens

@@ -1,5 +1,6 @@
 """One token through some decoder blocks, in one launch."""
 
+from kernels_pallas.fused_block.api import LAYERS_OF as LAYERS_OF
 from kernels_pallas.fused_block.api import FusedConfig as FusedConfig
 from kernels_pallas.fused_block.api import FusedShape as FusedShape
 from kernels_pallas.fused_block.api import block_shape as block_shape

@@ -1,8 +1,8 @@
 """Attention between q, k and v and the output projection.
 
-A block of threads takes one key head, with all queries of its group, and every so many chunks of 16 slots: a chunk is a
+A CTA takes one key head, with all queries of its group, and every so many chunks of 16 slots: a chunk is a
 warp's, which multiplies keys and queries, and values and weights, on the tensor cores, and has a running softmax. They
-are merged in the block, then by whoever reads them.
+are merged in the CTA, then by whoever reads them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from kernels_pallas.fused_block.base import Base
-from kernels_pallas.fused_block.layout import ATTENDING, CHUNK, LOAD, PADDED, QUAD, QUERIES, WARP
-from kernels_pallas.fused_block.places import chunk_copies
+from kernels_pallas.fused_block.memory_layout import chunk_copies
+from kernels_pallas.fused_block.tiling import ATTENDING, CHUNK, LOAD, PADDED, QUAD, QUERIES, WARP
 
 MERGED_AT_ONCE = 8  # splits that are waited for together
 VECTOR = 8  # features of 16 bytes
@@ -22,49 +22,49 @@ class Attention(Base):
     """Attends, and merges what was attended to in splits."""
 
     def attend(self) -> None:
-        """One key head and one split of the slots: post what it attends to, and its softmax's terms."""
+        """One key head and one split of the slots: send what it attends to, and its softmax's terms."""
         m, at, splits = self.m, self.at, self.config.attention_splits
-        head, split = self.block // splits, self.block % splits
+        head, split = self.cta // splits, self.cta % splits
         slot, start = m.load(at["slot"]), m.load(at["start"])
         window = m.load(at["windows"] + self.decoder * 4)
-        begin = m.least(m.most(start, slot - window + 1), slot)
+        begin = m.minimum(m.maximum(start, slot - window + 1), slot)
         warps = min(ATTENDING, self.warps)
         # The slots before the warp's first chunk, and from there to its next one.
         skipped, whole = (self.warp * splits + split) * CHUNK, warps * splits * CHUNK
-        mine = m.select(self.warp < warps, m.most(slot - begin - skipped, 0), m.integer(0))
+        mine = m.select(self.warp < warps, m.maximum(slot - begin - skipped, 0), m.integer(0))
 
-        def fetch(turn: Any) -> None:
-            self.copy_chunk(head, begin + skipped + turn * whole, slot, turn)
+        def fetch(i: Any) -> None:
+            self.copy_chunk(head, begin + skipped + i * whole, slot, i)
 
-        def next_chunk(turn: Any, state: list[Any]) -> list[Any]:
-            fetch(turn + 1)
+        def next_chunk(i: Any, state: list[Any]) -> list[Any]:
+            fetch(i + 1)
             m.wait_for_copies(1)
-            return self.advance(state, self.chunk_place(turn), mine - turn * whole)
+            return self.advance(state, self.chunk_at(i), mine - i * whole)
 
         # On its way while the queries are waited for.
         m.when(mine >= 1, lambda: fetch(m.integer(0)))
         self.make_ready(head, split, slot)
-        nothing = [*[m.number(NOTHING)] * 2, *[m.number(0.0)] * (2 + self.sums())]
-        state = m.loop((mine + (whole - 1)) // whole, nothing, next_chunk)
+        nothing = [*[m.float32(NOTHING)] * 2, *[m.float32(0.0)] * (2 + self.sums())]
+        state = m.for_loop((mine + (whole - 1)) // whole, nothing, next_chunk)
         m.wait_for_copies(0)
         m.when(self.warp < warps, lambda: self.put_piece(state))
         m.sync()
-        self.post_attended(head, split, warps)
+        self.send_attended(head, split, warps)
 
     def sums(self) -> int:
         """A lane's registers of a chunk's product with the values."""
         return 16 * -(-self.shape.head_dim // 64)
 
-    def chunk_place(self, turn: Any) -> Any:
+    def chunk_at(self, i: Any) -> Any:
         """Where a lane's part of a chunk is; two chunks have room."""
-        return self.place("chunks") + ((turn & 1) * (chunk_copies(self.shape) * ATTENDING * WARP) + self.thread) * LOAD
+        return self.smem("chunks") + ((i & 1) * (chunk_copies(self.shape) * ATTENDING * WARP) + self.thread) * LOAD
 
-    def copy_chunk(self, head: Any, first: Any, slot: Any, turn: Any) -> None:
+    def copy_chunk(self, head: Any, first: Any, slot: Any, i: Any) -> None:
         """Begin to copy the keys and values of 16 slots, for each lane its own part; zeros where there is none.
 
         Of a key's features a lane has 8 of every 32, of two slots, and of the values 8 of every 64, of four.
         """
-        m, dim, place = self.m, self.shape.head_dim, self.chunk_place(turn)
+        m, dim, at = self.m, self.shape.head_dim, self.chunk_at(i)
         g, t = self.lane // QUAD, self.lane % QUAD
         wanted = []
         for part in range(dim // WARP):
@@ -77,10 +77,10 @@ class Attention(Base):
         for k, (name, row, feature, inside) in enumerate(wanted):
             offset = ((first + row) * self.shape.sizes_in[1] + head * dim + feature) * 2
             there = inside & (first + row < slot)
-            m.copy(place + k * ATTENDING * WARP * LOAD, starts[name] + offset, there)
-        m.close_copies()
+            m.copy_async(at + k * ATTENDING * WARP * LOAD, starts[name] + offset, there)
+        m.commit_copies()
 
-    def advance(self, state: list[Any], place: Any, left: Any) -> list[Any]:
+    def advance(self, state: list[Any], chunk: Any, left: Any) -> list[Any]:
         """One chunk more, of which so many slots are there: the highest scores, sums of weights, and sums of values.
 
         A lane has two of the queries: of the scores two slots, of the sums the features of its vectors.
@@ -89,38 +89,38 @@ class Attention(Base):
         g, t = self.lane // QUAD, self.lane % QUAD
 
         def words(k: int) -> list[Any]:
-            return m.read_four(place + k * ATTENDING * WARP * LOAD)
+            return m.read_four(chunk + k * ATTENDING * WARP * LOAD)
 
-        scores = [m.number(0.0)] * 4
+        scores = [m.float32(0.0)] * 4
         for part in range(dim // WARP):
             low, high = words(2 * part), words(2 * part + 1)
-            query = m.read_four(self.place("queries", g * (dim // 2) + part * (WARP // 2) + t * 4))
+            query = m.read_four(self.smem("queries", g * (dim // 2) + part * (WARP // 2) + t * 4))
             for k in (0, 2):
-                scores = m.matrix("bf16", [low[k], high[k], low[k + 1], high[k + 1]], query[k : k + 2], scores)
+                scores = m.mma("bf16", [low[k], high[k], low[k + 1], high[k + 1]], query[k : k + 2], scores)
         real = [g < left, g + CHUNK // 2 < left]
-        scores = [m.select(real[k // 2], s * dim**-0.5, m.number(NOTHING)) for k, s in enumerate(scores)]
+        scores = [m.select(real[k // 2], s * dim**-0.5, m.float32(NOTHING)) for k, s in enumerate(scores)]
         tops, sums = [], []
         for query in range(2):
-            top = m.most(scores[query], scores[query + 2])
+            top = m.maximum(scores[query], scores[query + 2])
             for distance in (4, 8, 16):
-                top = m.most(top, m.exchange(top, distance))
-            tops.append(m.most(top, state[query]))
-        weights = [m.select(real[k // 2], m.exp(s - tops[k % 2]), m.number(0.0)) for k, s in enumerate(scores)]
+                top = m.maximum(top, m.shuffle_xor(top, distance))
+            tops.append(m.maximum(top, state[query]))
+        weights = [m.select(real[k // 2], m.exp(s - tops[k % 2]), m.float32(0.0)) for k, s in enumerate(scores)]
         shrink = [m.exp(state[query] - tops[query]) for query in range(2)]
         for query in range(2):
             sums.append(m.fma(state[2 + query], shrink[query], weights[query] + weights[query + 2]))
         row = self.warp * (QUERIES * PADDED)
         for k, weight in enumerate(weights):
             to = row + (t * 2 + k % 2) * PADDED + g + CHUNK // 2 * (k // 2)
-            m.write(self.place("shares", to), [m.as_bits(weight)])
+            m.write(self.smem("shares", to), [m.as_bits(weight)])
         m.sync_warp()
-        mine = [m.as_float(w) for w in m.read_four(self.place("shares", row + g * PADDED + t * QUAD))]
+        mine = [m.as_float(w) for w in m.read_four(self.smem("shares", row + g * PADDED + t * QUAD))]
         m.sync_warp()
         # In two bfloat16 each, as one alone costs more than the rounding of the result; none is zero or negative, or an
         # infinite value would become none at all.
         upper = [m.as_float(m.as_bits(weight) & -65536) for weight in mine]
-        lower = [m.most(weight - most, weight * 2.0**-20) for weight, most in zip(mine, upper, strict=True)]
-        shares = [[m.packed(n[k], n[k + 1]) for k in (0, 2)] for n in (upper, lower)]
+        lower = [m.maximum(weight - most, weight * 2.0**-20) for weight, most in zip(mine, upper, strict=True)]
+        shares = [[m.pack_bfloat16(n[k], n[k + 1]) for k in (0, 2)] for n in (upper, lower)]
         totals, out = [total * shrink[k % 2] for k, total in enumerate(state[4:])], []
         for part in range(self.sums() // 16):
             rows = [words(dim // WARP * 2 + QUAD * part + k) for k in range(QUAD)]
@@ -128,7 +128,7 @@ class Attention(Base):
                 a = self.fragments(rows, w)
                 total = totals[16 * part + 4 * w : 16 * part + 4 * w + 4]
                 for share in shares:
-                    total = m.matrix("bf16", a, share, total)
+                    total = m.mma("bf16", a, share, total)
                 out += total
         return [*tops, *sums, *out]
 
@@ -139,15 +139,15 @@ class Attention(Base):
         for query in range(2):
             top, weight, sums = state[query], state[2 + query], state[4 + query :: 2]
             for distance in (4, 8, 16):
-                weight = weight + m.exchange(weight, distance)
+                weight = weight + m.shuffle_xor(weight, distance)
             row, own = self.warp * QUERIES + t * 2 + query, t * 2 + query
-            m.write(self.place("weights", row * 2), [m.as_bits(top), m.as_bits(weight)], self.lane < QUAD)
+            m.write(self.smem("weights", row * 2), [m.as_bits(top), m.as_bits(weight)], self.lane < QUAD)
             for part in range(self.sums() // 16):
                 vector = g + 8 * part
                 for k in (0, 4):
                     words = [m.as_bits(n) for n in sums[8 * part + k : 8 * part + k + 4]]
-                    place = self.place("pieces", (self.warp * group + own) * dim + vector * VECTOR + k)
-                    m.write(place, words, (vector < dim // VECTOR) & (own < group))
+                    at = self.smem("pieces", (self.warp * group + own) * dim + vector * VECTOR + k)
+                    m.write(at, words, (vector < dim // VECTOR) & (own < group))
 
     def make_ready(self, head: Any, split: Any, slot: Any) -> None:
         """Finish a key head's queries, and in the first split the new key and value, which go to the cache too."""
@@ -155,19 +155,19 @@ class Attention(Base):
         dim, half, group = shape.head_dim, shape.head_dim // 2, shape.group
         queries, features, parts = group * dim, (group + 2) * dim, self.cuts["attn_in"].splits
         attended, kv, _ = shape.sizes_in
-        first, turns, posts = split.equals(0), [], []
-        for turn in range(-(-features // self.threads)):
-            own = self.thread + turn * self.threads
-            inside, place = own < features, m.least(own, features - 1)
-            which = place // dim
-            is_query, is_value = place < queries, which.equals(group + 1)
-            j = place % dim
-            column = m.select(is_query, head * queries + place, head * dim + j)
+        first, rounds, mailboxes = split.equals(0), [], []
+        for i in range(-(-features // self.threads)):
+            own = self.thread + i * self.threads
+            inside, feature = own < features, m.minimum(own, features - 1)
+            which = feature // dim
+            is_query, is_value = feature < queries, which.equals(group + 1)
+            j = feature % dim
+            column = m.select(is_query, head * queries + feature, head * dim + j)
             layer = m.select(is_query, m.integer(0), which - (group - 1))
             before = m.select(is_query, m.integer(0), layer * kv + (attended - kv))
             wanted = inside & (is_query | first)
             cos, sin = (m.as_float(m.load(at[name] + (j % half) * 4)) for name in ("cos", "sin"))
-            bias = m.number(0.0)
+            bias = m.float32(0.0)
             if "q" in shape.biases:
                 bias = m.load_bfloat16(self.address("bias_q", layer) + column * 2)
             gains = []
@@ -175,34 +175,35 @@ class Attention(Base):
                 gain = m.select(is_query, self.address("q_norm"), self.address("k_norm"))
                 gains = [m.load_bfloat16(gain + k * 2) for k in (j, (j + half) % dim)]
             for p in range(parts):
-                posts.append((self.post_of("qkv", before + column + p * sum(shape.sizes_in)), wanted))
-            turns.append((own, inside, place, j, column, is_query, is_value, cos, sin, bias, gains))
-        words = m.poll([], posts, self.tag)
+                mailboxes.append((self.mailbox("qkv", before + column + p * sum(shape.sizes_in)), wanted))
+            rounds.append((own, inside, feature, j, column, is_query, is_value, cos, sin, bias, gains))
+        words = m.poll([], mailboxes, self.flag)
         numbers = []
-        for turn, (own, inside, _, _, _, _, _, _, _, bias, _) in enumerate(turns):
-            y = m.rounded(self.sum([m.as_float(w) for w in words[parts * turn : parts * (turn + 1)]]))
-            y = m.rounded(y + bias) if "q" in shape.biases else y
+        for i, (own, inside, _, _, _, _, _, _, _, bias, _) in enumerate(rounds):
+            y = m.round_bfloat16(self.sum([m.as_float(w) for w in words[parts * i : parts * (i + 1)]]))
+            y = m.round_bfloat16(y + bias) if "q" in shape.biases else y
             numbers.append(y)
-            m.write(self.place("raw", own), [m.as_bits(y)], inside)
+            m.write(self.smem("raw", own), [m.as_bits(y)], inside)
             if shape.qk_norm:
-                square = self.sum_of_warp(y * y)
-                m.write(self.place("heads", own // WARP), [m.as_bits(square)], inside & self.lane.equals(0))
+                square = self.warp_sum(y * y)
+                m.write(self.smem("heads", own // WARP), [m.as_bits(square)], inside & self.lane.equals(0))
         m.sync()
-        for y, (own, inside, place, j, column, is_query, is_value, cos, sin, _, gains) in zip(
-            numbers, turns, strict=True
+        for y, (own, inside, feature, j, column, is_query, is_value, cos, sin, _, gains) in zip(
+            numbers, rounds, strict=True
         ):
-            mine, other = y, m.as_float(m.read(self.place("raw", place - j + (j + half) % dim)))
+            mine, other = y, m.as_float(m.read(self.smem("raw", feature - j + (j + half) % dim)))
             if shape.qk_norm:
                 many = dim // WARP
-                sums = [m.as_float(m.read(self.place("heads", place // dim * many + k))) for k in range(many)]
+                sums = [m.as_float(m.read(self.smem("heads", feature // dim * many + k))) for k in range(many)]
                 scale = m.reciprocal_root(self.sum(sums) * (1.0 / dim) + shape.eps)
                 mine, other = (
-                    m.rounded(m.rounded(n * scale) * gain) for n, gain in zip((mine, other), gains, strict=True)
+                    m.round_bfloat16(m.round_bfloat16(n * scale) * gain)
+                    for n, gain in zip((mine, other), gains, strict=True)
                 )
             turned = m.select(j < half, mine * cos - other * sin, mine * cos + other * sin)
-            made = m.select(is_value, y, m.rounded(turned))
-            m.write(self.place("ready", own), [m.as_bits(made)], inside)
-            m.write(self.place("queries", own // 2), [self.pair(made)], is_query & inside & (own % 2).equals(0))
+            made = m.select(is_value, y, m.round_bfloat16(turned))
+            m.write(self.smem("ready", own), [m.as_bits(made)], inside)
+            m.write(self.smem("queries", own // 2), [self.pair(made)], is_query & inside & (own % 2).equals(0))
             cache = m.select(is_value, self.address("values"), self.address("keys"))
             where = cache + (slot * kv + column) * 2
             m.store_bfloat16(where, made, inside & first & (is_query ^ True))
@@ -216,74 +217,74 @@ class Attention(Base):
         m, dim, group = self.m, self.shape.head_dim, self.shape.group
         terms = []
         for k in range(0, dim, WARP):
-            query = m.read(self.place("ready", own * dim + self.lane + k))
-            key = m.read(self.place("ready", self.lane + (group * dim + k)))
+            query = m.read(self.smem("ready", own * dim + self.lane + k))
+            key = m.read(self.smem("ready", self.lane + (group * dim + k)))
             terms.append(m.as_float(query) * m.as_float(key))
-        score = m.select(first, self.sum_of_warp(self.sum(terms)) * dim**-0.5, m.number(NOTHING))
-        m.write(self.place("fresh", own), [m.as_bits(score)], self.lane.equals(0))
+        score = m.select(first, self.warp_sum(self.sum(terms)) * dim**-0.5, m.float32(NOTHING))
+        m.write(self.smem("fresh", own), [m.as_bits(score)], self.lane.equals(0))
 
-    def post_attended(self, head: Any, split: Any, warps: int) -> None:
+    def send_attended(self, head: Any, split: Any, warps: int) -> None:
         """Merge the pieces and the new token, a lane a feature."""
         m, shape = self.m, self.shape
         dim, group = shape.head_dim, shape.group
-        for turn in range(-(-group * dim // self.threads)):
-            own = self.thread + turn * self.threads
-            inside, place = own < group * dim, m.least(own, group * dim - 1)
-            query, j = place // dim, place % dim
-            fresh = m.as_float(m.read(self.place("fresh", query)))
-            new = m.as_float(m.read(self.place("ready", j + (group + 1) * dim)))
+        for i in range(-(-group * dim // self.threads)):
+            own = self.thread + i * self.threads
+            inside, feature = own < group * dim, m.minimum(own, group * dim - 1)
+            query, j = feature // dim, feature % dim
+            fresh = m.as_float(m.read(self.smem("fresh", query)))
+            new = m.as_float(m.read(self.smem("ready", j + (group + 1) * dim)))
             weights = [
-                [m.as_float(word) for word in m.read_two(self.place("weights", (query + w * QUERIES) * 2))]
+                [m.as_float(word) for word in m.read_two(self.smem("weights", (query + w * QUERIES) * 2))]
                 for w in range(warps)
             ]
-            pieces = [m.as_float(m.read(self.place("pieces", place + w * group * dim))) for w in range(warps)]
+            pieces = [m.as_float(m.read(self.smem("pieces", feature + w * group * dim))) for w in range(warps)]
             top = fresh
             for other, _ in weights:
-                top = m.most(top, other)
+                top = m.maximum(top, other)
             # Only one split has the new token, the others have no value for it.
             holds = split.equals(0)
-            share = m.select(holds, m.exp(fresh - top), m.number(0.0))
-            above, below = [share * m.select(holds, new, m.number(0.0))], [share]
+            share = m.select(holds, m.exp(fresh - top), m.float32(0.0))
+            above, below = [share * m.select(holds, new, m.float32(0.0))], [share]
             for (one, weight), piece in zip(weights, pieces, strict=True):
                 share = m.exp(one - top)
                 above.append(share * piece)
                 below.append(share * weight)
-            feature = split * shape.attended + head * (group * dim) + place
-            m.post(self.post_of("attended", feature), m.as_bits(self.sum(above)), self.tag, inside)
+            index = split * shape.attended + head * (group * dim) + feature
+            m.send(self.mailbox("attended", index), m.as_bits(self.sum(above)), self.flag, inside)
             where = (split * shape.heads + head * group + query) * 2
             one = inside & j.equals(0)
-            m.post(self.post_of("weights", where), m.as_bits(top), self.tag, one)
-            m.post(self.post_of("weights", where + 1), m.as_bits(self.sum(below)), self.tag, one)
+            m.send(self.mailbox("weights", where), m.as_bits(top), self.flag, one)
+            m.send(self.mailbox("weights", where + 1), m.as_bits(self.sum(below)), self.flag, one)
 
     def merge(self, task: Any) -> None:
         """Attention at the channels of a split of the output projection, each lane some of them."""
         m = self.m
-        for turn in range(-(-self.cuts["attn_out"].channels // self.threads)):
-            place = self.thread + turn * self.threads
+        for i in range(-(-self.cuts["attn_out"].channels // self.threads)):
+            own = self.thread + i * self.threads
 
-            def merge_one(place: Any = place) -> None:
-                m.write(self.place("merged", place), [m.as_bits(self.merged(task.first_channel + place))])
+            def merge_one(own: Any = own) -> None:
+                m.write(self.smem("merged", own), [m.as_bits(self.merged(task.first_channel + own))])
 
-            m.when(place < task.channels, merge_one)
+            m.when(own < task.channels, merge_one)
         m.sync()
 
     def merged(self, channel: Any) -> Any:
         """Attention at a channel, from the splits."""
         m, shape = self.m, self.shape
         head = channel // shape.head_dim
-        top, below, above = m.number(NOTHING), m.number(0.0), m.number(0.0)
+        top, below, above = m.float32(NOTHING), m.float32(0.0), m.float32(0.0)
         for first in range(0, self.config.attention_splits, MERGED_AT_ONCE):
             splits = range(first, min(first + MERGED_AT_ONCE, self.config.attention_splits))
-            weights = [(self.post_of("weights", (head + s * shape.heads) * 2), self.always) for s in splits]
-            outs = [(self.post_of("attended", channel + s * shape.attended), self.always) for s in splits]
-            words = [m.as_float(word) for word in m.poll(weights, outs, self.tag)]
+            weights = [(self.mailbox("weights", (head + s * shape.heads) * 2), self.always) for s in splits]
+            outs = [(self.mailbox("attended", channel + s * shape.attended), self.always) for s in splits]
+            words = [m.as_float(word) for word in m.poll(weights, outs, self.flag)]
             tops, sums, parts = words[: 2 * len(splits) : 2], words[1 : 2 * len(splits) : 2], words[2 * len(splits) :]
             new = top
             for t in tops:
-                new = m.most(new, t)
+                new = m.maximum(new, t)
             shrink = m.exp(top - new)
             above, below, top = above * shrink, below * shrink, new
             for t, weight, part in zip(tops, sums, parts, strict=True):
                 share = m.exp(t - top)
                 above, below = m.fma(share, part, above), m.fma(share, weight, below)
-        return m.rounded(above / below)
+        return m.round_bfloat16(above / below)

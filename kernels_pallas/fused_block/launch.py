@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.fused_block.body import Block
-from kernels_pallas.fused_block.layout import COUNTS, FusedConfig, FusedShape, most_splits
-from kernels_pallas.fused_block.places import places_of
+from kernels_pallas.fused_block.kernel import Kernel
+from kernels_pallas.fused_block.memory_layout import memory_layout
 from kernels_pallas.fused_block.tasks import tasks
+from kernels_pallas.fused_block.tiling import COUNTS, FusedConfig, FusedShape, most_splits
 from kernels_pallas.lanes.simulated import Simulated
 
 WARPGROUP = 128
@@ -25,13 +25,13 @@ def outputs(shape: FusedShape, config: FusedConfig, depth: int) -> dict[str, jax
     """What a launch makes."""
     return {
         "new_x": jax.ShapeDtypeStruct((1, shape.hidden), jnp.bfloat16),
-        "counts": jax.ShapeDtypeStruct((depth, COUNTS, most_splits(shape, config)), jnp.int32),
+        "counts": jax.ShapeDtypeStruct((depth, COUNTS * shape.planes, most_splits(shape, config)), jnp.int32),
     }
 
 
 def exchange_shape(shape: FusedShape, config: FusedConfig) -> tuple[int, int]:
-    """Posts, of a float's bits and a tag each."""
-    return places_of(shape, config).posts, 2
+    """Mailboxes, of a word and a flag each."""
+    return memory_layout(shape, config).mailboxes, 2
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "config", "depth"))
@@ -40,7 +40,7 @@ def launch_mosaic(inputs: Arrays, changed: Arrays, shape: FusedShape, config: Fu
 
     Args:
         inputs: every array that the body reads, by name; of a decoder block, with its number behind it.
-        changed: the exchange, without a post of this launch's tags, and the keys and values of each decoder block.
+        changed: the exchange, without any of this launch's flags in it, and the keys and values of each decoder block.
         shape: of a decoder block.
         config: how the work is shared.
         depth: decoder blocks.
@@ -58,7 +58,7 @@ def launch_mosaic(inputs: Arrays, changed: Arrays, shape: FusedShape, config: Fu
         def emit(_: Any, *refs: Any) -> None:
             m = Mosaic(config.threads)
             at = {name: m.device(ref) for name, ref in zip(arrays, refs[:-1], strict=True)}
-            Block(m, shape, config, depth, at, m.shared(refs[-1])).run()
+            Kernel(m, shape, config, depth, at, m.shared(refs[-1])).run()
 
         emit(*refs)
 
@@ -66,11 +66,11 @@ def launch_mosaic(inputs: Arrays, changed: Arrays, shape: FusedShape, config: Fu
     call = plgpu.kernel(
         body,
         out_type=tuple(made.values()),
-        grid=(config.blocks,),
+        grid=(config.ctas,),
         grid_names=("block",),
         num_threads=config.threads // WARPGROUP,
         thread_name="warpgroup",
-        scratch_types=[plgpu.SMEM((places_of(shape, config).shared // 4,), jnp.int32)],
+        scratch_types=[plgpu.SMEM((memory_layout(shape, config).shared // 4,), jnp.int32)],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True, reduction_scratch_bytes=0
         ),
@@ -91,9 +91,9 @@ def launch_simulated(inputs: Arrays, changed: Arrays, shape: FusedShape, config:
     def run(*arrays: Any) -> Any:
         host = dict(zip(given, map(np.asarray, arrays), strict=True))
         host |= {name: np.full(o.shape, -77).astype(o.dtype) for name, o in made.items()}
-        machine = Simulated(config.blocks, config.threads, list(host.values()), places_of(shape, config).shared)
+        machine = Simulated(config.ctas, config.threads, list(host.values()), memory_layout(shape, config).shared)
         at = {name: machine.device(i) for i, name in enumerate(host)}
-        Block(machine, shape, config, depth, at, machine.shared(0)).run()
+        Kernel(machine, shape, config, depth, at, machine.shared(0)).run()
         found = {name: machine.array(i, array) for i, (name, array) in enumerate(host.items())}
         return {name: found[name] for name in made}, {name: found[name] for name in changed}
 

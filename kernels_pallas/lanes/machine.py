@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 V = TypeVar("V")  # an integer, float, address or condition of a lane
-Post = tuple[V, V]  # the address of a post, and whether it is waited for
+Mailbox = tuple[V, V]  # the address of a mailbox, and whether it is waited for
 
 
+@runtime_checkable  # the formats' methods check what they are given in tests
 class Machine(Protocol[V]):
     """One lane's view of its machine, `Mosaic` on a GPU or `Simulated` in NumPy."""
 
     def thread(self) -> V:
-        """The lane's place in its block."""
+        """The lane's index in its CTA."""
         ...
 
-    def block(self) -> V:
-        """The block's place in the grid."""
+    def cta(self) -> V:
+        """The CTA's index in the grid."""
         ...
 
     def warp(self) -> V:
-        """The warp's place in its block, the same in all its lanes."""
+        """The warp's index in its CTA, the same in all its lanes."""
         ...
 
     def integer(self, value: int) -> V:
         """A constant."""
         ...
 
-    def number(self, value: float) -> V:
+    def float32(self, value: float) -> V:
         """A float constant."""
         ...
 
@@ -44,11 +45,11 @@ class Machine(Protocol[V]):
         """`a` where the condition holds, `b` elsewhere."""
         ...
 
-    def least(self, a: V, b: Any) -> V:
+    def minimum(self, a: V, b: Any) -> V:
         """The smaller of two integers."""
         ...
 
-    def most(self, a: V, b: Any) -> V:
+    def maximum(self, a: V, b: Any) -> V:
         """Of two integers or of two floats."""
         ...
 
@@ -76,72 +77,72 @@ class Machine(Protocol[V]):
         """One over the root of a float, approximately."""
         ...
 
-    def rounded(self, a: V) -> V:
+    def round_bfloat16(self, a: V) -> V:
         """To the nearest bfloat16, as a float32."""
         ...
 
-    def permute(self, a: V, b: V, selector: int) -> V:
+    def permute_bytes(self, a: V, b: V, selector: int) -> V:
         """Four of the eight bytes of two words, from the lowest on; `selector` has a hexadecimal digit for each."""
         ...
 
-    def masked(self, word: V, mask: int, other: V) -> V:
+    def and_or(self, word: V, mask: int, other: V) -> V:
         """`(word & mask) | other`, in one instruction."""
         ...
 
-    def halves(self, low: V, high: V) -> V:
+    def pack_float16(self, low: V, high: V) -> V:
         """Two floats as float16 in a word."""
         ...
 
-    def upper_half(self, word: V) -> V:
+    def upper_float16(self, word: V) -> V:
         """The float16 in the upper half of a word, as a float32."""
         ...
 
-    def packed(self, low: V, high: V) -> V:
+    def pack_bfloat16(self, low: V, high: V) -> V:
         """Two floats as bfloat16 in a word."""
         ...
 
-    def product_of_pairs(self, a: V, b: V) -> V:
+    def multiply_bfloat16_pairs(self, a: V, b: V) -> V:
         """Of two words of two bfloat16 each."""
         ...
 
-    def count_bits(self, word: V) -> V:
+    def popcount(self, word: V) -> V:
         """How many bits of a word are 1."""
         ...
 
-    def matrix(self, dtype: str, a: Sequence[V], b: Sequence[V], c: Sequence[V]) -> list[V]:
+    def mma(self, dtype: str, a: Sequence[V], b: Sequence[V], c: Sequence[V]) -> list[V]:
         """`c + a @ b` of the whole warp on the tensor cores, 16 x 16 by 16 x 8, every lane with its fragments."""
         ...
 
-    def sum_of_warp(self, word: V) -> V:
+    def warp_sum(self, word: V) -> V:
         """The sum of the integers of the lanes of the warp."""
         ...
 
-    def highest(self, word: V) -> V:
+    def warp_max(self, word: V) -> V:
         """The highest integer of the lanes of the warp."""
         ...
 
-    def exchange(self, number: V, distance: int) -> V:
-        """The float of the lane whose place in the warp differs in the bit `distance`."""
+    def shuffle_xor(self, number: V, distance: int) -> V:
+        """The float of the lane whose index in the warp differs in the bit `distance`."""
         ...
 
-    def sum_before(self, word: V) -> V:
+    def prefix_sum(self, word: V) -> V:
         """The sum of the integers of the lanes of the warp before this one."""
         ...
 
-    def high_product(self, a: V, b: V) -> V:
+    def multiply_high(self, a: V, b: V) -> V:
         """The upper 32 of the 64 bits of a product of integers without signs."""
         ...
 
-    def again(self, word: V) -> V:
+    def opaque(self, word: V) -> V:
         """The same integer, of which the compiler does not know that it is."""
         ...
 
     def sync(self) -> None:
-        """Wait for all lanes of the block."""
+        """Barrier: wait for all lanes of the CTA."""
         ...
 
     def sync_warp(self) -> None:
-        """Wait for all lanes of the warp."""
+        """Barrier: wait for all lanes of the warp."""
         ...
 
     def load(self, address: V) -> V:
@@ -164,11 +165,15 @@ class Machine(Protocol[V]):
         """Four words of device memory that are read once."""
         ...
 
-    def copy(self, to: V, address: V, when: V) -> None:
+    def stream_two(self, address: V) -> list[V]:
+        """Two words of device memory that are read once."""
+        ...
+
+    def copy_async(self, to: V, address: V, when: V) -> None:
         """Begin to copy 16 bytes of device memory that are read once into shared memory, or zeros."""
         ...
 
-    def close_copies(self) -> None:
+    def commit_copies(self) -> None:
         """End a group of a lane's copies."""
         ...
 
@@ -224,18 +229,18 @@ class Machine(Protocol[V]):
         """Leave an address in shared memory."""
         ...
 
-    def post(self, address: V, word: V, tag: V, when: V) -> None:
-        """A word and a tag, in one store of 8 bytes, for whoever polls for the tag."""
+    def send(self, address: V, word: V, flag: V, when: V) -> None:
+        """A word and a flag, in one store of 8 bytes, for whoever polls for the flag."""
         ...
 
-    def poll(self, pairs: Sequence[Post[V]], singles: Sequence[Post[V]], tag: V) -> list[V]:
-        """The words that were posted at the addresses, two at each of `pairs`, once every one of them has the tag.
+    def poll(self, pairs: Sequence[Mailbox[V]], singles: Sequence[Mailbox[V]], flag: V) -> list[V]:
+        """The words that were sent to the addresses, two at each of `pairs`, once every one of them has the flag.
 
-        A post comes with a condition: where it does not hold, nothing is waited for and the words are zero.
+        A mailbox comes with a condition: where it does not hold, nothing is waited for and the words are zero.
         """
         ...
 
-    def choose(
+    def cond(
         self,
         condition: V,
         kinds: str,
@@ -249,10 +254,10 @@ class Machine(Protocol[V]):
         """Run the body in the lanes where the condition holds."""
         ...
 
-    def loop(self, turns: V, carry: Sequence[V], body: Callable[[V, list[V]], Sequence[V]]) -> list[V]:
-        """`carry = body(i, carry)` for i below `turns`."""
+    def for_loop(self, iterations: V, carry: Sequence[V], body: Callable[[V, list[V]], Sequence[V]]) -> list[V]:
+        """`carry = body(i, carry)` for i below `iterations`."""
         ...
 
-    def repeat(self, body: Callable[[], V]) -> None:
+    def do_while(self, body: Callable[[], V]) -> None:
         """Run the body, and again while what it gives holds."""
         ...

@@ -1,6 +1,6 @@
 """Lane code as MLIR and PTX, inside a Pallas kernel on the Mosaic GPU backend.
 
-The public API works on whole blocks; single lanes need private names of JAX, and jax 0.11.2 or newer.
+The public API works on whole thread blocks; single lanes need private names of JAX, and jax 0.11.2 or newer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POLLS = 1 << 22  # looks at a word that never comes, about three seconds, before
 STREAMED = "ld.global.L1::no_allocate.L2::cache_hint"
 
 
-Post = tuple[Value, Value]  # its address, and whether the lane wants it
+Mailbox = tuple[Value, Value]  # its address, and whether the lane wants it
 
 
 class Mosaic:
@@ -33,7 +33,7 @@ class Mosaic:
     def thread(self) -> Value:
         return Value(mgpu.thread_idx())
 
-    def block(self) -> Value:
+    def cta(self) -> Value:
         return Value(mgpu.block_idx())
 
     def warp(self) -> Value:
@@ -42,7 +42,7 @@ class Mosaic:
     def integer(self, value: int) -> Value:
         return Value(arith.constant(_i32(), value))
 
-    def number(self, value: float) -> Value:
+    def float32(self, value: float) -> Value:
         return Value(arith.constant(_f32(), value))
 
     def device(self, ref: Any) -> Value:
@@ -54,10 +54,10 @@ class Mosaic:
     def select(self, condition: Value, a: Value, b: Value) -> Value:
         return Value(arith.select(condition.value, a.value, b.value))
 
-    def least(self, a: Value, b: Any) -> Value:
+    def minimum(self, a: Value, b: Any) -> Value:
         return Value(arith.minsi(*a._both(b)))
 
-    def most(self, a: Value, b: Any) -> Value:
+    def maximum(self, a: Value, b: Any) -> Value:
         return a._arithmetic(b, arith.maxsi, arith.maxnumf)
 
     def as_float(self, bits: Value) -> Value:
@@ -78,50 +78,50 @@ class Mosaic:
     def reciprocal_root(self, a: Value) -> Value:
         return self._pure("rsqrt.approx.f32 $0, $1;", a, result=_f32())
 
-    def rounded(self, a: Value) -> Value:
+    def round_bfloat16(self, a: Value) -> Value:
         text = "{ .reg .b16 t, z; mov.b16 z, 0; cvt.rn.bf16.f32 t, $1; mov.b32 $0, {z, t}; }"
         return self._pure(text, a, result=_f32())
 
-    def permute(self, a: Value, b: Value, selector: int) -> Value:
+    def permute_bytes(self, a: Value, b: Value, selector: int) -> Value:
         return self._pure(f"prmt.b32 $0, $1, $2, {selector};", a, b, result=_i32())
 
-    def masked(self, word: Value, mask: int, other: Value) -> Value:
+    def and_or(self, word: Value, mask: int, other: Value) -> Value:
         return self._pure(f"lop3.b32 $0, $1, {mask}, $2, 0xEA;", word, other, result=_i32())
 
-    def halves(self, low: Value, high: Value) -> Value:
+    def pack_float16(self, low: Value, high: Value) -> Value:
         return self._pure("cvt.rn.f16x2.f32 $0, $2, $1;", low, high, result=_i32())
 
-    def upper_half(self, word: Value) -> Value:
+    def upper_float16(self, word: Value) -> Value:
         text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h; }"
         return self._pure(text, word, result=_f32())
 
-    def packed(self, low: Value, high: Value) -> Value:
+    def pack_bfloat16(self, low: Value, high: Value) -> Value:
         return self._pure("cvt.rn.bf16x2.f32 $0, $2, $1;", low, high, result=_i32())
 
-    def product_of_pairs(self, a: Value, b: Value) -> Value:
+    def multiply_bfloat16_pairs(self, a: Value, b: Value) -> Value:
         return self._pure("mul.rn.bf16x2 $0, $1, $2;", a, b, result=_i32())
 
-    def count_bits(self, word: Value) -> Value:
+    def popcount(self, word: Value) -> Value:
         return self._pure("popc.b32 $0, $1;", word, result=_i32())
 
-    def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+    def mma(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
         text = (
             f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32 {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, "
             "{$8, $9}, {$10, $11, $12, $13};"
         )
         return self._emit(text, *a, *b, *c, result=[_f32()] * 4, convergent=True)
 
-    def sum_of_warp(self, word: Value) -> Value:
+    def warp_sum(self, word: Value) -> Value:
         return self._emit("redux.sync.add.u32 $0, $1, 0xffffffff;", word, result=_i32(), convergent=True)
 
-    def highest(self, word: Value) -> Value:
+    def warp_max(self, word: Value) -> Value:
         return self._emit("redux.sync.max.u32 $0, $1, 0xffffffff;", word, result=_i32(), convergent=True)
 
-    def exchange(self, number: Value, distance: int) -> Value:
+    def shuffle_xor(self, number: Value, distance: int) -> Value:
         text = f"shfl.sync.bfly.b32 $0, $1, {distance}, 31, 0xffffffff;"
         return self._emit(text, number, result=_f32(), convergent=True)
 
-    def sum_before(self, word: Value) -> Value:
+    def prefix_sum(self, word: Value) -> Value:
         total = word
         for distance in (1, 2, 4, 8, 16):
             text = (
@@ -131,10 +131,10 @@ class Mosaic:
             total = self._emit(text, total, result=_i32(), convergent=True)
         return total - word
 
-    def high_product(self, a: Value, b: Value) -> Value:
+    def multiply_high(self, a: Value, b: Value) -> Value:
         return self._pure("mul.hi.u32 $0, $1, $2;", a, b, result=_i32())
 
-    def again(self, word: Value) -> Value:
+    def opaque(self, word: Value) -> Value:
         return self._emit("mov.u32 $0, $1;", word, result=_i32())
 
     def sync(self) -> None:
@@ -162,13 +162,19 @@ class Mosaic:
         text = f"{STREAMED}.v4.b32 {{$0, $1, $2, $3}}, [$4], $5;"
         return self._emit(text, address, self._policy, result=[_i32()] * 4)
 
-    def copy(self, to: Value, address: Value, when: Value) -> None:
+    def stream_two(self, address: Value) -> list[Value]:
+        if self._policy is None:
+            raise ValueError("stream: open_stream comes first")
+        text = f"{STREAMED}.v2.b32 {{$0, $1}}, [$2], $3;"
+        return self._emit(text, address, self._policy, result=[_i32()] * 2)
+
+    def copy_async(self, to: Value, address: Value, when: Value) -> None:
         if self._policy is None:
             raise ValueError("copy: open_stream comes first")
         text = "{ .reg .b32 n; selp.b32 n, 16, 0, $3; cp.async.cg.shared.global.L2::cache_hint [$0], [$1], 16, n, $2; }"
         self._emit(text, to, address, self._policy, when)
 
-    def close_copies(self) -> None:
+    def commit_copies(self) -> None:
         self._emit("cp.async.commit_group;")
 
     def wait_for_copies(self, groups: int) -> None:
@@ -226,15 +232,15 @@ class Mosaic:
     def write_address(self, address: Value, value: Value, when: Value) -> None:
         self._emit("@$2 st.shared.b64 [$0], $1;", address, value, when)
 
-    def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
+    def send(self, address: Value, word: Value, flag: Value, when: Value) -> None:
         # The hardware keeps aligned 8 bytes of a vector store together, as libraries of collectives rely on.
-        self._emit("@$3 st.relaxed.gpu.global.v2.b32 [$0], {$1, $2};", address, word, tag, when)
+        self._emit("@$3 st.relaxed.gpu.global.v2.b32 [$0], {$1, $2};", address, word, flag, when)
 
-    def poll(self, pairs: Sequence[Post], singles: Sequence[Post], tag: Value) -> list[Value]:
-        posts = [*((post, 2) for post in pairs), *((post, 1) for post in singles)]
+    def poll(self, pairs: Sequence[Mailbox], singles: Sequence[Mailbox], flag: Value) -> list[Value]:
+        mailboxes = [*((box, 2) for box in pairs), *((box, 1) for box in singles)]
         words = 2 * len(pairs) + len(singles)
-        loads, w, want = [], 0, f"${words + 2 * len(posts)}"
-        for i, (_, many) in enumerate(posts):
+        loads, w, want = [], 0, f"${words + 2 * len(mailboxes)}"
+        for i, (_, many) in enumerate(mailboxes):
             names = ", ".join(f"v{k}, t{k}" for k in range(w, w + many))
             where, when = f"${words + 2 * i}", f"${words + 2 * i + 1}"
             loads.append(f"@{when} ld.relaxed.gpu.global.v{2 * many}.b32 {{{names}}}, [{where}];")
@@ -248,9 +254,9 @@ class Mosaic:
             f"{checks} @!p bra FOUND; add.u32 c, c, 1; setp.gt.u32 q, c, {POLLS}; @q trap; bra LOOK;\n"
             f"FOUND: {moves} }}"
         )
-        return self._emit(text, *(v for post, _ in posts for v in post), tag, result=[_i32()] * words)
+        return self._emit(text, *(v for box, _ in mailboxes for v in box), flag, result=[_i32()] * words)
 
-    def choose(
+    def cond(
         self,
         condition: Value,
         kinds: str,
@@ -270,17 +276,17 @@ class Mosaic:
             body()
             scf.YieldOp([])
 
-    def loop(
-        self, turns: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+    def for_loop(
+        self, iterations: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
     ) -> list[Value]:
         zero, one = arith.constant(_i32(), 0), arith.constant(_i32(), 1)
-        op = scf.ForOp(zero, turns.value, one, [c.value for c in carry])
+        op = scf.ForOp(zero, iterations.value, one, [c.value for c in carry])
         with ir.InsertionPoint(op.body):
             out = body(Value(op.induction_variable), [Value(c) for c in op.inner_iter_args])
             scf.YieldOp([c.value for c in out])
         return [Value(r) for r in op.results]
 
-    def repeat(self, body: Callable[[], Value]) -> None:
+    def do_while(self, body: Callable[[], Value]) -> None:
         op = scf.WhileOp([], [])
         with ir.InsertionPoint(op.before.blocks.append()):
             scf.ConditionOp(body().value, [])

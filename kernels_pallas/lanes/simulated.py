@@ -1,7 +1,7 @@
-"""Lane code in NumPy: all lanes of all blocks in lockstep, for tests on machines without a GPU.
+"""Lane code in NumPy: all lanes of all CTAs in lockstep, for tests on machines without a GPU.
 
-What a lane posts is seen by every lane that polls later in the program, so a body that would wait for something that
-is never posted is found out. Missing barriers are not, as lockstep needs none: `Watched` finds those.
+What a lane sends is seen by every lane that polls later in the program, so a body that would wait for something that
+is never sent is found out. Missing barriers are not, as lockstep needs none: `RaceChecker` finds those.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from kernels_pallas.lanes.numpy_value import Value
 WARP = 32
 
 
-Post = tuple[Value, Value]  # its address, and whether the lane wants it
+Mailbox = tuple[Value, Value]  # its address, and whether the lane wants it
 
 
 class Simulated:
     """The `Machine` that runs a body on arrays."""
 
-    def __init__(self, blocks: int, threads: int, arrays: Sequence[np.ndarray], shared_bytes: int):
-        self.threads, self.lanes = threads, blocks * threads
-        self._thread = np.tile(np.arange(threads), blocks)
-        self._block = np.repeat(np.arange(blocks), threads)
+    def __init__(self, ctas: int, threads: int, arrays: Sequence[np.ndarray], shared_bytes: int):
+        self.threads, self.lanes = threads, ctas * threads
+        self._thread = np.tile(np.arange(threads), ctas)
+        self._cta = np.repeat(np.arange(ctas), threads)
         self._on = np.ones(self.lanes, bool)
         # Copies that have not arrived: whose, where to, what, and in which of the lane's groups.
         self._copies: list[Any] = []
@@ -36,7 +36,7 @@ class Simulated:
         for start, a in zip(self._starts[:-1], arrays, strict=True):
             self._memory[start : start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
         # As on the device, what was not written is anything but zero.
-        self._shared = np.full((blocks, shared_bytes // 4), 0x7FC0DEAD, np.uint32)
+        self._shared = np.full((ctas, shared_bytes // 4), 0x7FC0DEAD, np.uint32)
 
     def array(self, index: int, like: np.ndarray) -> np.ndarray:
         """What an array holds now."""
@@ -46,8 +46,8 @@ class Simulated:
     def thread(self) -> Value:
         return Value(self._thread)
 
-    def block(self) -> Value:
-        return Value(self._block)
+    def cta(self) -> Value:
+        return Value(self._cta)
 
     def warp(self) -> Value:
         return Value(self._thread // WARP)
@@ -55,7 +55,7 @@ class Simulated:
     def integer(self, value: int) -> Value:
         return Value(np.int64(value))
 
-    def number(self, value: float) -> Value:
+    def float32(self, value: float) -> Value:
         return Value(np.float32(value))
 
     def device(self, ref: int) -> Value:
@@ -67,10 +67,10 @@ class Simulated:
     def select(self, condition: Value, a: Value, b: Value) -> Value:
         return Value(np.where(condition.value, a.value, b.value))
 
-    def least(self, a: Value, b: Any) -> Value:
+    def minimum(self, a: Value, b: Any) -> Value:
         return a._with(b, np.minimum)
 
-    def most(self, a: Value, b: Any) -> Value:
+    def maximum(self, a: Value, b: Any) -> Value:
         return a._with(b, np.fmax if a.value.dtype == np.float32 else np.maximum)
 
     def as_float(self, bits: Value) -> Value:
@@ -94,13 +94,13 @@ class Simulated:
         with np.errstate(all="ignore"):
             return Value((1 / np.sqrt(a.value)).astype(np.float32))
 
-    def rounded(self, a: Value) -> Value:
+    def round_bfloat16(self, a: Value) -> Value:
         import ml_dtypes
 
         with np.errstate(all="ignore"):
             return Value(np.asarray(a.value, ml_dtypes.bfloat16).astype(np.float32))
 
-    def permute(self, a: Value, b: Value, selector: int) -> Value:
+    def permute_bytes(self, a: Value, b: Value, selector: int) -> Value:
         both, out = (a.value & 0xFFFFFFFF) | ((b.value & 0xFFFFFFFF) << 32), 0
         both = np.asarray(both).astype(np.uint64)
         for k in range(4):
@@ -108,30 +108,30 @@ class Simulated:
             out = out | (((both >> byte) & np.uint64(0xFF)) << np.uint64(8 * k))
         return Value(np.asarray(out).astype(np.int64))
 
-    def masked(self, word: Value, mask: int, other: Value) -> Value:
+    def and_or(self, word: Value, mask: int, other: Value) -> Value:
         return (word & mask) | other
 
-    def halves(self, low: Value, high: Value) -> Value:
+    def pack_float16(self, low: Value, high: Value) -> Value:
         with np.errstate(all="ignore"):
             bits = [np.asarray(v.value, np.float16).view(np.uint16).astype(np.int64) for v in (low, high)]
         return Value(bits[0] | (bits[1] << 16))
 
-    def upper_half(self, word: Value) -> Value:
+    def upper_float16(self, word: Value) -> Value:
         bits = np.asarray((word.value >> 16) & 0xFFFF, np.uint16)
         return Value(bits.view(np.float16).astype(np.float32))
 
-    def packed(self, low: Value, high: Value) -> Value:
-        bits = [self.as_bits(self.rounded(v)).value >> 16 for v in (low, high)]
+    def pack_bfloat16(self, low: Value, high: Value) -> Value:
+        bits = [self.as_bits(self.round_bfloat16(v)).value >> 16 for v in (low, high)]
         return Value(bits[0] | (bits[1] << 16))
 
-    def product_of_pairs(self, a: Value, b: Value) -> Value:
+    def multiply_bfloat16_pairs(self, a: Value, b: Value) -> Value:
         pairs = [[self.as_float(bits) for bits in (v << 16, v & -65536)] for v in (a, b)]
-        return self.packed(*(x * y for x, y in zip(*pairs, strict=True)))
+        return self.pack_bfloat16(*(x * y for x, y in zip(*pairs, strict=True)))
 
-    def count_bits(self, word: Value) -> Value:
+    def popcount(self, word: Value) -> Value:
         return Value(np.bitwise_count(word.value & 0xFFFFFFFF).astype(np.int64))
 
-    def matrix(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+    def mma(self, dtype: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
         warps, lane = self.lanes // WARP, np.arange(WARP)
         g, q = lane // 4, lane % 4
 
@@ -157,23 +157,23 @@ class Simulated:
                 for i in range(4)
             ]
 
-    def highest(self, word: Value) -> Value:
+    def warp_max(self, word: Value) -> Value:
         return Value(np.repeat(np.broadcast_to(word.value, self.lanes).reshape(-1, WARP).max(1), WARP))
 
-    def exchange(self, number: Value, distance: int) -> Value:
+    def shuffle_xor(self, number: Value, distance: int) -> Value:
         return Value(np.broadcast_to(number.value, self.lanes)[np.arange(self.lanes) ^ distance])
 
-    def sum_before(self, word: Value) -> Value:
+    def prefix_sum(self, word: Value) -> Value:
         warps = np.broadcast_to(word.value, self.lanes).reshape(-1, WARP)
         return Value((warps.cumsum(1) - warps).reshape(-1))
 
-    def sum_of_warp(self, word: Value) -> Value:
+    def warp_sum(self, word: Value) -> Value:
         return Value(np.repeat(np.broadcast_to(word.value, self.lanes).reshape(-1, WARP).sum(1), WARP))
 
-    def high_product(self, a: Value, b: Value) -> Value:
+    def multiply_high(self, a: Value, b: Value) -> Value:
         return Value((a.value * b.value) >> 32)
 
-    def again(self, word: Value) -> Value:
+    def opaque(self, word: Value) -> Value:
         return word
 
     def sync(self) -> None:
@@ -207,21 +207,21 @@ class Simulated:
         self._check(at, 2, self._starts[-1])
         return self.as_float(Value(self._memory.view(np.uint16)[at // 2].astype(np.int64) << 16))
 
-    def copy(self, to: Value, address: Value, when: Value) -> None:
+    def copy_async(self, to: Value, address: Value, when: Value) -> None:
         on = self._on & when.value
         words = [np.where(on, w.value, 0).astype(np.uint32) for w in self._words(address, 4, on)]
-        self._copies.append((self._on, *self._place(to, 4, self._on), words, self._groups.copy()))
+        self._copies.append((self._on, *self._index(to, 4, self._on), words, self._groups.copy()))
 
-    def close_copies(self) -> None:
+    def commit_copies(self) -> None:
         self._groups[self._on] += 1
 
     def wait_for_copies(self, groups: int) -> None:
         late = []
-        for on, block, at, words, group in self._copies:
+        for on, cta, at, words, group in self._copies:
             done = on & self._on & (group < self._groups - groups)
             for k, word in enumerate(words):
-                self._shared[block[done], at[done] + k] = word[done]
-            late.append((on & ~done, block, at, words, group))
+                self._shared[cta[done], at[done] + k] = word[done]
+            late.append((on & ~done, cta, at, words, group))
         self._copies = [copy for copy in late if copy[0].any()]
 
     def open_stream(self) -> None:
@@ -229,6 +229,9 @@ class Simulated:
 
     def stream(self, address: Value) -> list[Value]:
         return self.load_four(address)
+
+    def stream_two(self, address: Value) -> list[Value]:
+        return self.load_two(address)
 
     def _put(self, memory: np.ndarray, address: Value, word: np.ndarray, width: int, when: Value) -> None:
         on = self._on & when.value
@@ -244,39 +247,39 @@ class Simulated:
         half = self.as_bits(number).value >> 16
         self._put(self._memory.view(np.uint16), address, half.astype(np.uint16), 2, when)
 
-    def _place(self, address: Value, words: int, on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _index(self, address: Value, words: int, on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         at = np.where(on, np.broadcast_to(address.value, self.lanes), 0)
         self._check(at, 4 * words, 4 * self._shared.shape[1])
-        return self._block, at // 4
+        return self._cta, at // 4
 
     def read(self, address: Value) -> Value:
-        block, at = self._place(address, 1, self._on)
-        return Value(self._shared[block, at].astype(np.int64))
+        cta, at = self._index(address, 1, self._on)
+        return Value(self._shared[cta, at].astype(np.int64))
 
     def read_or_zero(self, address: Value, when: Value) -> Value:
         on = self._on & when.value
-        block, at = self._place(address, 1, on)
-        return Value(np.where(on, self._shared[block, at], 0).astype(np.int64))
+        cta, at = self._index(address, 1, on)
+        return Value(np.where(on, self._shared[cta, at], 0).astype(np.int64))
 
     def read_four_or_zeros(self, address: Value, when: Value) -> list[Value]:
         on = self._on & when.value
-        block, at = self._place(address, 4, on)
-        return [Value(np.where(on, self._shared[block, at + k], 0).astype(np.int64)) for k in range(4)]
+        cta, at = self._index(address, 4, on)
+        return [Value(np.where(on, self._shared[cta, at + k], 0).astype(np.int64)) for k in range(4)]
 
     def read_two(self, address: Value) -> list[Value]:
-        block, at = self._place(address, 2, self._on)
-        return [Value(self._shared[block, at + k].astype(np.int64)) for k in range(2)]
+        cta, at = self._index(address, 2, self._on)
+        return [Value(self._shared[cta, at + k].astype(np.int64)) for k in range(2)]
 
     def read_four(self, address: Value) -> list[Value]:
-        block, at = self._place(address, 4, self._on)
-        return [Value(self._shared[block, at + k].astype(np.int64)) for k in range(4)]
+        cta, at = self._index(address, 4, self._on)
+        return [Value(self._shared[cta, at + k].astype(np.int64)) for k in range(4)]
 
     def write(self, address: Value, words: Sequence[Value], when: Value | None = None) -> None:
         on = self._on if when is None else self._on & when.value
-        block, at = self._place(address, len(words), on)
+        cta, at = self._index(address, len(words), on)
         for k, word in enumerate(words):
             bits = self.as_bits(word) if word.value.dtype == np.float32 else word
-            self._shared[block[on], at[on] + k] = np.broadcast_to(bits.value, self.lanes)[on].astype(np.uint32)
+            self._shared[cta[on], at[on] + k] = np.broadcast_to(bits.value, self.lanes)[on].astype(np.uint32)
 
     def append(self, address: Value, word: Value, mask: Value, bit: int) -> Value:
         here = (mask & bit).equals(bit)
@@ -291,21 +294,21 @@ class Simulated:
         self.write(address, [Value(value.value & 0xFFFFFFFF)], when)
         self.write(address + 4, [Value(value.value >> 32)], when)
 
-    def post(self, address: Value, word: Value, tag: Value, when: Value) -> None:
+    def send(self, address: Value, word: Value, flag: Value, when: Value) -> None:
         self.store(address, word, when)
-        self.store(address + 4, tag, when)
+        self.store(address + 4, flag, when)
 
-    def poll(self, pairs: Sequence[Post], singles: Sequence[Post], tag: Value) -> list[Value]:
+    def poll(self, pairs: Sequence[Mailbox], singles: Sequence[Mailbox], flag: Value) -> list[Value]:
         out = []
         for i, (address, when) in enumerate([*pairs, *singles]):
             on = self._on & when.value
             found = self._words(address, 4 if i < len(pairs) else 2, on)
-            if any((mark.value != tag.value)[on].any() for mark in found[1::2]):
-                raise RuntimeError("a lane waits for something that nobody has posted")
+            if any((mark.value != flag.value)[on].any() for mark in found[1::2]):
+                raise RuntimeError("a lane waits for something that nobody has sent")
             out += [Value(np.where(on, word.value, 0)) for word in found[::2]]
         return out
 
-    def choose(
+    def cond(
         self,
         condition: Value,
         kinds: str,
@@ -326,18 +329,18 @@ class Simulated:
             body()
         self._on = before
 
-    def repeat(self, body: Callable[[], Value]) -> None:
+    def do_while(self, body: Callable[[], Value]) -> None:
         before = self._on
         while self._on.any():
             self._on = self._on & body().value
         self._on = before
 
-    def loop(
-        self, turns: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+    def for_loop(
+        self, iterations: Value, carry: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
     ) -> list[Value]:
         before, now = self._on, list(carry)
-        for i in range(int(np.max(np.where(before, turns.value, 0), initial=0))):
-            self._on = before & (i < turns.value)
+        for i in range(int(np.max(np.where(before, iterations.value, 0), initial=0))):
+            self._on = before & (i < iterations.value)
             new = body(self.integer(i), now)
             now = [Value(np.where(self._on, n.value, c.value)) for n, c in zip(new, now, strict=True)]
         self._on = before

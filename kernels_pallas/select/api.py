@@ -2,6 +2,8 @@
 
 All of them keep channel i of layer l when `|x_i| >= thresholds[l, i]` in any of the sequences, and list the kept
 channels chunk by chunk (`Kept`); a sequence's own skipped channels are listed with value 0.
+With `factors` a sequence's thresholds are those times its factor, which the kernels multiply as they compare.
+`nested` says of weights in planes how their lists follow each other, see `kept.Nested`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from kernels_pallas.implementation import choose
-from kernels_pallas.kept import Kept
+from kernels_pallas.kept import WHOLE, Kept, Nested
 from kernels_pallas.select import reference
 
 
@@ -20,6 +22,8 @@ def select(
     rows: int,
     implementation: str | None = None,
     interpret: bool = False,
+    factors: Float[Array, " batch"] | None = None,
+    nested: Nested = WHOLE,
 ) -> Kept:
     """The kept channels of a vector per sequence, in chunks of `rows`, a power of two.
 
@@ -27,10 +31,10 @@ def select(
         ValueError: an implementation that cannot run here.
     """
     if choose(implementation, interpret) == "xla":
-        return reference.select_reference(x, thresholds, rows)
+        return reference.select_reference(x, thresholds, rows, factors, nested)
     from kernels_pallas.select import triton
 
-    return triton.select_plain(x, thresholds, rows, interpret)
+    return triton.select_plain(x, thresholds, rows, interpret, factors, nested)
 
 
 def select_norm(
@@ -43,6 +47,8 @@ def select_norm(
     rows: int,
     implementation: str | None = None,
     interpret: bool = False,
+    factors: Float[Array, " batch"] | None = None,
+    nested: Nested = WHOLE,
 ) -> tuple[Float[Array, "batch features"], Kept]:
     """Add a product to the residual stream, RMS-normalise, and select.
 
@@ -56,6 +62,7 @@ def select_norm(
         rows: channels in a chunk, a power of two.
         implementation: "triton", "xla" or None.
         interpret: interpret the kernel, on any device.
+        factors: of each sequence's thresholds, or None.
 
     Returns:
         The new residual stream, and the kept channels of the normed one.
@@ -65,10 +72,10 @@ def select_norm(
     """
     if choose(implementation, interpret) == "xla":
         x = reference.add_parts(x, parts, bias)
-        return x, reference.select_reference(reference.rms_norm(x, weight, eps), thresholds, rows)
+        return x, reference.select_reference(reference.rms_norm(x, weight, eps), thresholds, rows, factors, nested)
     from kernels_pallas.select import triton
 
-    return triton.select_norm(x, parts, bias, weight, eps, thresholds, rows, interpret)
+    return triton.select_norm(x, parts, bias, weight, eps, thresholds, rows, interpret, factors, nested)
 
 
 def select_attention(
@@ -80,6 +87,8 @@ def select_attention(
     dtype: DTypeLike,
     implementation: str | None = None,
     interpret: bool = False,
+    factors: Float[Array, " batch"] | None = None,
+    nested: Nested = WHOLE,
 ) -> Kept:
     """Merge the splits of `decode_attention`, round to `dtype`, and select.
 
@@ -88,10 +97,10 @@ def select_attention(
     """
     if choose(implementation, interpret) == "xla":
         merged = reference.merge_reference(partial, highest, total, dtype)
-        return reference.select_reference(merged, thresholds, rows)
+        return reference.select_reference(merged, thresholds, rows, factors, nested)
     from kernels_pallas.select import triton
 
-    return triton.select_attention(partial, highest, total, thresholds, rows, dtype, interpret)
+    return triton.select_attention(partial, highest, total, thresholds, rows, dtype, interpret, factors, nested)
 
 
 def select_gated(
@@ -104,6 +113,8 @@ def select_gated(
     dtype: DTypeLike,
     implementation: str | None = None,
     interpret: bool = False,
+    factors: Float[Array, " batch"] | None = None,
+    nested: Nested = WHOLE,
 ) -> Kept:
     """`silu(gate) * up` from partial sums, in `dtype`, and select.
 
@@ -112,7 +123,7 @@ def select_gated(
     """
     if choose(implementation, interpret) == "xla":
         hidden = reference.gated_reference(gate, up, gate_bias, up_bias, dtype)
-        return reference.select_reference(hidden, thresholds, rows)
+        return reference.select_reference(hidden, thresholds, rows, factors, nested)
     from kernels_pallas.select import triton
 
-    return triton.select_gated(gate, up, gate_bias, up_bias, thresholds, rows, dtype, interpret)
+    return triton.select_gated(gate, up, gate_bias, up_bias, thresholds, rows, dtype, interpret, factors, nested)

@@ -8,26 +8,36 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from kernels_pallas.kept import Kept
+from kernels_pallas.formats.base import scaled
+from kernels_pallas.kept import WHOLE, Kept, Nested
 
 
 def select_reference(
-    x: Float[Array, "batch in_channels"], thresholds: Float[Array, "layers in_channels"], rows: int
+    x: Float[Array, "batch in_channels"],
+    thresholds: Float[Array, "layers in_channels"],
+    rows: int,
+    factors: Float[Array, " batch"] | None = None,
+    nested: Nested = WHOLE,
 ) -> Kept:
     """`|x_i| >= t_i` of any sequence, kept channels first in each chunk, in their order."""
+    own = thresholds[:, None] if factors is None else thresholds[:, None] * factors[None, :, None]
     batch, size = x.shape
     chunks = -(-size // rows)
     padding = ((0, 0), (0, chunks * rows - size))
     values = jnp.pad(x, padding)
     # Channels that pad the last chunk are below any threshold.
-    limits = jnp.pad(thresholds, padding, constant_values=jnp.inf)
-    keeps = jnp.abs(values.astype(jnp.float32))[None] >= limits[:, None]
+    limits = jnp.pad(own, ((0, 0), *padding), constant_values=jnp.inf)
+    keeps = jnp.abs(values.astype(jnp.float32))[None] >= limits
     shape = (len(thresholds), batch, chunks, rows)
     keeps = keeps.reshape(shape)
     kept = keeps.any(axis=1)
     order = jnp.argsort(~kept, axis=-1, stable=True)
-    own = jnp.where(keeps, jnp.broadcast_to(values.reshape(batch, chunks, rows), shape), 0).swapaxes(1, 2)
-    listed = jnp.take_along_axis(own, order[:, :, None], axis=-1)
+    each = jnp.broadcast_to(values.reshape(batch, chunks, rows), shape)
+    if nested.alone != 1:
+        first = (jnp.arange(len(keeps)) % nested.planes == 0)[:, None, None, None]
+        each = jnp.where(first & ~jnp.roll(keeps, -1, axis=0), scaled(each, nested.alone), each)
+    kept_values = jnp.where(keeps, each, 0).swapaxes(1, 2)
+    listed = jnp.take_along_axis(kept_values, order[:, :, None], axis=-1)
     channels = order + jnp.arange(chunks)[None, :, None] * rows
     return Kept(kept.sum(-1, dtype=jnp.int32), channels.astype(jnp.int32), listed.astype(x.dtype))
 

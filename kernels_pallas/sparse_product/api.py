@@ -23,8 +23,9 @@ def sparse_product(
     """Multiply each layer's listed channels with its weight, reading no other row of it.
 
     Args:
-        kept: the lists, one layer of them per weight; their chunks must be those of `config`.
-        weights: `[in, out]` each, bf16, f16 or f32, or int8 or int4 with scales; all of one kind.
+        kept: the lists, one layer of them per weight, and of a weight of planes one per plane; their chunks must be
+            those of `config`.
+        weights: `[in, out]` each, all in one format.
         config: how the kernel is cut into programs; None asks `config_for`.
         implementation: "triton", "xla" or None.
         interpret: interpret the kernel, on any device.
@@ -36,16 +37,18 @@ def sparse_product(
         ValueError: an implementation that cannot run here, or lists and weights that do not fit together.
     """
     weights = [as_weight(weight) for weight in weights]
-    if len(weights) != kept.counts.shape[0]:
-        raise ValueError(f"expected one list of channels for each of {len(weights)} weights, found {kept.counts.shape}")
+    lists = sum(len(weight.format.planes) for weight in weights)
+    if lists != kept.counts.shape[0]:
+        of = f"{len(weights)} weights" if lists == len(weights) else f"{lists} planes of {len(weights)} weights"
+        raise ValueError(f"expected one list of channels for each of {of}, found {kept.counts.shape}")
     for weight in weights:
-        if weight.shape[0] > kept.chunks * kept.rows or weight.kind.startswith("int") != (weight.scales is not None):
+        if weight.shape[0] > kept.chunks * kept.rows or weight.format.scaled != (weight.scales is not None):
             raise ValueError(
                 f"weight {weight.kind}{list(weight.shape)}: expected at most {kept.chunks * kept.rows} rows, "
-                "and scales exactly if it is int8 or int4"
+                "and scales exactly if its format has some"
             )
     if len({weight.kind for weight in weights}) > 1:
-        raise ValueError(f"expected weights of one kind, found {', '.join(w.kind for w in weights)}")
+        raise ValueError(f"expected weights in one format, found {', '.join(w.kind for w in weights)}")
     if choose(implementation, interpret) == "xla":
         return sparse_product_reference(kept, weights)
     kind, sizes = weights[0].kind, tuple(w.shape[1] for w in weights)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from kernels_pallas.formats import FORMATS, Format
 from kernels_pallas.kept import power_of_two
 from kernels_pallas.tuned import tuned
-from kernels_pallas.weight import GROUP, bits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,17 @@ class Config:
 
 
 def splits(config: Config, size_in: int) -> int:
-    """Into how many partial sums a product is split."""
+    """Into how many partial sums a product is split, of planes that of the first."""
     return -(-size_in // (config.rows * config.lists))
+
+
+def plane_config(config: Config, form: Format, plane: int) -> Config:
+    """How one plane of a format is cut: as many bytes of a row as of the first, and lists that are shorter together."""
+    if plane == 0:
+        return config
+    forms = form.row_forms
+    columns = config.block_columns * forms[plane].packed // forms[0].packed
+    return dataclasses.replace(config, lists=min(4 * config.lists, config.block_rows), block_columns=columns)
 
 
 def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str, device: str | None = None) -> Config:
@@ -34,7 +43,7 @@ def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str, 
         size_in: input channels.
         sizes_out: columns of each layer of the launch.
         batch: sequences.
-        kind: of the weights, see `Weight`.
+        kind: the weights' format by name.
         device: `jax.Device.device_kind`; None is the default device.
     """
     found = tuned(device, "triton").get(shape_key(size_in, sizes_out, batch, kind))
@@ -43,7 +52,7 @@ def config_for(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str, 
 
 def shape_key(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str) -> str:
     """How a shape is named in the files of tuned values."""
-    return f"{size_in}x{'+'.join(map(str, sizes_out))} batch {batch} bits {bits_of(kind)}"
+    return f"{size_in}x{'+'.join(map(str, sizes_out))} batch {batch} {kind}"
 
 
 def heuristic(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str) -> Config:
@@ -51,8 +60,8 @@ def heuristic(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str) -
     wide = sum(sizes_out) >= 16_384
     rows = min(512 if wide or batch == 1 else 256, max(32, power_of_two(size_in) // 8))
     lists = max(1, min(8, power_of_two(-(-size_in // rows)) // 16))
-    if batch > 1 or kind == "int4":
-        return Config(rows, lists, 32, GROUP, 4)
+    if batch > 1 or FORMATS[kind].group is not None:
+        return Config(rows, lists, 32, 128, 4)
     return Config(rows, lists, 8, 256, 8) if wide else Config(rows, lists, 32, 128, 8)
 
 
@@ -73,7 +82,8 @@ def search_space(size_in: int, sizes_out: tuple[int, ...], batch: int, kind: str
 def valid(config: Config, batch: int, kind: str) -> bool:
     """What the kernel can run.
 
-    Whole entries of every list in a block, a tensor core's 16 rows for a batch, and one scale a row of int4.
+    Whole entries of every list in a block, a tensor core's 16 rows for a batch, and one scale a row if rows have some.
     """
+    group = FORMATS[kind].group
     fits = config.lists <= config.block_rows <= config.rows * config.lists
-    return fits and (batch == 1 or config.block_rows >= 16) and (kind != "int4" or config.block_columns <= GROUP)
+    return fits and (batch == 1 or config.block_rows >= 16) and (group is None or config.block_columns <= group)

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings, run_dense
+from wisparse_jax.calibration import run_dense
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.forward import hidden_states, layout
+from wisparse_jax.search import SearchSettings
 
 FIRST = 36  # of the 48 positions a quarter is sparse
 

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings, gradients, run_dense
+from wisparse_jax.calibration import gradients, run_dense
 from wisparse_jax.calibration.gradients import GAIN_FLOOR, gradient_gains, layer_costs, walk_gradients
 from wisparse_jax.calibration.sparse_run import sparse_thresholds
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.forward import head, hidden_states, layout
 from wisparse_jax.models.rules import ChannelRule
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.search.problem import BudgetProblem
 from wisparse_jax.testing import tiny_config, tiny_model
@@ -23,7 +24,7 @@ def calibration(tiny_tokens):
     model = tiny_model(config)
     leaves, tree = jax.tree.flatten(model.params)
     made = [w + 0.2 * jax.random.normal(jax.random.key(i), w.shape) if w.ndim == 1 else w for i, w in enumerate(leaves)]
-    return run_dense(type(model).from_params(config, jax.tree.unflatten(tree, made)), tiny_tokens)
+    return run_dense(type(model)(config, jax.tree.unflatten(tree, made)), tiny_tokens)
 
 
 def by_hand(calibration, b, name, seed, draw):
@@ -95,7 +96,7 @@ def test_costs_of_a_dead_layer_are_zero(tiny_model, tiny_tokens):
     params = tiny_model.params
     blocks = list(params["blocks"])
     blocks[1] = blocks[1] | {"down": {"kernel": jnp.zeros_like(blocks[1]["down"]["kernel"])}}
-    calibration = run_dense(type(tiny_model).from_params(tiny_model.config, params | {"blocks": blocks}), tiny_tokens)
+    calibration = run_dense(type(tiny_model)(tiny_model.config, params | {"blocks": blocks}), tiny_tokens)
     gains = gradient_gains(calibration, 96, 0)
     assert all(np.isfinite(gain).all() and (gain > 0).all() for row in gains for gain in row.values())
     costs = layer_costs(calibration, np.ones((3, 7)), np.array([0.0, 0.5, 0.9]), 96, 0)

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from wisparse_jax.calibration import SearchSettings, read_settings
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.search import SearchSettings, read_settings
 
 
 def test_no_file_gives_the_defaults():

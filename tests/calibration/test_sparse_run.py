@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings, run_dense, sparse_run
+from wisparse_jax.calibration import run_dense, sparse_run
 from wisparse_jax.calibration.sparse_run import sparse_thresholds
 from wisparse_jax.evaluation.quality import _sparse
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.model import Model
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.sparsity.apply import threshold_rules, with_biases
 from wisparse_jax.testing import tiny_config, tiny_model
 
@@ -64,7 +66,7 @@ def test_what_is_realised_is_what_is_said(name, exponent):
     config = tiny_config(**CONFIG)
     params = tiny_model(config).params
     CASES[name](params)
-    model = type(tiny_model(config)).from_params(config, params)
+    model = Model(config, params)
     tokens = jax.random.randint(jax.random.key(1), (4, 48), 0, config.vocab_size)
     calibration = run_dense(model, tokens)
     exponents = np.full((3, 7), exponent)

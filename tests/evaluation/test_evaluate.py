@@ -1,16 +1,20 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings
+from wisparse_jax.calibration import run_dense
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.evaluation import evaluate, split_windows, text_windows
+from wisparse_jax.evaluation import DenseRun, evaluate, quality, split_windows, text_windows
+from wisparse_jax.evaluation.windows import DENSE_FIRST
 from wisparse_jax.models.basis import Basis, fold, folded_config, identity_basis
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import ChannelRule
-from wisparse_jax.search import calibrate
-from wisparse_jax.sparsity import SparseLlama, apply
+from wisparse_jax.search import SearchSettings, calibrate
+from wisparse_jax.sparsity import apply
 from wisparse_jax.testing import tiny_config, tiny_model
 
 
@@ -21,7 +25,7 @@ def sparse(tiny_model, tiny_tokens):
 
 
 def test_dense_perplexity_is_that_of_the_logits(tiny_model, tiny_tokens):
-    found = evaluate(tiny_model, tiny_tokens, sparse_prefill=1.0)
+    found = evaluate(tiny_model, tiny_tokens, sparse_prefill=1.0, dense_first=0)
     log_probs = jax.nn.log_softmax(tiny_model(tiny_tokens)[:, :-1])
     nll = -np.take_along_axis(np.asarray(log_probs), np.asarray(tiny_tokens)[:, 1:, None], -1)[..., 0]
     assert found.dense.perplexity.mean == pytest.approx(np.exp(nll.mean()), rel=1e-5)
@@ -30,7 +34,7 @@ def test_dense_perplexity_is_that_of_the_logits(tiny_model, tiny_tokens):
 
 
 def test_a_fully_sparse_window_is_the_sparse_model(sparse, tiny_tokens):
-    score = evaluate(sparse, tiny_tokens, sparse_prefill=1.0).sparse["plan"]
+    score = evaluate(sparse, tiny_tokens, sparse_prefill=1.0, dense_first=0).sparse["plan"]
     log_probs = jax.nn.log_softmax(sparse(tiny_tokens)[:, :-1])
     nll = -np.take_along_axis(np.asarray(log_probs), np.asarray(tiny_tokens)[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(score.nll, nll.mean(axis=1), rtol=1e-5)
@@ -42,6 +46,51 @@ def test_only_the_sparse_share_is_scored_after_a_dense_start(sparse, tiny_tokens
     # What comes before the sparse positions is dense, so it is the same whatever the plan.
     full = evaluate(sparse, tiny_tokens, sparse_prefill=1.0)
     assert halves.sparse["plan"].divergence.mean != full.sparse["plan"].divergence.mean
+    # All of a window is all but its first positions.
+    assert full.scored_positions == 48 - DENSE_FIRST - 1
+    same = evaluate(sparse, tiny_tokens, sparse_prefill=1 - DENSE_FIRST / 48, dense_first=0)
+    np.testing.assert_array_equal(same.sparse["plan"].kl, full.sparse["plan"].kl)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_known_dense_run_gives_the_same_figures(sparse, tiny_tokens, share, monkeypatch):
+    """Also where it has the first positions, which are not scored."""
+    expected = evaluate(sparse, tiny_tokens, sparse_prefill=share)
+    run = run_dense(sparse.dense, tiny_tokens, SearchSettings(sparse_share=share))
+    monkeypatch.setattr(quality, "_dense_block", None)  # nothing is run again
+    found = evaluate(
+        sparse, tiny_tokens, sparse_prefill=share, known=[DenseRun(run.params, run.inputs[-1], run.caches)]
+    )
+    np.testing.assert_allclose(found.dense.nll, expected.dense.nll, rtol=1e-5)
+    np.testing.assert_allclose(found.sparse["plan"].kl, expected.sparse["plan"].kl, rtol=1e-4)
+
+
+def test_the_share_can_be_held_as_in_generation(tiny_model, tiny_tokens, sparse):
+    """With thresholds that skip too much or too little; where they fit, next to nothing changes."""
+    plan = dataclasses.replace(sparse.plan, thresholds=sparse.plan.thresholds * 1.3)
+    plans = {"off": apply(tiny_model, plan), "plan": sparse}
+    windows = np.concatenate([tiny_tokens[:, :40]] * 2)
+    loose, held = (evaluate(tiny_model, windows, plans, hold=hold).sparse for hold in (False, True))
+    assert loose["off"].sparsity.mean > 0.57
+    # Twenty tokens are few for the control to settle in.
+    assert 0.45 < held["off"].sparsity.mean < loose["off"].sparsity.mean - 0.03
+    assert (held["off"].token_sparsity[:, 0] == loose["off"].token_sparsity[:, 0]).all()  # factors begin at 1
+    assert held["plan"].divergence.mean == pytest.approx(loose["plan"].divergence.mean, rel=0.2)
+    assert held["off"].layer_sparsity.shape == (tiny_blocks(sparse), 7) and held["off"].nll.shape == (8,)
+    rules = Model(tiny_model.config, tiny_model.params, sparse.rules)
+    with pytest.raises(WisparseError, match="rules: hold: expected a model with its plan"):
+        evaluate(tiny_model, windows, {"rules": rules}, hold=True)
+
+
+def test_a_target_that_is_met_by_every_token_is_the_plain_run(tiny_model, tiny_tokens, sparse):
+    """Nothing is owed where every channel is skipped and that is the target: token by token as all at once."""
+    nothing = np.full_like(sparse.plan.thresholds, 1e30)
+    plan = dataclasses.replace(sparse.plan, target=1.0, sparsities=np.ones_like(nothing), thresholds=nothing)
+    model = apply(tiny_model, plan)
+    loose, held = (evaluate(model, tiny_tokens, hold=hold).sparse["plan"] for hold in (False, True))
+    np.testing.assert_allclose(held.kl, loose.kl, rtol=1e-4)
+    np.testing.assert_allclose(held.nll, loose.nll, rtol=1e-5)
+    np.testing.assert_array_equal(held.layer_sparsity, loose.layer_sparsity)
 
 
 def test_realised_sparsity_on_the_calibration_text_is_the_target(sparse, tiny_tokens):
@@ -63,7 +112,7 @@ def test_a_layer_counts_by_its_weights_and_a_block_like_any_other(tiny_model, ti
         }
         for layer in skipped
     ]
-    score = evaluate(SparseLlama(config, tiny_model.params, rules), tiny_tokens).sparse["plan"]
+    score = evaluate(Model(config, tiny_model.params, rules), tiny_tokens).sparse["plan"]
     weights: dict[str, int] = dict(zip(LAYERS, config.layer_weights, strict=True))
     expected = sum(weights[name] for name in skipped) / (3 * sum(weights.values()))
     assert score.sparsity.mean == pytest.approx(expected, rel=1e-6) and expected == pytest.approx(13 / 99)
@@ -85,7 +134,7 @@ def test_batching_does_not_change_the_figures(sparse, tiny_tokens, monkeypatch):
 def test_json_has_the_agreed_fields(sparse, tiny_tokens):
     out = evaluate(sparse, tiny_tokens).as_json("plan")
     assert {"perplexity", "dense_perplexity", "kl", "sparsity", "tokens", "sparse_prefill", "window"} <= set(out)
-    assert "perplexity" not in evaluate(sparse.model, tiny_tokens).as_json()
+    assert "perplexity" not in evaluate(sparse.dense, tiny_tokens).as_json()
     single = evaluate(sparse, tiny_tokens[:1]).as_json("plan")
     assert single["kl_error"] is None  # one window has no standard error
 
@@ -110,8 +159,8 @@ def test_a_folded_model_is_scored_after_a_dense_start_of_its_own():
         turn = jnp.linalg.qr(jax.random.normal(jax.random.key(2), shape))[0]
         still = identity_basis(config)
         for basis in (still._replace(heads=turn), Basis(jnp.linalg.qr(jnp.eye(32)[::-1] + 0.1)[0], turn)):
-            folded = SparseLlama(folded_config(config), fold(config, model.params, basis), [])
-            result = evaluate(model, tokens, {"folded": folded.model})
+            folded = Model(folded_config(config), fold(config, model.params, basis))
+            result = evaluate(model, tokens, {"folded": folded})
             assert result.sparse["folded"].divergence.mean < 1e-6
             np.testing.assert_allclose(result.sparse["folded"].nll, result.dense.nll, rtol=1e-4)
 
@@ -134,6 +183,19 @@ def test_windows_are_consecutive_and_start_with_bos():
     np.testing.assert_array_equal(windows, [[0, 1, 2, 3], [0, 4, 5, 6]])
     assert len(split_windows(Letters(), "abcdefgh", 4, tokens=4)) == 1
     assert len(split_windows(Letters(), "abcdefgh", 4, tokens=5)) == 2
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 2_000])
+def test_the_first_windows_are_those_of_the_whole_text_however_long_its_tokens_are(tokens):
+    """Text is not cut by characters before its tokens are counted."""
+    text = ("word " + "x" * 99) * 30_000
+
+    class Words(Letters):
+        def encode(self, text, bos=True):
+            return [0] * bos + [len(word) for word in text.replace("x" * 99, " x").split()]
+
+    found = split_windows(Words(), text, 64, tokens)
+    assert len(found) == -(-tokens // 64) and found.tolist() == split_windows(Words(), text, 64)[: len(found)].tolist()
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):

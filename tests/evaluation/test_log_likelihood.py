@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.log_likelihood import Request, score_continuations
+from wisparse_jax.evaluation.windows import DENSE_FIRST
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.forward import empty_cache
-from wisparse_jax.search import calibrate
+from wisparse_jax.search import SearchSettings, calibrate
 from wisparse_jax.sparsity import apply
 from wisparse_jax.testing import count_compilations
 
@@ -35,10 +35,10 @@ def sparse(tiny_model, tiny_tokens):
 
 def token_by_token(model, request, share):
     """The last `share` of the context's tokens sparse, and all that follow."""
-    config, rules = model.config, getattr(model, "rules", None)
+    config, rules = model.config, model.rules
     tokens = [*request.context, *request.continuation][-65:]
     prompt = len(tokens) - len(request.continuation)
-    dense = prompt - round(prompt * share)
+    dense = max(prompt - round(prompt * share), min(prompt, DENSE_FIRST))
     cache, total, greedy = empty_cache(config, 1, 64, jnp.float32), 0.0, True
     step = jax.jit(token_logits, static_argnums=0)
     for at, token in enumerate(tokens[:-1]):

@@ -120,6 +120,19 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
         check_new_folder(tmp_path / "new" / "out", PlanError)
 
 
+def test_a_folder_that_only_trying_shows_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a quota, a network share or /proc, where permissions say otherwise."""
+    check_new_folder(tmp_path / "new", PlanError)
+    assert not list(tmp_path.iterdir())
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PlanError, match=f"new: cannot be written: {os.strerror(errno.EDQUOT)}"):
+        check_new_folder(tmp_path / "new", PlanError)
+
+
 def test_names_as_long_as_names_may_be(tmp_path: Path) -> None:
     for name in ("x" * 255, "é" * 127):
         with new_folder(tmp_path / name, PlanError) as folder:

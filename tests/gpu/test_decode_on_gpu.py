@@ -11,17 +11,17 @@ import pytest
 
 import wisparse_jax as ws
 from kernels_pallas.implementation import mosaic_problem
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.inference import Sample, sample_windows
 from wisparse_jax.inference.loop import decode_implementation, token_logits
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import rules_of
 from wisparse_jax.models.weights import place
-from wisparse_jax.sparsity import SparseLlama
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.testing import count_compilations
 
 pytestmark = [
@@ -88,7 +88,7 @@ def test_greedy_text_is_that_of_the_reference(plan):
         text, _, skipped, kept = run(sparse.thresholds, jnp.array([prompt]), skipped, kept)
         texts.append(text.tolist())
     middle = rules_of(jax.tree.map(lambda s, k: (s + k) / 2, skipped, kept))
-    middle = SparseLlama(sparse.config, sparse.params, middle)
+    middle = Model(sparse.config, sparse.params, middle)
     for prompt, text in zip(prompts, texts, strict=True):
         _, errors, _, _ = run(middle.thresholds, jnp.array([prompt]), skipped, kept)
         assert errors.max() < 1e-5
@@ -105,7 +105,7 @@ def test_perplexity_through_the_decode_path(plan, implementation):
     """
     sparse = ws.apply(ws.load("demo", dtype="bfloat16"), plan)
     grouped, batch = group_thresholds(sparse.thresholds), 16 if implementation == "triton" else 1
-    windows = jnp.asarray(sample_windows(sparse.model, 1024, 256, seed=1)).reshape(-1, batch, 256)
+    windows = jnp.asarray(sample_windows(sparse.dense, 1024, 256, seed=1)).reshape(-1, batch, 256)
     found = loss(
         sparse, windows, functools.partial(kernel_token_logits, thresholds=grouped, implementation=implementation)
     )

@@ -36,7 +36,8 @@ def first(tokens):
     keys = jax.random.split(jax.random.key(1), batch)
     chosen = jnp.full((batch, ROOM), -1, jnp.int32).at[:, 0].set(last)
     cache: Any = jnp.zeros((batch, ROOM + 1), jnp.int32)
-    return LoopState(jnp.int32(1), jnp.int32(1), chosen, last, jnp.zeros(batch, bool), keys, cache)
+    seen = jnp.zeros((batch, VOCAB), bool).at[jnp.arange(batch), last].set(True)
+    return LoopState(jnp.int32(1), jnp.int32(1), chosen, last, jnp.zeros(batch, bool), keys, cache, seen)
 
 
 @pytest.mark.parametrize("together", [4, 16])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.sampling import GREEDY, Sample, choose
+from wisparse_jax.inference.sampling import GREEDY, Sample, choose, penalised
 
 PROBABILITIES = np.array([0.4, 0.05, 0.25, 0.2, 0.1])
 
@@ -31,6 +31,11 @@ def renormalised(kept, power=1.0):
         (Sample(top_p=0.66), renormalised([0, 2, 3])),
         (Sample(top_p=1e-6), renormalised([0])),  # one token always stays
         (Sample(top_k=3, top_p=0.7), renormalised([0, 2])),  # the nucleus is of what top-k left
+        (Sample(min_p=0.4), renormalised([0, 2, 3])),  # 0.16 and above
+        (Sample(min_p=0.6), renormalised([0, 2])),
+        (Sample(min_p=1.0), renormalised([0])),  # the most likely token always stays
+        (Sample(temperature=2.0, min_p=0.4), renormalised([0, 2, 3, 4], 0.5)),  # of the shares at the temperature
+        (Sample(top_p=0.6, min_p=0.2), renormalised([0, 2])),
     ],
 )
 def test_frequencies_are_those_of_the_cut_softmax(sampler, expected):
@@ -54,9 +59,26 @@ def test_greedy_takes_the_most_likely():
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"top_p": float("nan")},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": -1.0},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": 1e39},
+        {"repetition_penalty": float("inf")},
+        {"repetition_penalty": float("nan")},
     ],
 )
 def test_bad_values_are_refused(bad):
     name = next(iter(bad)).replace("_", "-")
     with pytest.raises(WisparseError, match=f"{name} = "):
         Sample(**bad)
+
+
+def test_the_repetition_penalty_is_transformers():
+    """Positive logits divided, negative ones multiplied, of what a row has seen; recorded with transformers 5.24."""
+    logits = jnp.asarray([[2.0, -1.0, 0.5, 0.0], [2.0, -1.0, 0.5, 0.0]])
+    seen = jnp.asarray([[True, True, False, True], [False, False, False, False]])
+    values = Sample(repetition_penalty=1.25).values(4)
+    np.testing.assert_allclose(penalised(logits, seen, values), [[1.6, -1.25, 0.5, 0.0], [2.0, -1.0, 0.5, 0.0]])
+    np.testing.assert_array_equal(penalised(logits, seen, GREEDY.values(4)), logits)

@@ -1,14 +1,20 @@
 """What the model writes for calibration: documents, one after another, and a check that text is text."""
 
+import copy
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import wisparse_jax as ws
 from wisparse_jax.calibration import check_variety
 from wisparse_jax.calibration.variety import effective_distinct
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference import sample_windows
+from wisparse_jax.inference.openers import Openers, openers_for
+from wisparse_jax.models.tokenizer import Tokenizer
 from wisparse_jax.testing import tiny_config, tiny_model
 
 
@@ -124,3 +130,58 @@ def test_degenerate_text_is_refused(name):
     check_variety(ids, 500)
     with pytest.raises(WisparseError, match=r"the text is degenerate: in 8 of 8 windows .* found token"):
         check_variety(DEGENERATE[name](ids), 500)
+
+
+@pytest.mark.parametrize("name", ["two", "several ends", "one and the same", "no beginning", "several beginnings"])
+def test_documents_go_on_from_openers_in_turn(name):
+    bos, eos, first, closing, _ = ARRANGEMENTS[name]
+    model = tiny_model(tiny_config(bos_token_ids=bos, eos_token_ids=eos))
+    # The second holds the token that ends a document, as the turns of a chat do.
+    own = [[11, 12, 13], [21, eos[0], 22], [31]]
+    given = Openers(np.array([row + [-1] * (3 - len(row)) for row in own], np.int32), ("a", "b", "c"))
+    windows = sample_windows(model, 24, 64, seed=0, openers=given)
+    ended = 0
+    for w, window in enumerate(windows.tolist()):
+        assert window[0] == first
+        at, document = 1, w
+        while at < len(window):
+            opener = own[document % 3]
+            assert window[at : at + len(opener)] == opener[: len(window) - at]
+            at += len(opener)
+            assert at >= len(window) or window[at] not in eos  # no document is its opener alone
+            at = next((i for i in range(at, len(window)) if window[i] in eos), len(window))
+            ended += at < len(window)
+            if at < len(window) and window[at] in closing:
+                at += 1
+                assert at == len(window) or window[at] == first
+            at, document = at + 1, document + 1
+    assert ended > 12
+    np.testing.assert_array_equal(windows[:5], sample_windows(model, 5, 64, seed=0, batch=2, openers=given))
+    assert (windows != sample_windows(model, 24, 64, seed=1, openers=given)).any()
+
+
+def test_a_vocabulary_says_which_openers_a_model_gets():
+    """The demo's is of English prose alone, and it has no chat template."""
+    found = openers_for(ws.load_tokenizer("demo"))
+    kinds = set(found.kinds)
+    assert {"prose", "encyclopaedia", "dialogue", "e-mail"} <= kinds and not kinds & {"languages", "python", "chat"}
+    assert len(set(found.kinds[:5])) == 5 and re.fullmatch(rf"{len(found.kinds)} openers, [0-9a-f]{{8}}", str(found))
+    tokenizer = ws.load_tokenizer("demo")
+    texts = [tokenizer.decode(row[row >= 0].tolist()) for row in found.tokens]
+    assert any(text.startswith("The ferry was late again") for text in texts)
+
+
+def test_a_model_with_a_chat_template_answers_questions(tmp_path):
+    """Every second opener, in the template and without the BOS that it writes."""
+    tokenizer = ws.load_tokenizer("demo")
+    inner = copy.deepcopy(tokenizer.inner)
+    inner.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}<assistant>"
+    )
+    found = openers_for(Tokenizer(inner))
+    chats = [row[row >= 0].tolist() for row, kind in zip(found.tokens, found.kinds, strict=True) if kind == "chat"]
+    assert found.kinds[1::2][: len(chats)] == ("chat",) * len(chats) and len(chats) > 10
+    assert {"python", "c"} <= set(found.kinds) and "languages" not in found.kinds
+    for row in chats:
+        text = tokenizer.inner.decode(row)
+        assert text.startswith("<user> ") and text.endswith("\n<assistant>") and row[0] != inner.bos_token_id

@@ -1,4 +1,4 @@
-"""The fused block's attention by itself, simulated: partial sums of q, k and v are posted, and its posts are read."""
+"""The fused block's attention by itself, simulated: it reads q, k and v from mailboxes, and its own are read."""
 
 import ml_dtypes
 import numpy as np
@@ -6,14 +6,14 @@ import pytest
 
 from kernels_pallas.fused_block import FusedConfig, FusedShape
 from kernels_pallas.fused_block.api import UNSEEN
-from kernels_pallas.fused_block.body import Block
-from kernels_pallas.fused_block.layout import entries, products
-from kernels_pallas.fused_block.places import places_of
+from kernels_pallas.fused_block.kernel import Kernel
+from kernels_pallas.fused_block.memory_layout import memory_layout
+from kernels_pallas.fused_block.tiling import block_arrays, products
 from kernels_pallas.lanes.numpy_value import Value
 from kernels_pallas.lanes.simulated import Simulated
 
-CONFIG = FusedConfig(blocks=12, threads=128, splits_in=2, splits_out=2, splits_down=3, attention_splits=3, depth=1)
-TAG, EPS = 5, 1e-5
+CONFIG = FusedConfig(ctas=12, threads=128, splits_in=2, splits_out=2, splits_down=3, attention_splits=3, depth=1)
+FLAG, EPS = 5, 1e-5
 CASES = {
     "plain": {},
     "first token": {"slot": 0, "start": 0},
@@ -48,11 +48,11 @@ class Phase:
         self.bias = bfloat16(rng.standard_normal(sum(sizes)) if biased else np.zeros(sum(sizes)))
         self.gains = [bfloat16(1 + 0.2 * rng.standard_normal(dim)) for _ in range(2)]
         self.cache = [bfloat16(rng.standard_normal((slot + 2, kv_heads, dim))) for _ in range(2)]
-        places = places_of(self.shape, CONFIG)
-        exchange = np.zeros((places.posts, 2), np.int32)
-        begin = places.exchange["qkv"]
-        exchange[begin : begin + self.parts.size] = [[bits, TAG] for bits in self.parts.reshape(-1).view(np.int32)]
-        arrays = {f"{name}_0": np.zeros(4, np.int32) for name in entries(self.shape)}
+        layout = memory_layout(self.shape, CONFIG)
+        exchange = np.zeros((layout.mailboxes, 2), np.int32)
+        begin = layout.exchange["qkv"]
+        exchange[begin : begin + self.parts.size] = [[bits, FLAG] for bits in self.parts.reshape(-1).view(np.int32)]
+        arrays = {f"{name}_0": np.zeros(4, np.int32) for name in block_arrays(self.shape)}
         arrays |= {"keys_0": self.cache[0], "values_0": self.cache[1], "exchange": exchange}
         if qk_norm:
             arrays |= {"q_norm_0": self.gains[0], "k_norm_0": self.gains[1]}
@@ -63,23 +63,23 @@ class Phase:
         arrays |= {name: np.array([n], np.int32) for name, n in (("slot", slot), ("start", start), ("windows", seen))}
         arrays |= {"cos": np.cos(self.angle).astype(np.float32), "sin": np.sin(self.angle).astype(np.float32)}
         self.arrays = arrays
-        self.machine = Simulated(CONFIG.blocks, CONFIG.threads, list(arrays.values()), places.shared)
+        self.machine = Simulated(CONFIG.ctas, CONFIG.threads, list(arrays.values()), layout.shared)
         at = {name: self.machine.device(i) for i, name in enumerate(arrays)}
-        self.block = Block(self.machine, self.shape, CONFIG, 1, at, self.machine.shared(0))
-        self.block.note_addresses()
-        self.block.go_to(
-            self.machine.integer(1), self.machine.integer(TAG)
+        self.kernel = Kernel(self.machine, self.shape, CONFIG, 1, at, self.machine.shared(0))
+        self.kernel.note_addresses()
+        self.kernel.go_to(
+            self.machine.integer(1), self.machine.integer(FLAG)
         )  # the second phase, before whose product it is
-        self.block.begin_phase()
-        self.machine.when(self.block.block < kv_heads * CONFIG.attention_splits, self.block.attend)
+        self.kernel.begin_phase()
+        self.machine.when(self.kernel.cta < kv_heads * CONFIG.attention_splits, self.kernel.attend)
 
     def array(self, name):
         return self.machine.array(list(self.arrays).index(name), self.arrays[name])
 
     def merged(self):
-        """What a block of threads that reads the posts makes of them, by channel."""
+        """What a CTA that reads the mailboxes makes of them, by channel."""
         channel = np.minimum(np.arange(self.machine.lanes), self.shape.attended - 1)
-        return self.block.merged(Value(channel)).value[: self.shape.attended]
+        return self.kernel.merged(Value(channel)).value[: self.shape.attended]
 
     def written_out(self):
         """The new key and value, and attention at every channel."""
@@ -124,10 +124,10 @@ def test_it_is_attention_written_out(case):
 
 
 def test_the_layout_of_the_phase_is_that_of_the_products():
-    """The posts of q, k and v lie one after the other, split by split, as this file wrote them."""
+    """The mailboxes of q, k and v lie one after the other, split by split, as this file wrote them."""
     phase = Phase()
     assert products(phase.shape, CONFIG)["attn_in"].splits == len(phase.parts)
     assert (
-        places_of(phase.shape, CONFIG).exchange["attended"]
-        >= places_of(phase.shape, CONFIG).exchange["qkv"] + phase.parts.size
+        memory_layout(phase.shape, CONFIG).exchange["attended"]
+        >= memory_layout(phase.shape, CONFIG).exchange["qkv"] + phase.parts.size
     )

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kernels_pallas.fused_block.formats import FORMATS
+from kernels_pallas.formats import FORMATS
 from kernels_pallas.lanes.numpy_value import Value
 from kernels_pallas.lanes.simulated import WARP, Simulated
 
@@ -27,13 +27,13 @@ def words():
     return np.random.default_rng(0).integers(0, 2**32, (WARP, 4, 4)) & ~0x40004000
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", BITS)
 def test_pairs_are_the_numbers_of_the_bytes(kind, words):
     """Rows 0 and 1 of column 2i in the first operand, of column 2i + 1 in the second, then rows 2 and 3."""
     m, made = Simulated(1, WARP, [], 16), FORMATS[kind]
     rows = [[Value(words[:, row, k].astype(np.int64)) for k in range(4)] for row in range(4)]
     expected = numbers_of(kind, words)  # [lanes, rows, columns]
-    places, half = [], np.float16 if made.dtype == "f16" else ml_dtypes.bfloat16
+    places, half = [], np.float16 if made.multiplied == "f16" else ml_dtypes.bfloat16
     for i, operands in made.pairs(m, rows, made.constants(m)):
         places.append(i)
         for k, operand in enumerate(operands):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from kernels_pallas.formats import FORMATS
+from wisparse_jax.inference.loop import kernel_step
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache
@@ -35,7 +37,7 @@ def no_search_for_what_is_not_there(monkeypatch):
         monkeypatch.setitem(sys.modules, LOOKED_FOR, types.ModuleType(LOOKED_FOR))
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "float32", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["bfloat16", "float32", "int8", "int4", "int4+2+2"])
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_decode_step_lowers(repository, name, batch, weights):
@@ -43,11 +45,16 @@ def test_a_decode_step_lowers(repository, name, batch, weights):
     assert text.count(TRITON_CALL) == LAUNCHES
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4", "int4+2+2"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fused_decode_step_lowers(repository, name, weights):
     """18 blocks: a launch of 16 and one of two, each with its cache where it was, and nothing of Triton's."""
     pytest.importorskip("kernels_pallas.lanes.mosaic", reason="needs jax 0.11", exc_type=ImportError)
+    if (name, weights) == ("llama-3-70b", "int4+2+2"):
+        # The lists of three planes of 8,192 channels for gate and up; it decodes by Triton.
+        with pytest.raises(ValueError, match="bytes of shared memory, more than"):
+            lowered_step(repository, name, 1, weights, 18, "mosaic")
+        return
     text = lowered_step(repository, name, 1, weights, 18, "mosaic")
     assert text.count(f"@{MOSAIC_CALL}") == 2
     assert TRITON_CALL not in text and text.count("operand_index = ") == 2 * 18 + 2
@@ -77,13 +84,28 @@ def test_a_step_on_a_mesh_lowers(repository, name, parts, weights):
     assert f"sparse_product_{config.intermediate_size // parts}x{config.hidden_size}" in text
 
 
-def lowered_step(repository, name, batch, weights, blocks, implementation, parts=1):
+@pytest.mark.parametrize(
+    ("batch", "parts", "implementation"), [(1, 1, "triton"), (4, 1, "triton"), (4, 2, "triton"), (1, 1, "mosaic")]
+)
+def test_a_step_whose_share_is_held_lowers(repository, batch, parts, implementation):
+    """With factors of its own for each sequence, no launch more, and no product of thresholds outside them."""
+    if implementation == "mosaic":
+        pytest.importorskip("kernels_pallas.lanes.mosaic", reason="needs jax 0.11", exc_type=ImportError)
+    text = lowered_step(repository, "llama-3.1-8b", batch, "bfloat16", 1, implementation, parts, held=True)
+    call, launches = (MOSAIC_CALL, 1) if implementation == "mosaic" else (TRITON_CALL, LAUNCHES)
+    assert text.count(f"@{call}" if implementation == "mosaic" else call) == launches
+    # Those of q, k and v, or of gate and up, of all sequences or of each.
+    assert re.search(r"stablehlo.multiply ", text)
+    assert not re.search(r"stablehlo.multiply .* : tensor<[23]x(\d+x)?\d+xf32>", text)
+
+
+def lowered_step(repository, name, batch, weights, blocks, implementation, parts=1, held=False):
     folder = (
         str(resources.files("wisparse_jax") / "demo_model") if name == "demo" else repository / f"configs/{name}.json"
     )
     config = read_config(folder)
     config = dataclasses.replace(config, num_blocks=blocks, windows=config.windows[:blocks])
-    integers = weights in ("int8", "int4")
+    integers = FORMATS[weights].scaled
     params = param_shapes(config, "bfloat16" if integers else weights)
     if integers:
         params = jax.eval_shape(functools.partial(quantise_params, kind=weights), params)
@@ -91,12 +113,20 @@ def lowered_step(repository, name, batch, weights, blocks, implementation, parts
     thresholds = [{n: jax.ShapeDtypeStruct(config.layer_shapes[n][:1], jnp.float32) for n in LAYERS}] * blocks
 
     def step(params, tokens, slot, start, cache, thresholds):
-        grouped = group_thresholds(thresholds)
+        grouped = group_thresholds(thresholds, len(FORMATS[weights].planes))
         if parts > 1:
             mesh = jax.sharding.get_abstract_mesh()
             return mesh_token_logits(config, params, tokens, slot, start, cache, grouped, mesh, implementation)
         return kernel_token_logits(config, params, tokens, slot, start, cache, grouped, implementation)
 
+    def held_step(params, tokens, slot, start, cache, thresholds, factors):
+        mesh = jax.sharding.get_abstract_mesh() if parts > 1 else None
+        step = kernel_step(config, params, group_thresholds(thresholds), mesh, implementation=implementation)
+        return step(tokens, slot, start, cache, factors)
+
     ids, slot = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     axes = {"data": 1, "model": parts} if parts > 1 else None
+    if held:
+        factors = jax.ShapeDtypeStruct((batch,), jnp.float32)
+        return lower_for_gpu(held_step, params, ids, slot, ids, cache, thresholds, factors, axes=axes)
     return lower_for_gpu(step, params, ids, slot, ids, cache, thresholds, axes=axes)

@@ -99,3 +99,29 @@ def test_merged_attention(triton, heads, splits, batch):
     for how in (XLA, triton):
         lists = select_attention(*arguments, thresholds, 32, jnp.float32, **how)
         assert_same(lists, expected_channels(expected, thresholds), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_factors_are_of_each_sequences_thresholds(triton, dtype):
+    """Exactly what each sequence gets alone with the thresholds times its factor; the lists are of all of them."""
+    size, factors = 100, jnp.array([0.7, 1.0, 1.6], jnp.float32)
+    x, parts, weight = normal(0, 3, size, dtype=dtype), normal(1, 2, 3, size), normal(2, size, dtype=dtype)
+    limits = jnp.abs(normal(3, 2, size)).at[:, 3].set(jnp.inf).at[:, 5].set(0)
+    ones = jnp.ones((3, 1, 4))
+    selections = [
+        lambda rows, limits, how: select(x[rows], limits, 32, **how),
+        lambda rows, limits, how: select_norm(x[rows], None, None, weight, 1e-5, limits, 32, **how)[1],
+        lambda rows, limits, how: select_gated(
+            parts[:, rows], parts[:, rows], None, None, limits / 4, 32, dtype, **how
+        ),
+        lambda rows, limits, how: select_attention(
+            parts.swapaxes(0, 1)[rows, :1], ones[rows], ones[rows], limits, 32, dtype, **how
+        ),
+    ]
+    for how in (XLA, triton):
+        for run in selections:
+            listed, values = listed_channels(run(slice(None), limits, how | {"factors": factors}), size)
+            alone = [listed_channels(run(slice(b, b + 1), limits * factors[b], how), size) for b in range(3)]
+            np.testing.assert_array_equal(listed, np.any([kept for kept, _ in alone], axis=0))
+            np.testing.assert_array_equal(values, np.concatenate([own for _, own in alone], axis=1))
+            assert len({own.sum() for own, _ in alone}) == 3

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
-from wisparse_jax.calibration import SearchSettings
-from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.inference.loop import kernel_step, masked_step, token_logits
 from wisparse_jax.models import weights
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.decode import group_thresholds
 from wisparse_jax.models.forward import empty_cache
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.loading import load
 from wisparse_jax.models.mesh import make_mesh, param_shardings, place_on
 from wisparse_jax.models.mesh_decode import mesh_token_logits
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.parameters import flat
 from wisparse_jax.models.rules import rules_of
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.testing import tiny_config, tiny_model
 
 SPLIT = {"embed", "lm_head", "q", "k", "v", "o", "gate", "up", "down"}
@@ -72,10 +73,10 @@ def check_other_weights(folder):
     loads = [
         functools.partial(ws.load, converted),
         functools.partial(ws.load, folder, weights="int8", head="int8"),
-        functools.partial(ws.load, folder, basis=basis),
+        functools.partial(load, folder, basis=basis),
     ]
-    for load in loads:
-        one, many = load(), load(mesh="data=4,model=2")
+    for read in loads:
+        one, many = read(), read(mesh="data=4,model=2")
         for path, leaf in flat(many.params).items():
             np.testing.assert_allclose(leaf, flat(one.params)[path], atol=2e-7, err_msg=path)
         specs = param_shardings(many.config, many.params, make_mesh("data=4,model=2"))
@@ -88,7 +89,7 @@ def check_plan():
     """The same plan, and the same figures of it."""
     config = tiny_config(num_heads=8, num_kv_heads=4, vocab_size=96, num_blocks=2, windows=(None, None))
     one = tiny_model(config)
-    many = Llama.from_params(config, place_on(make_mesh("data=2,model=4", config), config, one.params))
+    many = Model(config, place_on(make_mesh("data=2,model=4", config), config, one.params))
     tokens = np.random.default_rng(1).integers(0, 96, (8, 48)).astype(np.int32)
     small = {"exponent_step": 0.5, "exponent_passes": 1, "exponent_tokens": 48, "layer_tokens": 48, "layer_step": 0.2}
     settings = SearchSettings(population=4, generations=2, block_tokens=96, chunk=2, compare_teal=False, **small)
@@ -130,6 +131,14 @@ def check_sparse_decode():
         if slot >= 2:  # both rows have begun
             assert off(found, expected) < 1e-5
     assert many[0].keys.addressable_shards[0].data.shape == (1, 16, 1, 8)
+    # With a factor of each row's own, also what each row skips.
+    plain = jax.jit(masked_step(config, noisy, rules_of(limits)))
+    split = jax.jit(kernel_step(config, params, group_thresholds(limits), mesh, implementation="xla"))
+    place = jnp.asarray([3, 5], jnp.int32), jnp.int32(5), start
+    expected, _, shares = plain(*place, one, jnp.asarray([0.8, 1.3]))
+    found, _, others = split(*place, many, jnp.asarray([0.8, 1.3]))
+    assert off(found, expected) < 1e-5 and shares[1] > shares[0] + 0.1
+    np.testing.assert_allclose(others, shares, atol=1e-6)
 
 
 if __name__ == "__main__":

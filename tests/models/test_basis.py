@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import wisparse_jax as ws
 from wisparse_jax.errors import PlanError, WisparseError
 from wisparse_jax.inference import generate
 from wisparse_jax.models.basis import Basis, fold, folded_config, identity_basis
@@ -16,10 +17,10 @@ from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.fingerprint import flat
-from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.loading import load
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.quantise import quantise, round_params
-from wisparse_jax.sparsity import SparsityPlan, apply, load_sparse
+from wisparse_jax.sparsity import SparsityPlan, apply
 from wisparse_jax.sparsity.plan import check_basis
 from wisparse_jax.testing import tiny_config, tiny_model
 
@@ -38,7 +39,7 @@ def random_basis(config, seed=0):
 
 
 def folded(model, basis):
-    return Llama.from_params(folded_config(model.config), fold(model.config, model.params, basis))
+    return Model(folded_config(model.config), fold(model.config, model.params, basis))
 
 
 def with_random_vectors(model):
@@ -47,7 +48,7 @@ def with_random_vectors(model):
         w + 0.3 * jax.random.normal(jax.random.key(i), w.shape, w.dtype) if w.ndim == 1 else w
         for i, w in enumerate(jax.tree.leaves(model.params))
     ]
-    return Llama.from_params(model.config, jax.tree.unflatten(jax.tree.structure(model.params), made))
+    return Model(model.config, jax.tree.unflatten(jax.tree.structure(model.params), made))
 
 
 def error(found, wanted):
@@ -121,10 +122,7 @@ def test_a_model_in_the_basis_of_one_plan_refuses_another_plan():
     model = tiny_model()
     basis = random_basis(model.config)
     plan, other = plan_of(model, basis), plan_of(model, random_basis(model.config, 1))
-    from wisparse_jax.models.fingerprint import model_fingerprint
-
-    made = folded(model, basis)
-    made.fingerprint, made.basis_digest = model_fingerprint(model), basis.digest()
+    made = model.with_weights(folded_config(model.config), folded(model, basis).params, basis.digest())
     tokens = jnp.arange(12)[None]
     assert error(apply(made, plan)(tokens), model(tokens)) < EXACT
     for wrong in (other, plan_of(model, None)):
@@ -136,7 +134,7 @@ def test_a_plan_of_another_model_is_refused_before_anything_is_folded():
     """Another width: folding itself would fail."""
     plan = plan_of(tiny_model(), random_basis(tiny_config()))
     with pytest.raises(PlanError, match="plan is for"):
-        load_sparse(FIXTURES / "llama3", plan, "float32")
+        ws.load(FIXTURES / "llama3", "float32", plan=plan)
 
 
 def test_int8_comes_after_folding():
@@ -145,7 +143,7 @@ def test_int8_comes_after_folding():
     plan = plan_of(model, random_basis(model.config))
     with pytest.raises(PlanError, match=r"plan has a basis: weights that are rounded already cannot be folded"):
         apply(quantise(model), plan)
-    small = load_sparse(folder, plan, "float32", "int8")
+    small = ws.load(folder, "float32", "int8", plan=plan)
     assert small.params["blocks"][0]["q"]["kernel"].dtype == jnp.int8
     tokens = jnp.asarray(load_file(folder / "reference.safetensors")["tokens"])
     assert 1e-5 < error(small(tokens), model(tokens)) < 0.1
@@ -161,7 +159,7 @@ def test_a_checkpoint_may_hold_the_folded_and_rounded_model(tmp_path):
     model = load(folder, dtype="bfloat16")
     plan, other = (plan_of(model, random_basis(model.config, seed)) for seed in (0, 1))
     convert(folder, tmp_path / "out", "int4", "int8", basis=plan.basis, tokens=tokens)
-    small = load_sparse(tmp_path / "out", plan, "bfloat16")
+    small = ws.load(tmp_path / "out", "bfloat16", plan=plan)
     wide = folded_config(model.config), fold(model.config, model.params, random_basis(model.config))
     expected = round_params(*wide, "int4", "int8", tokens, "float32")
     assert small.config == wide[0] and jax.tree.structure(small.params) == jax.tree.structure(expected)
@@ -169,15 +167,13 @@ def test_a_checkpoint_may_hold_the_folded_and_rounded_model(tmp_path):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     with pytest.raises(WisparseError, match="its weights are folded into the basis of another plan"):
-        load_sparse(tmp_path / "out", other)
+        ws.load(tmp_path / "out", plan=other)
     with pytest.raises(WisparseError, match="its weights are folded into a plan's basis already"):
         convert(tmp_path / "out", tmp_path / "again")
 
 
 def test_what_bfloat16_costs(demo, demo_text):
     """Folded weights are rounded anew: the KL to the model as it was, both in bfloat16, is far below a plan's."""
-    import wisparse_jax as ws
-
     tokens = jnp.asarray(demo_text["held_out"][:2, :256])
     model = ws.load("demo", dtype="bfloat16")
     other = folded(model, random_basis(model.config))

@@ -126,7 +126,8 @@ def test_a_bad_source_leaves_nothing(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGINT, 0), (signal.SIGINT, 0.02), (signal.SIGTERM, 0.01)])
 def test_signals_leave_nothing(folder: Path, tmp_path: Path, number: signal.Signals, later: float) -> None:
     """The real command, stopped while Orbax's threads write: up to 20 ms after their first file."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    # What is killed may leave half a program in a cache.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "WISPARSE_COMPILATION_CACHE": "off"}
     out = tmp_path / "out"
     command = [sys.executable, "-m", "wisparse_jax", "convert", str(folder), str(out)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -337,7 +338,7 @@ def test_weights_of_another_configuration_are_refused(converted: Path, case: str
         load(converted)
 
 
-@pytest.mark.parametrize(("weights", "head"), [("int4", None), ("int8", "int8")])
+@pytest.mark.parametrize(("weights", "head"), [("int4", None), ("int8", "int8"), ("int4+2+2", None)])
 def test_rounded_weights_are_stored_rounded(tmp_path: Path, folder: Path, weights: str, head: str | None) -> None:
     """What is read back is bit for bit what rounding gives, under the fingerprint of the model as it was."""
     convert(folder, tmp_path / "out", weights, head)
@@ -348,5 +349,25 @@ def test_rounded_weights_are_stored_rounded(tmp_path: Path, folder: Path, weight
     assert found.fingerprint == expected.fingerprint
     with pytest.raises(WisparseError, match="rounded to integers already"):
         load(tmp_path / "out", "float32", weights)
-    with pytest.raises(WisparseError, match=r"its weights are rounded to int. (and int8 .head. )?already"):
+    with pytest.raises(WisparseError, match=rf"rounded to {re.escape(weights)} (and int8 .head. )?already"):
         convert(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.mark.parametrize("uvloop", [False, True])
+def test_in_a_notebook_whose_event_loop_runs(folder: Path, tmp_path: Path, uvloop: bool, run_python: Any) -> None:
+    """Orbax needs uvloop to be called there, which not every installation has."""
+    program = f"""
+import asyncio, sys
+if not {uvloop}:
+    sys.modules["uvloop"] = None
+from wisparse_jax.models.checkpoint import convert
+from wisparse_jax.models.loading import load
+
+async def cell():
+    convert({str(folder)!r}, {str(tmp_path / "out")!r})
+    print(load({str(tmp_path / "out")!r}).fingerprint == load({str(folder)!r}).fingerprint)
+
+asyncio.run(cell())
+"""
+    done = run_python(program)
+    assert (done.stdout.strip(), done.returncode) == ("True", 0), done.stderr

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
+from kernels_pallas.formats import FORMATS
 from kernels_pallas.weight import Weight
 from wisparse_jax.models import compensate
-from wisparse_jax.models.compensate import compensated_int4, compensated_params
+from wisparse_jax.models.compensate import compensated, compensated_params
 from wisparse_jax.models.forward import hidden_states, layout
-from wisparse_jax.models.quantise import nearest_int4, quantise_int4
+from wisparse_jax.models.quantise import rounded
 from wisparse_jax.testing import normal, tiny_config, tiny_model
 
 
@@ -19,7 +20,7 @@ def correlated(rows=400, channels=96):
 
 
 def one(kernel, gram):
-    return compensated_int4([kernel], gram)[0]
+    return compensated([kernel], gram, "int4")[0]
 
 
 def test_it_is_the_textbook_algorithm():
@@ -30,7 +31,7 @@ def test_it_is_the_textbook_algorithm():
     inverse, left = np.linalg.inv(damped), kernel.copy()
     expected = np.zeros_like(kernel)
     for i in range(70):
-        numbers, scales = nearest_int4(jnp.asarray(left[i], jnp.float32))
+        numbers, scales = FORMATS["int4"].nearest(jnp.asarray(left[i], jnp.float32))
         expected[i] = np.asarray(numbers) * np.repeat(scales, 128)[:160]
         left -= np.outer(inverse[i], (left[i] - expected[i]) / inverse[i, i])
         inverse -= np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
@@ -42,13 +43,13 @@ def test_it_is_the_textbook_algorithm():
 
 def test_outputs_change_less_than_by_rounding_to_the_nearest():
     x, kernel = correlated(), normal(0, 96, 160)
-    error = [jnp.linalg.norm(x @ (w.wide() - kernel)) for w in (one(kernel, x.T @ x), quantise_int4(kernel))]
+    error = [jnp.linalg.norm(x @ (w.wide() - kernel)) for w in (one(kernel, x.T @ x), rounded(kernel, "int4"))]
     assert error[0] < 0.75 * error[1]
 
 
 def test_inputs_that_tell_nothing_of_each_other_give_the_nearest():
     kernel, gram = normal(0, 70, 160), jnp.diag(jnp.arange(70.0))
-    found, expected = one(kernel, gram), quantise_int4(kernel)
+    found, expected = one(kernel, gram), rounded(kernel, "int4")
     np.testing.assert_array_equal(found.values, expected.values)
     np.testing.assert_array_equal(found.scales, expected.scales)
 
@@ -58,7 +59,7 @@ def test_layers_are_rounded_by_what_the_rounded_model_makes_them_read(monkeypatc
     model = tiny_model(tiny_config(num_blocks=2, windows=(None, None)))
     config, tokens = model.config, np.random.default_rng(0).integers(0, 97, (6, 32)).astype(np.int32)
     monkeypatch.setattr(compensate, "TOKENS_AT_ONCE", 64)
-    params = compensated_params(config, model.params, tokens)
+    params = compensated_params(config, model.params, "int4", tokens)
 
     def inputs(params):
         records = []
@@ -87,7 +88,7 @@ def test_a_trained_layer_changes_less_on_other_text(demo, demo_text):
 
     x, held_out = (read(jnp.asarray(demo_text[name][:4])) for name in ("calibration", "held_out"))
     kernel = demo.params["blocks"][3]["q"]["kernel"]
-    error = [jnp.linalg.norm(held_out @ (w.wide() - kernel)) for w in (one(kernel, x.T @ x), quantise_int4(kernel))]
+    error = [jnp.linalg.norm(held_out @ (w.wide() - kernel)) for w in (one(kernel, x.T @ x), rounded(kernel, "int4"))]
     assert error[0] < 0.8 * error[1]
 
 

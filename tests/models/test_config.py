@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wisparse_jax.errors import ConfigError
+from wisparse_jax.models import config_fields
 from wisparse_jax.models.config import FAMILIES, parse_config, read_config
 from wisparse_jax.models.rope import Rope
 
@@ -202,3 +203,83 @@ def test_sizes_that_no_model_has_are_refused_at_once(field: str, times: int) -> 
     message = f"{field}: expected a positive whole number up to {LARGEST[field]}, found {value}"
     with pytest.raises(ConfigError, match=message):
         parse_config({"model_type": "llama", **SIZES, field: value})
+
+
+WINDOW = {"sliding_window": 16, "head_dim": 2}
+BY_BLOCK = ["full_attention", "sliding_attention"]
+WINDOWS: dict[str, dict[str, Any]] = {
+    "every block": {"model_type": "mistral", **WINDOW},
+    "mistral by block": {"model_type": "mistral", **WINDOW, "layer_types": BY_BLOCK},
+    "mistral, null": {"model_type": "mistral", **WINDOW, "layer_types": None},
+    "ministral": {"model_type": "ministral", **WINDOW, "layer_types": BY_BLOCK},
+    "ministral without a window": {"model_type": "ministral", "sliding_window": None, "head_dim": 2},
+    "qwen2 by block": {"model_type": "qwen2", **WINDOW, "use_sliding_window": True, "layer_types": BY_BLOCK},
+    "qwen3 from a block on": {"model_type": "qwen3", **WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen2, not in use": {"model_type": "qwen2", **WINDOW, "layer_types": ["full_attention"] * 2},
+    "llama, all full": {"model_type": "llama", "layer_types": ["full_attention"] * 2},
+    "llama, a window of the whole context": {"model_type": "llama", "sliding_window": 64},
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_those_of_transformers_auto_class(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    raw = SIZES | WINDOWS[name]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    expected = AutoConfig.from_pretrained(tmp_path)
+    kinds = getattr(expected, "layer_types", None)
+    kinds = [None if expected.model_type == "llama" else "sliding_attention"] * 2 if kinds is None else kinds
+    window = getattr(expected, "sliding_window", None)
+    assert parse_config(raw).windows == tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+OTHER_MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "no causal mask": (
+        {"is_causal": False},
+        "is_causal = False is not supported for model_type = 'llama'; expected true",
+    ),
+    "chunks": ({"attention_chunk_size": 8192}, "attention_chunk_size = 8192 is not supported .* expected null"),
+    "layers that differ": ({"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "per_layer_config = {'1'"),
+    "a window for the cache": ({"sliding_window": 16}, "sliding_window = 16 is not supported for model_type = 'llama'"),
+    "blocks of another kind": (
+        {"layer_types": ["sliding_attention"] * 2},
+        "layer_types holds 'sliding_attention'; expected full_attention, as no sliding window is in use",
+    ),
+    "chunked blocks": (
+        {"model_type": "ministral", "layer_types": ["chunked_attention"] * 2, "num_key_value_heads": 32},
+        "layer_types holds 'chunked_attention'; expected full_attention or sliding_attention$",
+    ),
+    "a window that is switched off": (
+        {"model_type": "qwen2", "layer_types": BY_BLOCK, "use_sliding_window": False},
+        "layer_types holds 'sliding_attention'; expected full_attention, as no sliding window is in use",
+    ),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_a_field_that_changes_what_is_computed_refuses_the_model(name: str) -> None:
+    changes, message = OTHER_MODELS[name]
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"model_type": "llama", **SIZES, **changes})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_that_transformers_reads_is_honoured_or_known_not_to_matter(family: str) -> None:
+    """Fails for the first release whose class of a family has a field more: it is to be read, or listed."""
+    assert config_fields.class_fields(family).keys() <= config_fields.HONOURED[family] | config_fields.WITHOUT_EFFECT
+
+
+def test_a_field_of_a_newer_class_refuses_unless_it_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = config_fields.class_fields("llama") | {"new_scale": 1.0}
+    monkeypatch.setattr(config_fields, "class_fields", lambda family: read)
+    raw = {"model_type": "llama", **SIZES}
+    assert parse_config(raw | {"new_scale": 1, "read_by_nobody": 2}) == parse_config(raw)
+    with pytest.raises(ConfigError, match=r"new_scale = 2.0 is not supported for model_type = 'llama'; expected 1.0"):
+        parse_config(raw | {"new_scale": 2.0})
+
+
+def test_both_names_of_silu() -> None:
+    raw = {"model_type": "llama", **SIZES}
+    assert parse_config(raw | {"hidden_act": "swish"}) == parse_config(raw)

@@ -11,7 +11,7 @@ from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import rules_of
 from wisparse_jax.testing import tiny_config, tiny_model
 
@@ -31,7 +31,7 @@ def with_random_vectors(model):
         w + 0.3 * jax.random.normal(jax.random.key(i), w.shape, w.dtype) if w.ndim == 1 else w
         for i, w in enumerate(leaves)
     ]
-    return Llama.from_params(model.config, jax.tree.unflatten(tree, made))
+    return Model(model.config, jax.tree.unflatten(tree, made))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_fused_step_is_the_separate_one():
         for _ in range(3)
     ]
     grouped, start, interpret = group_thresholds(thresholds), jnp.zeros(1, jnp.int32), mosaic_problem() is not None
-    small = FusedConfig(blocks=6, threads=128, splits_in=1, splits_out=2, splits_down=2, attention_splits=2, depth=2)
+    small = FusedConfig(ctas=6, threads=128, splits_in=1, splits_out=2, splits_down=2, attention_splits=2, depth=2)
     caches = [empty_cache(config, 1, 32, jnp.bfloat16)] * 2
     differences, kept = [], [[], []]
     for slot in range(5):
@@ -100,7 +100,7 @@ def test_with_thresholds_of_zero_the_fused_step_is_the_dense_model():
     config = tiny_config(num_blocks=2, windows=(None, None), head_dim=32)
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), with_random_vectors(tiny_model(config)).params)
     start, interpret = jnp.zeros(1, jnp.int32), mosaic_problem() is not None
-    small = FusedConfig(blocks=6, threads=128, splits_in=1, splits_out=2, splits_down=2, attention_splits=2, depth=2)
+    small = FusedConfig(ctas=6, threads=128, splits_in=1, splits_out=2, splits_down=2, attention_splits=2, depth=2)
     caches, differences = [empty_cache(config, 1, 32, jnp.bfloat16)] * 2, []
     for slot in range(3):
         place = jnp.array([3 + 5 * slot]), jnp.int32(slot), start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from wisparse_jax.commands.texts import sampled_windows
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.finite import check_activations
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.model import Model
 
 
 @pytest.mark.parametrize("bad", [*INPUT_GROUPS, "out"])
@@ -28,9 +29,9 @@ def test_the_first_layer_that_is_not_finite_is_named(bad: str, value: float) -> 
         check_activations(5, inputs | ({} if bad == "out" else {bad: broken}), broken, "a text")
 
 
-def test_a_model_that_overflows_is_not_said_to_repeat_itself(tiny_model: Llama) -> None:
+def test_a_model_that_overflows_is_not_said_to_repeat_itself(tiny_model: Model, tmp_path: Path) -> None:
     params = jax.tree.map(lambda leaf: leaf, tiny_model.params)
     params["blocks"] = jax.tree.map(lambda leaf: leaf * 3e37, params["blocks"])
-    broken = Llama.from_params(tiny_model.config, params)
+    broken = Model(tiny_model.config, params)
     with pytest.raises(WisparseError, match=r"block 0: .* is not finite: .* the dense model overflows"):
-        sampled_windows(broken, window=16, tokens=64, seed=0)
+        sampled_windows(broken, str(tmp_path), window=16, tokens=64, seed=0)

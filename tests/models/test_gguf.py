@@ -20,8 +20,12 @@ from safetensors.numpy import load_file
 from wisparse_jax.cli import main
 from wisparse_jax.errors import ConfigError, WeightsError, WisparseError
 from wisparse_jax.models.checkpoint import convert
+from wisparse_jax.models.config import parse_config
 from wisparse_jax.models.fingerprint import model_fingerprint
+from wisparse_jax.models.gguf import GgufFile
+from wisparse_jax.models.gguf_config import end_tokens, hf_config
 from wisparse_jax.models.loading import load, load_tokenizer
+from wisparse_jax.models.parameters import flat
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 96, (2, 12)), jnp.int32)
@@ -87,8 +91,11 @@ def write(
     if rope.get("rope_type", rope.get("type")) == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
     for key, value in values.items():
-        add = {str: writer.add_string, float: writer.add_float32}.get(type(value), writer.add_uint32)
-        add(key if key.startswith("split.") else f"{family}.{key}", value)
+        if value is None:
+            continue
+        adds = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
+        add = adds.get(type(value), writer.add_uint32)
+        add(key if key.startswith(("split.", "general.")) else f"{family}.{key}", value)
     for key, value in (BYTE_LEVEL if tokenizer is None else tokenizer).items():
         name = f"tokenizer.{key}" if key.startswith("chat") else f"tokenizer.ggml.{key}"
         add = {list: writer.add_array, str: writer.add_string, bool: writer.add_bool}.get(
@@ -231,6 +238,167 @@ def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
     assert made.decode(made.encode("he é")) == "he é"
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32"])
+def test_in_float32_values_are_exactly_those_that_the_gguf_library_dequantises(tmp_path: Path, kind: str) -> None:
+    file = write(tmp_path / "m.gguf", "qwen2.5", quantise=gguf.GGMLQuantizationType[kind])
+    convert(file, tmp_path / "exact", dtype="float32")
+    convert(file, tmp_path / "out")
+    made, narrow = load(tmp_path / "exact", "float32").params, load(tmp_path / "out", "float32").params
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for name, a, b in (
+        ("token_embd.weight", made["embed"], narrow["embed"]),
+        ("blk.1.ffn_up.weight", made["blocks"][1]["up"]["kernel"].T, narrow["blocks"][1]["up"]["kernel"].T),
+    ):
+        expected = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        np.testing.assert_array_equal(a, expected)
+        # Without a dtype a quantised tensor is rounded to bfloat16.
+        rounded = expected if kind in ("F16", "F32") else jnp.asarray(expected, jnp.bfloat16).astype(jnp.float32)
+        np.testing.assert_array_equal(b, rounded)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16"])
+@pytest.mark.parametrize(("weights", "head"), [("int8", None), ("int4", "int8")])
+def test_what_is_rounded_to_integers_is_rounded_from_the_exact_values(
+    tmp_path: Path, kind: str, weights: str, head: str | None
+) -> None:
+    """As the exact model is; what is not rounded is kept as without rounding, whatever it was read as."""
+    file = write(tmp_path / "m.gguf", "llama-biases", quantise=gguf.GGMLQuantizationType[kind])
+    convert(file, tmp_path / "exact", dtype="float32")
+    convert(file, tmp_path / "plain")
+    convert(file, tmp_path / "made", weights, head)
+    expected = flat(load(tmp_path / "exact", "float32", weights, head=head).params)
+    made = flat(load(tmp_path / "made", "float32").params)
+    plain = flat(load(tmp_path / "plain", "float32").params)
+    assert made.keys() == expected.keys()
+    integers = {path for path in made if path.endswith(".scale")} | {p for p, v in made.items() if v.dtype == jnp.int8}
+    integers |= {path for path, value in made.items() if value.dtype == jnp.uint8}
+    assert len(integers) == 2 * (2 * 7 + (head is not None))
+    for path, value in made.items():
+        np.testing.assert_array_equal(value, (expected if path in integers else plain)[path], err_msg=path)
+    stored, before = (
+        json.loads((tmp_path / name / "wisparse.json").read_text())["tensors"] for name in ("made", "plain")
+    )
+    assert all(stored[path]["dtype"] == before[path]["dtype"] for path in stored.keys() - integers)
+
+
+def test_a_head_is_rounded_from_an_exact_embedding_that_is_kept_in_bfloat16(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.gguf", "smollm2", quantise=gguf.GGMLQuantizationType["Q8_0"])
+    convert(file, tmp_path / "exact", dtype="float32")
+    convert(file, tmp_path / "made", head="int8")
+    exact, made = load(tmp_path / "exact", "float32", head="int8").params, load(tmp_path / "made").params
+    np.testing.assert_array_equal(made["lm_head"]["kernel"], exact["lm_head"]["kernel"])
+    np.testing.assert_array_equal(made["lm_head"]["scale"], exact["lm_head"]["scale"])
+    tensors = json.loads((tmp_path / "made" / "wisparse.json").read_text())["tensors"]
+    assert tensors["embed"]["dtype"] == tensors["blocks.0.q.kernel"]["dtype"] == "bfloat16"
+
+
+ROPES: dict[str, tuple[dict[str, Any], float]] = {
+    "nothing": ({}, 1.0),
+    "a factor without a type is linear": ({"rope.scaling.factor": 4.0}, 4.0),
+    "the old name": ({"rope.scale_linear": 4.0}, 4.0),
+    "the old name beside the new one": ({"rope.scale_linear": 4.0, "rope.scaling.factor": 2.0}, 2.0),
+    "linear": ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, 4.0),
+    "none": ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 1.0),
+    "0 stands for 1": ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, 1.0),
+    "linear without a factor": ({"rope.scaling.type": "linear"}, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_positions_are_scaled_as_llama_cpp_does(tmp_path: Path, name: str) -> None:
+    keys, factor = ROPES[name]
+    rope = parse_config(hf_config(GgufFile(write(tmp_path / "m.gguf", **keys)))).rope
+    plain = parse_config(hf_config(GgufFile(write(tmp_path / "plain.gguf")))).rope
+    np.testing.assert_allclose(rope.frequencies(16) * factor, plain.frequencies(16), rtol=1e-6)
+
+
+NEUTRAL: dict[str, Any] = {
+    "attention.sliding_window": 256,
+    "attention.scale": 0.25,
+    "attention.causal": True,
+    "rope.scaling.attn_factor": 1.0,
+    "logit_scale": 1.0,
+    "embedding_scale": 0.0,
+    "attn_logit_softcapping": 0.0,
+    "expert_count": 0,
+    "use_parallel_residual": False,
+    "vocab_size": 96,
+    "tensor_data_layout": "Meta AI original pth",
+    "rope.scaling.original_context_length": 128,
+    "general.type": "model",
+}
+CHANGING: dict[str, Any] = {
+    "attention.sliding_window": 16,
+    "attention.scale": 0.3,
+    "attention.causal": False,
+    "attention.clamp_kqv": 8.0,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "rope.scaling.attn_factor": 1.2,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "logit_scale": 0.0625,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.22,
+    "pooling_type": 3,
+    "a_key_of_next_year": "x",
+}
+
+
+def test_keys_of_the_architecture_that_change_nothing_are_accepted(tmp_path: Path) -> None:
+    assert hf_config(GgufFile(write(tmp_path / "m.gguf", **NEUTRAL))) == hf_config(
+        GgufFile(write(tmp_path / "plain.gguf"))
+    )
+
+
+@pytest.mark.parametrize("key", CHANGING)
+def test_keys_of_the_architecture_that_change_what_is_computed_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"llama.{key} = ") + ".*is not supported; expected"):
+        hf_config(GgufFile(write(tmp_path / "m.gguf", **{key: CHANGING[key]})))
+
+
+@pytest.mark.parametrize("key", ["context_length", "attention.layer_norm_rms_epsilon", "feed_forward_length"])
+def test_a_key_that_llama_cpp_needs_is_not_guessed(tmp_path: Path, key: str) -> None:
+    without: dict[str, Any] = {key: None}
+    with pytest.raises(ConfigError, match=re.escape(f"llama.{key}: expected a value, found nothing")):
+        hf_config(GgufFile(write(tmp_path / "m.gguf", **without)))
+
+
+def with_tokens(*texts: str, kind: int = 3, **keys: int) -> dict[str, Any]:
+    """The vocabulary with other tokens from the fifth on, of one kind."""
+    tokens, kinds = [*BYTE_LEVEL["tokens"]], [*BYTE_LEVEL["token_type"]]
+    tokens[4 : 4 + len(texts)], kinds[4 : 4 + len(texts)] = texts, [kind] * len(texts)
+    return BYTE_LEVEL | {"tokens": tokens, "token_type": kinds, "merges": ["a b"]} | keys
+
+
+ENDS: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "Qwen without an end of a turn": (with_tokens("<|endoftext|>", "<|im_end|>", eos_token_id=4), [4, 5]),
+    "a key first": (with_tokens("<|endoftext|>", "<|im_end|>", eos_token_id=4, eot_token_id=7), [4, 7, 5]),
+    "Llama 3": (with_tokens("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", eos_token_id=6), [6, 4, 5]),
+    "Gemma's": (with_tokens("<end_of_turn>"), [2, 4]),
+    "files of code": (with_tokens("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"), [2, 4, 5, 6]),
+    "an end of a part": (with_tokens("<|end|>", "<|return|>", "<|call|>"), [2, 5, 6]),
+    "an end of a message": (with_tokens("<|end|>", "<|return|>"), [2, 4, 5]),
+    "of any kind": (with_tokens("<|im_end|>", kind=4), [2, 4]),
+    "none": (BYTE_LEVEL, [2]),
+    "SentencePiece without keys": ({"model": "llama", "tokens": ["<unk>", "<s>", "</s>"]}, [2]),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_answer_ends_where_llama_cpp_ends_it(tmp_path: Path, name: str) -> None:
+    tokenizer, expected = ENDS[name]
+    assert end_tokens(GgufFile(write(tmp_path / "m.gguf", tokenizer=tokenizer))) == expected
+
+
+def test_what_ends_an_answer_is_special_whatever_the_file_says(tmp_path: Path) -> None:
+    tokenizer = with_tokens("<|im_end|>", kind=1)
+    convert(write(tmp_path / "m.gguf", tokenizer=tokenizer), tmp_path / "out")
+    made = load_tokenizer(tmp_path / "out")
+    assert made.encode("x<|im_end|>", bos=False)[-1] == 4
+    assert made.decode([4]) == ""
+    assert load(tmp_path / "out").config.eos_token_ids == (2, 4)
+
+
 def test_chat_templates_and_end_tokens_travel(tmp_path: Path) -> None:
     default, tools = "{{ messages[0]['content'] }}!", "{{ tools }}"
     templates = {"chat_template": default, "chat_templates": ["tool_use"], "chat_template.tool_use": tools}
@@ -254,6 +422,12 @@ def put(name: str, value: np.ndarray) -> Callable[[dict[str, np.ndarray]], objec
 BAD: dict[str, tuple[dict[str, Any], type[WisparseError], str]] = {
     "family": ({"architecture": "gemma3"}, ConfigError, "general.architecture = 'gemma3' is not supported"),
     "experts": ({"expert_count": 8}, ConfigError, "llama.expert_count = 8 is not supported"),
+    "an adapter": ({"general.type": "adapter"}, ConfigError, "general.type = 'adapter': expected a model"),
+    "two scalings": (
+        {"change": put("rope_freqs.weight", np.ones(8, np.float32)), "rope.scaling.factor": 2.0},
+        ConfigError,
+        "llama.rope.scaling.factor = 2 is not supported beside the tensor rope_freqs.weight",
+    ),
     "rope": ({"rope.scaling.type": "yarn"}, ConfigError, "llama.rope.scaling.type = 'yarn' is not supported"),
     "rotary part": (
         {"rope.dimension_count": 8},

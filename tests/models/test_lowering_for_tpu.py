@@ -18,7 +18,7 @@ from wisparse_jax.inference import Sample
 from wisparse_jax.inference.loop import decode, prefill
 from wisparse_jax.models.config import LAYERS, LlamaConfig, read_config
 from wisparse_jax.models.forward import empty_cache, logits
-from wisparse_jax.models.llama import param_shapes
+from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import ChannelRule, Rules
 from wisparse_jax.search.losses import _divergences
 
@@ -68,10 +68,10 @@ def test_prefill_and_the_loop_of_tokens(config: LlamaConfig, sparse: bool) -> No
     params, room, slots = param_shapes(config, "bfloat16"), 32, 96
     start, stops, real = (numbers(n, dtype=t) for n, t in ((1, jnp.int32), (2, jnp.int32), (1, jnp.bool)))
     values = jax.eval_shape(lambda: Sample().values(config.vocab_size))
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    seeds = numbers(1, 3, dtype=jnp.uint32)
     prompt = numbers(1, 64, dtype=jnp.int32)
     first = lambda *args: prefill(config, slots, room, *args)  # noqa: E731
-    arguments = params, prompt, start, values, key, stops, real
+    arguments = params, prompt, start, values, seeds, stops, real
     lowered(first, *arguments)
     state, rules = jax.eval_shape(first, *arguments), rules_of(config) if sparse else None
     until = numbers(dtype=jnp.int32)

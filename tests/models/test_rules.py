@@ -10,8 +10,8 @@ import pytest
 from wisparse_jax.inference.loop import token_logits
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import ChannelRule, merge_biases, rules_of, thresholds_of
-from wisparse_jax.sparsity import SparseLlama
 from wisparse_jax.testing import tiny_config, tiny_model
 
 
@@ -19,7 +19,7 @@ from wisparse_jax.testing import tiny_config, tiny_model
 def model():
     model = tiny_model(tiny_config(qkv_bias=True))
     blocks = [b | {"q": b["q"] | {"bias": 0.3 + jnp.zeros_like(b["q"]["bias"])}} for b in model.params["blocks"]]
-    return type(model).from_params(model.config, model.params | {"blocks": blocks})
+    return type(model)(model.config, model.params | {"blocks": blocks})
 
 
 def rules(config, seed=0, biased=True):
@@ -35,7 +35,7 @@ def rules(config, seed=0, biased=True):
 
 @pytest.fixture(scope="module")
 def sparse(model):
-    return SparseLlama(model.config, model.params, rules(model.config))
+    return Model(model.config, model.params, rules(model.config))
 
 
 TOKENS = jnp.arange(3, 15)[None]
@@ -72,7 +72,7 @@ def test_a_dense_prompt_sees_no_bias_and_decoding_does(model, sparse):
 def test_merged_biases_are_the_rules_biases(model, sparse):
     """Where all positions are sparse, which is what the kernels' step is given."""
     without = [{n: rule._replace(bias=None) for n, rule in block.items()} for block in sparse.rules]
-    merged = SparseLlama(model.config, merge_biases(model.params, sparse.rules), without)
+    merged = Model(model.config, merge_biases(model.params, sparse.rules), without)
     np.testing.assert_allclose(merged(TOKENS), sparse(TOKENS), rtol=1e-4, atol=1e-4)
     untouched = merge_biases(model.params, without)
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (untouched, model.params)), strict=True))
@@ -91,11 +91,11 @@ def test_a_sparse_model_goes_through_jit_vmap_and_grad(model, sparse):
     run = jax.jit(lambda m, tokens: m(tokens))
     expected = sparse(TOKENS)
     np.testing.assert_allclose(run(sparse, TOKENS), expected, rtol=1e-4, atol=1e-4)
-    other = SparseLlama(model.config, model.params, rules(model.config, 1))
+    other = Model(model.config, model.params, rules(model.config, 1))
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), sparse.rules, other.rules)
-    axes = SparseLlama.tree_unflatten(model.config, (None, 0))
-    both = jax.vmap(lambda m: m(TOKENS), in_axes=(axes,))(SparseLlama(model.config, model.params, stacked))
+    axes = Model.tree_unflatten(model.config, (None, 0))
+    both = jax.vmap(lambda m: m(TOKENS), in_axes=(axes,))(Model(model.config, model.params, stacked))
     for found, one in zip(both, (sparse, other), strict=True):
         np.testing.assert_allclose(found, one(TOKENS), rtol=1e-3, atol=1e-3)
 
@@ -103,11 +103,12 @@ def test_a_sparse_model_goes_through_jit_vmap_and_grad(model, sparse):
         return jnp.sum(own(TOKENS)[0, -1, :5])
 
     gradient = jax.grad(loss)(sparse)
-    assert isinstance(gradient, SparseLlama) and gradient.plan is None
+    assert isinstance(gradient, Model) and gradient.plan is None and gradient.rules is not None
     biases: Any = [block["down"].bias for block in sparse.rules]
     slope: Any = gradient.rules[2]["down"].bias
     step = 1e-2
     moved = jax.tree.map(lambda a: a, sparse)
+    assert moved.rules is not None
     moved.rules[2]["down"] = moved.rules[2]["down"]._replace(bias=biases[2].at[3].add(step))
     assert (loss(moved) - loss(sparse)) / step == pytest.approx(float(slope[3]), rel=0.05, abs=1e-3)
     first: Any = gradient.rules[0]["q"].bias

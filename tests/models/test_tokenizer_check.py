@@ -7,6 +7,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,7 @@ def test_what_ends_the_process_ends_only_the_trial(tmp_path: Path, monkeypatch: 
     path = write(tmp_path, bpe())
     probe = tmp_path / "probe.py"
     monkeypatch.setattr(tokenizer_check.tokenizer_probe, "__file__", str(probe))
-    probe.write_text("import os; os.abort()")
+    probe.write_text("print('trial', flush=True); import os; os.abort()")
     with pytest.raises(WisparseError, match=re.escape(f"{path}: the tokenizer is not usable: a trial ended with code")):
         load_tokenizer(tmp_path)
     probe.write_text("while True: pass")
@@ -139,3 +141,56 @@ def test_errors_of_the_library_are_contained_and_interruptions_not() -> None:
         with pytest.raises(type(other)) as caught:
             raising(other)
         assert caught.value is other
+
+
+def test_a_trial_imports_from_where_its_caller_does(tmp_path: Path) -> None:
+    """A Python that has nothing installed, with what it imports on PYTHONPATH, as in the user's site or a target."""
+    write(tmp_path, bpe())
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    places = [entry for entry in map(os.path.abspath, [".", *sys.path]) if os.path.isdir(entry)]
+    program = f"""
+from pathlib import Path
+from wisparse_jax.models.tokenizer_check import check_tokenizer
+check_tokenizer(Path({str(tmp_path)!r}), ["tokenizer.json"])
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONWARNINGS": "error"}
+    # Less memory than the trial allows itself, which may not be raised.
+    limited = ["bash", "-c", 'ulimit -v 7000000; exec "$@"', "bash", str(base), "-c", program]
+    done = subprocess.run(limited, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    write(tmp_path, HOSTILE["grows by a few"][0])
+    done = subprocess.run(limited, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "the normalizer makes a text up to 1.1e+12 times as long" in done.stderr
+
+
+def test_a_program_that_embeds_python_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    application = tmp_path / "application"
+    application.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    application.chmod(0o755)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for executable in (str(application), "", None):
+        monkeypatch.setattr(sys, "executable", executable)
+        write(folder, bpe())
+        assert load_tokenizer(folder).encode("ab") == [66, 67]
+        write(folder, HOSTILE["no trie"][0])
+        with pytest.raises(WisparseError, match="the tokenizer is not usable: index out of bounds"):
+            load_tokenizer(folder)
+    assert not (tmp_path / "started").exists()
+
+
+def test_where_nothing_can_be_tried_it_is_said_and_the_rest_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_check, "_interpreters", lambda: iter(["/no/such/python", "/bin/true"]))
+    write(tmp_path, bpe())
+    with pytest.warns(UserWarning, match="not tried in a process of its own first, as no Python was found"):
+        assert load_tokenizer(tmp_path).encode("ab") == [66, 67]
+    for case in ("grows by a few", "grows at once", "grows when decoded"):
+        raw, message = HOSTILE[case]
+        write(tmp_path, raw)
+        with (
+            pytest.warns(UserWarning, match="not tried in a process"),
+            pytest.raises(WisparseError, match=re.escape(f"the tokenizer is not usable: {message}")),
+        ):
+            load_tokenizer(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation import evaluate
 from wisparse_jax.inference import generate
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.tokens import token_row, token_rows
 
 unchecked = inspect.unwrap(generate)  # the tests' own checks of types would be first
@@ -61,7 +61,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_others_are_refused(case: str, tiny_model: Llama) -> None:
+def test_others_are_refused(case: str, tiny_model: Model) -> None:
     tokens, message = BAD[case]
     with pytest.raises(WisparseError, match=re.escape(message)):
         token_rows(tokens, 97, "x")
@@ -70,7 +70,7 @@ def test_others_are_refused(case: str, tiny_model: Llama) -> None:
             unchecked(tiny_model, tokens, 2)
 
 
-def test_a_model_checks_what_it_reads(tiny_model: Llama) -> None:
+def test_a_model_checks_what_it_reads(tiny_model: Model) -> None:
     with pytest.raises(WisparseError, match="tokens: token id 4294967296 is outside the vocabulary of 97"):
         tiny_model(np.array([[2**32]]))
     ids = np.array([[3, 5]])
@@ -79,15 +79,15 @@ def test_a_model_checks_what_it_reads(tiny_model: Llama) -> None:
     )
 
 
-def test_a_model_that_overflows_neither_writes_nor_is_scored(tiny_model: Llama) -> None:
-    broken = Llama.from_params(tiny_model.config, tiny_model.params | {"norm": tiny_model.params["norm"] * jnp.inf})
+def test_a_model_that_overflows_neither_writes_nor_is_scored(tiny_model: Model) -> None:
+    broken = Model(tiny_model.config, tiny_model.params | {"norm": tiny_model.params["norm"] * jnp.inf})
     with pytest.raises(WisparseError, match="the logits are not finite"):
         generate(broken, [[3, 5]], 2)
     with pytest.raises(WisparseError, match="dense: the losses are not finite"):
         evaluate(broken, np.arange(24).reshape(2, 12), {})
 
 
-def test_prompts_that_are_text_are_refused(tiny_model: Llama) -> None:
+def test_prompts_that_are_text_are_refused(tiny_model: Model) -> None:
     for prompts in ("Harbours", ["Harbours"], [["Harbours"]]):
         with pytest.raises(WisparseError, match=r"expected .*token ids, found text; a tokenizer"):
             unchecked(tiny_model, prompts, 2)

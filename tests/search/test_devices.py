@@ -7,7 +7,8 @@ import sys
 PROGRAM = """
 import jax, numpy as np
 import wisparse_jax
-from wisparse_jax.calibration import SearchSettings, run_dense
+from wisparse_jax.calibration import run_dense
+from wisparse_jax.search import SearchSettings
 from wisparse_jax.search.allocators import get_allocator
 from wisparse_jax.search.losses import DivergenceLoss
 from wisparse_jax.search.problem import BudgetProblem
@@ -31,7 +32,7 @@ for count in (1, 5, 19):
 def plan(devices):
     problem = BudgetProblem(calibration, exponents, settings, 0)
     problem.__dict__["_divergence"] = DivergenceLoss(calibration, 48, 2, devices)
-    return get_allocator("evolution-equal-layers")(problem).sparsities
+    return get_allocator("evolution")(problem).sparsities
 
 
 np.testing.assert_array_equal(plan(None), plan(jax.devices()[:1]))

@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
-from wisparse_jax.calibration import Calibration, SearchSettings, run_dense
+from wisparse_jax.calibration import Calibration, run_dense
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation import quality
 from wisparse_jax.search import (
+    METHODS,
+    SearchSettings,
     calibrate,
     calibrate_targets,
     calibrate_to_divergence,
     pipeline,
-    progress,
-    stages,
     with_budgets,
 )
+from wisparse_jax.search.context import Context
+from wisparse_jax.search.cost import expected
 from wisparse_jax.search.progress import Progress
-from wisparse_jax.sparsity import METHODS
+from wisparse_jax.search.search import Search
+from wisparse_jax.search.stages import Size, basis, dense, exponents, score, training
 
 QUICK = SearchSettings(
     held_out_share=0.25,
@@ -60,9 +64,12 @@ def plans(runs):
     return {name: plan for name, (plan, _) in runs.items()}
 
 
-def test_the_stages_of_a_search_are_foreseen(runs):
+def test_the_stages_of_a_search_are_foreseen(runs, tiny_config):
     for name, (_, met) in runs.items():
-        assert Counter(met) == Counter(progress.stages(METHODS[name], judged=True, targets=1)), name
+        stages = tuple(stage.configured(QUICK) for stage in METHODS[name].all_stages)
+        foreseen = Counter(part.name for part in expected(Size(tiny_config, 192, 48, stages), targets=1))
+        assert Counter(met) == foreseen, name
+        assert set(met) <= {row for stage in stages for row in stage.rows}
 
 
 def test_every_method_meets_the_target_exactly(plans):
@@ -74,11 +81,12 @@ def test_every_method_meets_the_target_exactly(plans):
 
 def test_methods_differ_as_defined(plans):
     assert (plans["uniform"].exponents == 0).all() and (plans["uniform"].sparsities == 0.5).all()
-    assert (plans["wina"].exponents == 1).all() and (plans["wina"].sparsities == 0.5).all()
-    teal = plans["teal"]
-    weights = np.asarray(teal.layer_weights) / sum(teal.layer_weights)
-    assert (teal.exponents == 0).all() and np.ptp(teal.sparsities, axis=1).max() > 0
-    np.testing.assert_allclose(teal.sparsities @ weights, 0.5)  # TEAL spreads inside blocks alone
+    weights = np.asarray(plans["teal"].layer_weights) / sum(plans["teal"].layer_weights)
+    for name, exponent in (("teal", 0), ("wina", 1)):  # each with the budgets of its own scores
+        plan = plans[name]
+        assert (plan.exponents == exponent).all() and np.ptp(plan.sparsities, axis=1).max() > 0
+        np.testing.assert_allclose(plan.sparsities @ weights, 0.5)  # spread inside blocks alone
+    assert (plans["wina"].sparsities != plans["teal"].sparsities).any()
     assert {"statistics", "exponents", "budgets", "thresholds", "held out"} <= set(plans["wisparse"].timings)
     for name in ("uniform", "teal", "wina", "wisparse", "wisparse-paper"):
         assert plans[name].basis is None and plans[name].gains is None and plans[name].biases is None
@@ -156,6 +164,13 @@ def test_held_out_windows_are_the_last_and_stand_beside_the_baselines(tiny_model
         assert held[name]["kl"] == pytest.approx(other.held_out["plan"]["kl"], rel=1e-4)
 
 
+def test_held_out_windows_run_dense_once_a_model(tiny_model, tiny_tokens, monkeypatch):
+    """Judgements go on from the runs that thresholds and training have: none runs the model itself again."""
+    monkeypatch.setattr(quality, "_dense_block", Mock(side_effect=AssertionError))
+    plan = calibrate(tiny_model, tiny_tokens, 0.5, settings=dataclasses.replace(QUICK, compare_teal=True))
+    assert plan.held_out.keys() >= {"plan", "uniform", "teal"} and "basis, held-out KL" in plan.history
+
+
 def test_too_few_windows_are_all_searched_on(tiny_model, tiny_tokens):
     plan = calibrate(tiny_model, tiny_tokens[:3], 0.5, settings=QUICK)
     assert plan.held_out.keys() <= {"forward_tokens"} and plan.biases is None
@@ -164,19 +179,22 @@ def test_too_few_windows_are_all_searched_on(tiny_model, tiny_tokens):
 
 def test_few_tokens_are_warned_about(plans, tiny_model, tiny_tokens, monkeypatch):
     assert any("72 sparse positions may over-fit" in note for note in plans["wina"].history["notes"])
-    monkeypatch.setattr(stages, "FEW_TOKENS", 72)
+    monkeypatch.setattr(dense, "FEW_TOKENS", 72)
     assert "notes" not in calibrate(tiny_model, tiny_tokens, 0.5, "wina", settings=QUICK).history
 
 
 def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):
     ran = []
 
-    def counted(name):
-        function = getattr(stages, name)
-        monkeypatch.setattr(stages, name, lambda *a, **k: (ran.append(name), function(*a, **k))[1])
+    def counted(home, name):
+        function = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *a, **k: (ran.append(name), function(*a, **k))[1])
 
-    for name in ("run_dense", "measure_moments", "refine_basis", "gradient_gains", "train"):
-        counted(name)
+    for home, name in (
+        (dense, "run_dense"), (basis, "run_dense"), (basis, "measure_moments"), (basis, "refine_basis"),
+        (score, "gradient_gains"), (training, "train"),
+    ):  # fmt: skip
+        counted(home, name)
     plans = calibrate_targets(tiny_model, tiny_tokens, [0.3, 0.5], settings=QUICK)
     counts = {name: ran.count(name) for name in ran}
     # The dense run, of the model, and of the model in its basis.
@@ -190,8 +208,8 @@ def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):
 @pytest.mark.parametrize(("method", "off"), [("teal", 1.0), ("uniform", 1.6), ("uniform", 0.6)])
 def test_the_largest_sparsity_that_keeps_a_divergence(tiny_model, tiny_tokens, monkeypatch, method, off):
     """Of plans as they are in the end: what is trained, or searched, for a target may halve its KL, or add to it."""
-    rough = stages.Search.held_out_divergence
-    monkeypatch.setattr(stages.Search, "held_out_divergence", lambda *args: off * rough(*args))
+    rough = Search.held_out_divergence
+    monkeypatch.setattr(Search, "held_out_divergence", lambda *args: off * rough(*args))
     whole = calibrate(tiny_model, tiny_tokens, 0.5, method, settings=QUICK).held_out["plan"]["kl"]
     bound = 0.8 * whole
     plan = calibrate_to_divergence(tiny_model, tiny_tokens, bound, method, settings=QUICK)
@@ -214,8 +232,8 @@ def test_the_tries_for_a_bound_are_few_whatever_the_curve(tiny_model, tiny_token
         tried.append(target)
         return Mock(ws.SparsityPlan, target=target, held_out={"plan": {"kl": -1e-9 if target < 0.9 else 1.0}})
 
-    monkeypatch.setattr(stages.Search, "plan", plan)
-    monkeypatch.setattr(stages.Search, "held_out_divergence", lambda _, target: target)
+    monkeypatch.setattr(Search, "plan", plan)
+    monkeypatch.setattr(Search, "held_out_divergence", lambda _, target: target)
     assert calibrate_to_divergence(tiny_model, tiny_tokens, 0.1, "uniform", settings=QUICK).target == 0.895
     assert len(tried) < 14
 
@@ -253,23 +271,26 @@ def test_a_stage_that_does_not_improve_is_dropped(tiny_model, tiny_tokens, monke
 
     from wisparse_jax.search.allocators import ALLOCATORS
 
+    tiny_tokens = np.concatenate([np.roll(tiny_tokens, k, axis=1) for k in range(4)])  # four are held out
     teal = calibrate(tiny_model, tiny_tokens, 0.5, "teal", settings=QUICK)
-    monkeypatch.setitem(ALLOCATORS, "evolution", worse)
-    settings = dataclasses.replace(QUICK, search_exponents=False)
+    monkeypatch.setitem(ALLOCATORS, "evolution", dataclasses.replace(ALLOCATORS["evolution"], function=worse))
+    settings = dataclasses.replace(QUICK, search_exponents=False, allocator="evolution")
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
     np.testing.assert_allclose(plan.sparsities, teal.sparsities)
     assert any(note.startswith("budgets at 0.5: dropped, held-out KL") for note in plan.history["notes"])
 
-    def harmful(training, held_out, start, *_, **__):
+    def harmful(_, held_out, start, *__, **___):
         key = jax.random.key(0)
-        shapes = training.config.layer_shapes
+        shapes = held_out.config.layer_shapes
         biases = [{n: jax.random.normal(key, s[1:]) for n, s in shapes.items()} for _ in start.biases]
-        return start._replace(biases=biases), [1.0, 1.0, 2.0]
+        return start._replace(biases=biases), np.array([[1.0] * 4, curve, [2.0] * 4])
 
-    monkeypatch.setattr(stages, "train", harmful)
+    monkeypatch.setattr(training, "train", harmful)
     settings = dataclasses.replace(QUICK, biases="on")
-    plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=settings)
-    assert plan.biases is None and any(note.startswith("training at 0.5: dropped") for note in plan.history["notes"])
+    for curve, kept in (([1.0] * 4, False), ([0.9, 1.0, 0.8, 1.05], False), ([0.9, 0.85, 0.8, 0.9], True)):
+        plan = calibrate(tiny_model, tiny_tokens, 0.5, "uniform", settings=settings)
+        notes = [note for note in plan.history.get("notes", []) if note.startswith("training at 0.5: dropped")]
+        assert (plan.biases is not None, len(notes)) == (kept, not kept), curve
 
 
 def test_the_second_search_of_exponents_goes_on_from_the_first(tiny_model, tiny_tokens, monkeypatch):
@@ -280,7 +301,7 @@ def test_the_second_search_of_exponents_goes_on_from_the_first(tiny_model, tiny_
         calls.append((start, sparsities))
         return start + 0.5, [2.0, 1.0]
 
-    monkeypatch.setattr(stages, "search_exponents", found)
+    monkeypatch.setattr(exponents, "search_exponents", found)
     settings = dataclasses.replace(QUICK, allocator="greedy", held_out_share=0.0)
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
     blocks = tiny_model.config.num_blocks
@@ -292,9 +313,9 @@ def test_the_second_search_of_exponents_goes_on_from_the_first(tiny_model, tiny_
 
 def test_exponents_that_do_not_improve_are_dropped(tiny_model, tiny_tokens, monkeypatch):
     monkeypatch.setattr(
-        stages, "search_exponents", lambda *a, **k: (np.array([1.5, 0, 1.5, 0, 1.5, 0, 1.5]), [1.0, 0.5])
+        exponents, "search_exponents", lambda *a, **k: (np.array([1.5, 0, 1.5, 0, 1.5, 0, 1.5]), [1.0, 0.5])
     )
-    monkeypatch.setattr(stages.Search, "_held_out_kl", lambda self, exponents, sparsities: float(exponents.sum()))
+    monkeypatch.setattr(Context, "held_out_kl", lambda self, draft: np.full(4, draft.exponents.sum()))
     settings = dataclasses.replace(QUICK, allocator="uniform")
     plan = calibrate(tiny_model, tiny_tokens, 0.5, "wisparse", settings=settings)
     assert (plan.exponents == 0).all()
@@ -304,7 +325,7 @@ def test_exponents_that_do_not_improve_are_dropped(tiny_model, tiny_tokens, monk
 BAD = {
     "method": (
         dict(method="magic"),
-        "method = 'magic': expected one of wisparse-plus, wisparse, wisparse-paper, teal, wina, uniform",
+        "method = 'magic': expected one of wisparse-plus, planes, grinqh, wisparse, wisparse-paper, teal, wina",
     ),
     "sparsity": (dict(sparsity=1.2), "sparsity = 1.2: expected a number from 0 to 0.95"),
     "nan": (dict(sparsity=float("nan")), "sparsity = nan"),

@@ -1,6 +1,7 @@
 """A search that is killed anywhere goes on to the same plan, and computes nothing twice."""
 
 import dataclasses
+import gc
 import json
 import os
 from typing import Any
@@ -9,12 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.interruption import goes_on_from, last_words
-from wisparse_jax.search import calibrate, problem, stages
+from wisparse_jax.search import SearchSettings, calibrate, problem
 from wisparse_jax.search.losses import DivergenceLoss
-from wisparse_jax.search.state import SearchState, identity_of, remove_state
+from wisparse_jax.search.stages import Comparison, basis, exponents, score, training
+from wisparse_jax.search.state import Place, SearchState, identity_of, remove_state
 
 # Every stage that a method may have, in one search.
 ALL = SearchSettings(
@@ -37,14 +38,14 @@ ALL = SearchSettings(
     compare_teal=False,
 )
 STAGES = {
-    "moments": (stages, "measure_moments", 1),
-    "gains": (stages, "gradient_gains", 1),
-    "exponents": (stages, "search_exponents", 2),
+    "moments": (basis, "measure_moments", 1),
+    "gains": (score, "gradient_gains", 1),
+    "exponents": (exponents, "search_exponents", 2),
     "paths": (problem, "greedy_path", 2),
     "populations": (DivergenceLoss, "__call__", 8),
-    "final exponents": (stages, "search_exponents", 5),
-    "training": (stages, "train", 1),
-    "held out": (stages.Search, "_report", 1),
+    "final exponents": (exponents, "search_exponents", 5),
+    "training": (training, "train", 1),
+    "held out": (Comparison, "run", 1),
 }
 
 
@@ -129,6 +130,11 @@ def test_another_search_does_not_take_over_the_state(tiny_model, tiny_tokens, tm
             calibrate(tiny_model, tiny_tokens, state=state, **arguments)
     with pytest.raises(WisparseError, match="is of another search"):
         calibrate(tiny_model, tiny_tokens[:, ::-1], 0.5, "wisparse", settings=ALL, state=state)
+    for package in ("jax", "jaxlib.version"):  # another version rounds otherwise
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{package}.__version__", "0.9.9")
+            with pytest.raises(WisparseError, match="is of another search"):
+                search(tiny_model, tiny_tokens, state)
     assert state.is_dir()
 
 
@@ -160,12 +166,13 @@ def test_a_command_goes_on_from_a_state_with_results_until_it_ends(tmp_path):
         return last_words("").removeprefix("; the same command goes on from what is kept in ")
 
     goes_on_from(None)
-    state = SearchState(tmp_path / "state", "x")
+    place = Place(tmp_path / "state", goes_on_from)
+    state = SearchState(place, "x")
     assert hint() == ""
     state.keep("one", lambda: {"a": np.arange(3)})
     assert hint() == str(tmp_path / "state")
     goes_on_from(None)  # as another process
-    again = SearchState(tmp_path / "state", "x")
+    again = SearchState(place, "x")
     assert hint() == str(tmp_path / "state")
     for file in (tmp_path / "state" / "one").rglob("*"):
         if file.is_file():
@@ -176,7 +183,7 @@ def test_a_command_goes_on_from_a_state_with_results_until_it_ends(tmp_path):
     again.keep("two", lambda: {"a": np.arange(3)})
     assert hint() != ""
     (tmp_path / "state.removed" / "two").mkdir(parents=True)  # of a run that was killed while it removed
-    remove_state(tmp_path / "state")
+    remove_state(place)
     assert not list(tmp_path.iterdir())
     assert hint() == ""
 
@@ -288,4 +295,26 @@ def test_what_a_killed_run_was_writing_is_no_result(tmp_path, capsys):
     state = SearchState(tmp_path, "own")
     assert capsys.readouterr().err == ""
     state.keep("the basis", lambda: {"Q": np.eye(2)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity.json", "the_basis"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity.json", "lock", "the_basis"]
+
+
+def test_two_processes_do_not_search_in_one_folder(tmp_path, run_python):
+    """The second is told who is there; one that was killed holds nothing, and a process may go on with its own."""
+    code = (
+        "import sys, pathlib\nfrom wisparse_jax.search.state import SearchState, check_unused\n"
+        "from wisparse_jax.errors import WisparseError\nfolder = pathlib.Path(sys.argv[1])\n"
+        "for look in (check_unused, lambda folder: SearchState(folder, 'x')):\n"
+        "    try: look(folder)\n"
+        "    except WisparseError as error: print(error)\n"
+    )
+    folder = tmp_path / "state"
+    assert run_python(code, folder).stdout == "" and (folder / "lock").is_file()
+    held = [SearchState(folder, "x"), SearchState(folder, "x")]
+    found = run_python(code, folder)
+    said = f"{folder}: in use by process {os.getpid()}, which searches for the same plan\n"
+    assert found.stdout == 2 * said and not found.stderr
+    del held[0]
+    assert run_python(code, folder).stdout == 2 * said
+    held.clear()
+    gc.collect()
+    assert run_python(code, folder).stdout == ""

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
+from kernels_pallas.weight import Weight
 from wisparse_jax.cli import main
 from wisparse_jax.errors import PlanError, WisparseError
 from wisparse_jax.models.basis import Basis
-from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.fingerprint import model_fingerprint
-from wisparse_jax.sparsity import SparsityPlan, convert_with_plan, own_plan
+from wisparse_jax.sparsity import SparsityPlan, own_plan
 from wisparse_jax.testing import write_tiny_folder
 
 TIED = Path(__file__).parents[1] / "fixtures" / "parity" / "smollm2"  # in bfloat16
@@ -68,41 +68,42 @@ def tokens(model):
 def converted(model, tmp_path_factory):
     """In float32, with its plan."""
     out, plan = tmp_path_factory.mktemp("converted") / "out", a_plan(model)
-    convert_with_plan(TIED, out, plan, dtype="float32")
+    ws.convert(TIED, out, dtype="float32", plan=plan)
     return out, plan
 
 
 def test_its_logits_are_those_of_the_model_with_the_plan(model, converted, tokens):
     out, plan = converted
-    found, wanted = ws.load_sparse(out, dtype="float32"), ws.load_sparse(TIED, plan, "float32")
+    found, wanted = ws.load(out, "float32"), ws.load(TIED, "float32", plan=plan)
     assert model.config.tied_embeddings and "lm_head" in found.params
     assert error(found(tokens), wanted(tokens)) <= EXACT < error(found(tokens), model(tokens))
     # Without its plan it is the dense model, in another basis.
-    dense = ws.load(out, "float32")
+    dense = found.dense
     assert error(dense(tokens), model(tokens)) <= EXACT
     assert model_fingerprint(dense) == model_fingerprint(model) and dense.basis_digest == plan.basis.digest()
+    assert dense.rules is None and dense.plan is None and found.plan.basis.digest() == plan.basis.digest()
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "int4+2+2"])
 def test_rounding_comes_after_folding(model, tokens, tmp_path, weights):
     plan = a_plan(model)
-    convert_with_plan(TIED, tmp_path / "out", plan, weights, "int8", "float32")
-    found = ws.load_sparse(tmp_path / "out", dtype="float32")
-    wanted = ws.load_sparse(TIED, plan, "float32", weights, "int8")
-    assert found.params["blocks"][0]["q"]["kernel"].dtype == jnp.dtype({"int8": "int8", "int4": "uint8"}[weights])
+    ws.convert(TIED, tmp_path / "out", weights, "int8", "float32", plan=plan)
+    found = ws.load(tmp_path / "out", "float32")
+    wanted = ws.load(TIED, "float32", weights, "int8", plan=plan)
+    assert Weight.of(found.params["blocks"][0]["q"]).kind == weights
     assert error(found(tokens), wanted(tokens)) <= EXACT
 
 
 def test_a_plan_without_a_basis_leaves_the_weights(model, tokens, tmp_path):
     plan = a_plan(model, basis=False)
-    convert_with_plan(TIED, tmp_path / "out", plan)
-    found = ws.load_sparse(tmp_path / "out", dtype="float32")
+    ws.convert(TIED, tmp_path / "out", plan=plan)
+    found = ws.load(tmp_path / "out", "float32")
     assert "lm_head" not in found.params and error(found(tokens), ws.apply(model, plan)(tokens)) <= EXACT
 
 
 def test_plans_of_one_basis_share_the_folded_weights(model, tokens):
     first, second = a_plan(model), a_plan(model)
-    made = ws.apply_plans(model, {"first": first, "second": second, "plain": a_plan(model, basis=False)})
+    made = ws.apply(model, {"first": first, "second": second, "plain": a_plan(model, basis=False)})
     kernels = [made[name].params["blocks"][0]["q"]["kernel"] for name in ("first", "second", "plain")]
     assert kernels[0] is kernels[1] and kernels[2] is model.params["blocks"][0]["q"]["kernel"]
     for name, plan in (("first", first), ("plain", a_plan(model, basis=False))):
@@ -113,18 +114,16 @@ def test_what_does_not_fit_is_refused(model, converted, tokens, tmp_path):
     out, plan = converted
     other = a_plan(model, seed=1)
     with pytest.raises(WisparseError, match="folded into the basis of another plan"):
-        ws.load_sparse(out, other)
+        ws.load(out, plan=other)
     with pytest.raises(PlanError, match="this one is folded into the basis of another plan"):
-        ws.load_sparse(out, a_plan(model, basis=False))
+        ws.load(out, plan=a_plan(model, basis=False))
     with pytest.raises(WisparseError, match="expected the model as it was"):
         ws.calibrate(ws.load(out), tokens)
-    for again in (lambda: convert(out, tmp_path / "again"), lambda: convert_with_plan(out, tmp_path / "again", plan)):
+    for again in (None, plan):
         with pytest.raises(WisparseError, match="folded into a plan's basis already; convert the model as it was"):
-            again()
+            ws.convert(out, tmp_path / "again", plan=again)
     with pytest.raises(PlanError, match="plan is for a model of 2 blocks; this model has 8"):
-        convert_with_plan("demo", tmp_path / "again", plan)
-    with pytest.raises(PlanError, match="expected a plan, or a model that was converted together with one"):
-        ws.load_sparse(TIED)
+        ws.convert("demo", tmp_path / "again", plan=plan)
     assert not (tmp_path / "again").exists() and own_plan(TIED) is None
     own = own_plan(out)
     assert own is not None and own.basis is not None and own.basis.digest() == plan.basis.digest()

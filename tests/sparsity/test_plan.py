@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import PlanError
-from wisparse_jax.search import calibrate
+from wisparse_jax.search import SearchSettings, calibrate
 from wisparse_jax.sparsity import SparsityPlan, apply
 
 QUICK = SearchSettings(statistics_tokens=64, compare_teal=False)
@@ -74,9 +73,9 @@ def test_another_models_plan_is_refused(plan, tiny_model, tiny_config):
     import jax
     from flax import nnx
 
-    from wisparse_jax.models.llama import Llama
+    from wisparse_jax.models.model import Model
 
-    other = Llama(tiny_config, nnx.Rngs(jax.random.key(99)))
+    other = Model.random(tiny_config, nnx.Rngs(jax.random.key(99)))
     with pytest.raises(PlanError, match="another model"):
         apply(other, plan)
 
@@ -92,7 +91,7 @@ BAD = {
     "above one": (lambda r: r["blocks"][0]["k"].update(sparsity=1.5), r"blocks\[0\].k.sparsity"),
     "missing layer": (lambda r: r["blocks"][0].pop("v"), r"blocks\[0\]: expected the layers q, k, v"),
     "missing field": (lambda r: r.pop("fingerprint"), "fingerprint: expected a value, found nothing"),
-    "another version": (lambda r: r.update(format=99), "format = 99: this version reads formats 1 and 2"),
+    "another version": (lambda r: r.update(format=99), "format = 99: this version reads formats 1, 2, 3"),
     "off target": (lambda r: r.update(target=0.7), "mean sparsity is 0.400000, but target = 0.7"),
     "no blocks": (lambda r: r.update(blocks=[]), "blocks: expected at least one"),
 }

@@ -213,7 +213,7 @@ def test_the_card_says_what_somebody_needs():
         "tags": ["activation-sparsity", "wisparse"],
     }
     assert "wisparse generate some-org/Model-1B --plan some-org/half" in body
-    assert 'ws.load_sparse("some-org/Model-1B", ws.SparsityPlan.load("some-org/half"))' in body
+    assert 'ws.load("some-org/Model-1B", plan="some-org/half")' in body
     assert "| this plan (wisparse-plus) | 13.50 | 0.1234 | 0.5012 |\n| teal | 15.50 | 0.2345 | 0.5001 |\n" in body
     assert "8192 tokens of self in windows of 512, seed 3. `self` is text that the dense model sampled." in body
     row = " | ".join(f"{value:.3f}" for value in [*plan.sparsities.mean(axis=0), plan.mean_sparsity])

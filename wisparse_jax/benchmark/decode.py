@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from kernels_pallas.sparse_linear.reference import keep_mask
 from wisparse_jax.benchmark.cost import step_bytes
@@ -27,13 +28,24 @@ from wisparse_jax.benchmark.device_time import PEAK_BANDWIDTH, measure
 from wisparse_jax.benchmark.random_model import CALIBRATION_STEPS, calibrated, random_cache, with_biases
 from wisparse_jax.benchmark.table import add_ratios
 from wisparse_jax.inference import GREEDY
-from wisparse_jax.inference.loop import LoopState, NextLogits, decode_implementation, token_logits, token_loop
-from wisparse_jax.models.basis import is_rounded
+from wisparse_jax.inference.loop import (
+    ControlledLogits,
+    LoopState,
+    NextLogits,
+    decode_implementation,
+    kernel_step,
+    masked_step,
+    token_logits,
+    token_loop,
+)
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
+from wisparse_jax.models.control import Control
 from wisparse_jax.models.decode import Record, group_thresholds, kernel_token_logits, zero_thresholds
+from wisparse_jax.models.formats import block_format, is_rounded
 from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import Thresholds, rules_of
+from wisparse_jax.models.widen import widen
 
 PROFILED = 16  # tokens of the run under the profiler
 
@@ -45,8 +57,8 @@ class Options:
     sparsity: tuple[float, ...] = (0.5,)  # of thresholds that are found while decoding, where none are given
     batch: tuple[int, ...] = (1,)
     context: tuple[int, ...] = (512,)
-    weights: tuple[str, ...] = ("stored",)  # "stored", "int8", "int4"
-    head: tuple[str, ...] = ("stored",)  # "stored", "int8"; each with every kind of weights
+    weights: tuple[str, ...] = ("stored",)  # "stored", or a format to round to
+    head: tuple[str, ...] = ("stored",)  # likewise; each with every kind of weights
     biases: bool = False  # every kind also with biases in all layers, as a plan's trained ones
     implementation: tuple[str, ...] = ()  # of the sparse steps; by default the faster one
     tokens: int = 96
@@ -55,7 +67,11 @@ class Options:
 
 
 def benchmark(
-    config: LlamaConfig, params: Params, options: Options, thresholds: Thresholds | None = None
+    config: LlamaConfig,
+    params: Params,
+    options: Options,
+    thresholds: Thresholds | None = None,
+    shares: Float64[np.ndarray, "blocks 7 *planes"] | None = None,
 ) -> list[dict[str, Any]]:
     """Time every combination: a record for each run, as `table.report` prints them.
 
@@ -65,16 +81,24 @@ def benchmark(
         options: what to time.
         thresholds: of a plan; without, each layer's threshold is a quantile of what it reads while decoding, so that
             every layer really skips its share.
+        shares: that each layer, or each of its planes, does not read, in place of `options.sparsity`; of planes only
+            with weights of that format.
     """
     runs = []
     for context in options.context:
         for batch in options.batch:
-            runs += compare(options, config, params, context, batch, thresholds)
+            runs += compare(options, config, params, context, batch, thresholds, shares)
     return runs
 
 
 def compare(
-    options: Options, config: LlamaConfig, params: Params, context: int, batch: int, given: Thresholds | None
+    options: Options,
+    config: LlamaConfig,
+    params: Params,
+    context: int,
+    batch: int,
+    given: Thresholds | None,
+    shares: Float64[np.ndarray, "blocks 7 *planes"] | None,
 ) -> list[dict[str, Any]]:
     """The dense runs and the sparse ones at one batch and context."""
     on_gpu = jax.default_backend() == "gpu"
@@ -86,36 +110,55 @@ def compare(
         if on_gpu:
             name = "dense, XLA products, our attention"
             runs.append(Run(name, "stored", "dense, own attention", None, params, joined))
-    found = (
-        {"plan": given}
-        if given is not None
-        else {f"{s:.0%}": calibrated(config, params, cache, context, batch, s) for s in options.sparsity}
-    )
-    for kind, own in stored_kinds(options, params).items():
+    stored = stored_kinds(options, params)
+    if given is not None:
+        found = {"plan": given}
+    elif shares is not None:
+        # Thresholds of planes act on weights in planes.
+        weights = next(iter(stored.values())) if shares.ndim == 3 else params
+        found = {"plan": calibrated(config, weights, cache, context, batch, shares)}
+    else:
+        found = {f"{s:.0%}": calibrated(config, params, cache, context, batch, s) for s in options.sparsity}
+    for kind, own in stored.items():
         named = "" if kind == "stored" else f", {kind}"
+        if jax.default_backend() == "cpu" and is_rounded(own) and len(block_format(own).planes) == 1:
+            own, named = widen(own), f"{named} widened"  # as `generate` does
         if decode_implementation(config, own, None, batch) == "mosaic":
-            runs.append(Run(f"dense, mosaic{named}", kind, "mosaic", None, own, zero_thresholds(config)))
-        elif kind != "stored" or is_rounded(own):
+            zeros = zero_thresholds(config, len(block_format(own).planes))
+            runs.append(Run(f"dense, mosaic{named}", kind, "mosaic", None, own, zeros))
+        elif kind != "stored" or is_rounded(params):
             runs.append(Run(f"dense, XLA{named}", kind, "xla", None, own, None))
         for name, thresholds in found.items():
             best = "triton" if on_gpu and batch > 1 else decode_implementation(config, own, rules_of(thresholds), batch)
             for how in options.implementation or (best,):
-                weights = thresholds if how == "xla" else group_thresholds(thresholds)
+                weights = thresholds if how == "xla" else group_thresholds(thresholds, len(block_format(own).planes))
                 runs.append(Run(f"sparse, {how}, {name}{named}", kind, how, thresholds, own, weights))
     programs = compiled(config, runs, options.tokens, cache, context, batch)
     out = []
-    for name, stored, kind, thresholds, own, weights in runs:
-        program = programs[kind, stored, weights is None]
+    for name, kind_of_weights, kind, thresholds, own, weights in runs:
+        program = programs[kind, kind_of_weights, thresholds is None]
 
-        def run(tokens: int, program: Any = program, own: Params = own, weights: Any = weights) -> LoopState:
-            state = first_state(cache, options.tokens, context, batch)
+        def run(
+            tokens: int,
+            program: Any = program,
+            own: Params = own,
+            weights: Any = weights,
+            sparse: bool = thresholds is not None,
+        ) -> LoopState:
+            state = first_state(cache, options.tokens, context, batch, config.vocab_size, sparse)
             run.started = time.perf_counter()  # type: ignore[attr-defined]
             return program(own, weights, state, jnp.int32(tokens + 1))
 
         run(options.tokens)
         times = sorted(timed(run, options.tokens) for _ in range(options.repeats))
         seconds = times[options.repeats // 2] / options.tokens
-        row: dict[str, Any] = {"run": name, "weights": stored, "batch": batch, "context": context, "ms": seconds * 1e3}
+        row: dict[str, Any] = {
+            "run": name,
+            "weights": kind_of_weights,
+            "batch": batch,
+            "context": context,
+            "ms": seconds * 1e3,
+        }
         row["tokens_per_second"] = batch / seconds
         kept = 1.0
         if thresholds is not None:
@@ -124,7 +167,7 @@ def compare(
             row["realised_min_max"] = [float(layers.min()), float(layers.max())]
             share = np.asarray(config.layer_weights) / sum(config.layer_weights)
             row["sparsity"] = float((layers @ share).mean())
-            kept = 1 - row["sparsity"]
+            kept = 1.0 if kind == "xla" else 1 - row["sparsity"]  # masked products read every row
         row["bytes"] = step_bytes(config, own, kept, context, batch)
         peak = PEAK_BANDWIDTH.get(jax.devices()[0].device_kind)
         row["roofline"] = None if peak is None else row["bytes"] / peak / seconds
@@ -143,8 +186,10 @@ def stored_kinds(options: Options, params: Params) -> dict[str, Params]:
     for kind in options.weights:
         own = params if kind == "stored" else quantise_params(params, kind)
         for head_kind in options.head:
-            rounded = head_kind == "int8"
-            made[f"{kind}, int8 head" if rounded else kind] = quantise_params(own, None, "int8") if rounded else own
+            if head_kind == "stored":
+                made[kind] = own
+            else:
+                made[f"{kind}, {head_kind} head"] = quantise_params(own, None, head_kind)
     if options.biases:
         made |= {f"{name}, biases": with_biases(own) for name, own in made.items()}
     return made
@@ -163,13 +208,17 @@ class Run(NamedTuple):
     )
 
 
-def step_of(config: LlamaConfig, kind: str, params: Params, weights: Any) -> NextLogits:
-    """The step of one kind of run."""
-    if kind.startswith("dense"):
-        return functools.partial(dense_logits, config, kind != "dense", params, weights)
-    if kind == "xla":
-        return functools.partial(token_logits, config, params, rules=None if weights is None else rules_of(weights))
-    return functools.partial(kernel_token_logits, config, params, thresholds=weights, implementation=kind)
+def step_of(config: LlamaConfig, run: Run, params: Params, weights: Any) -> NextLogits | ControlledLogits:
+    """The step of one kind of run; a sparse one counts what it skips and scales thresholds, as in `generate`."""
+    if run.kind.startswith("dense"):
+        return functools.partial(dense_logits, config, run.kind != "dense", params, weights)
+    if run.kind == "xla":
+        if weights is None:
+            return functools.partial(token_logits, config, params, rules=None)
+        return masked_step(config, params, rules_of(weights))
+    if run.thresholds is None:
+        return functools.partial(kernel_token_logits, config, params, thresholds=weights, implementation=run.kind)
+    return kernel_step(config, params, weights, implementation=run.kind)
 
 
 def compiled(
@@ -182,24 +231,29 @@ def compiled(
     def lower(run: Run) -> jax.stages.Lowered:
         @functools.partial(jax.jit, donate_argnums=2)
         def decode(params: Params, weights: Any, state: LoopState, until: jax.Array) -> LoopState:
-            return token_loop(step_of(config, run.kind, params, weights), state, until, start, values, stops)
+            return token_loop(step_of(config, run, params, weights), state, until, start, values, stops)
 
-        return decode.lower(run.params, run.weights, first_state(cache, tokens, context, batch), jnp.int32(0))
+        state = first_state(cache, tokens, context, batch, config.vocab_size, run.thresholds is not None)
+        return decode.lower(run.params, run.weights, state, jnp.int32(0))
 
     lowered = {
-        key: lower(run) for key, run in {(run.kind, run.stored, run.weights is None): run for run in runs}.items()
+        key: lower(run) for key, run in {(run.kind, run.stored, run.thresholds is None): run for run in runs}.items()
     }
     with ThreadPoolExecutor() as pool:
         return dict(zip(lowered, pool.map(lambda one: one.compile(), lowered.values()), strict=True))
 
 
-def first_state(cache: Cache, tokens: int, context: int, batch: int) -> LoopState:
-    """Room for some tokens after a copy of the cache."""
+def first_state(
+    cache: Cache, tokens: int, context: int, batch: int, vocab_size: int, sparse: bool = False
+) -> LoopState:
+    """Room for some tokens after a copy of the cache; of a sparse run with factors, which stay 1 here."""
     first = jnp.arange(5, 5 + batch, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(batch))
     room, finished = jnp.full((batch, tokens + 1), -1, jnp.int32), jnp.zeros(batch, bool)
-    fresh = jax.tree.map(jnp.copy, cache)
-    return jax.block_until_ready(LoopState(jnp.int32(1), jnp.int32(context), room, first, finished, keys, fresh))
+    fresh, seen = jax.tree.map(jnp.copy, cache), jnp.zeros((batch, vocab_size), bool)
+    control = Control.start(0.0, False, batch) if sparse else None
+    state = LoopState(jnp.int32(1), jnp.int32(context), room, first, finished, keys, fresh, seen, control)
+    return jax.block_until_ready(state)
 
 
 def timed(run: Callable[[int], LoopState], tokens: int) -> float:
@@ -212,18 +266,25 @@ def timed(run: Callable[[int], LoopState], tokens: int) -> float:
 def realised(
     config: LlamaConfig, kind: str, params: Params, cache: Cache, context: int, batch: int, grouped: Any
 ) -> np.ndarray:
-    """Share of channels that no sequence kept, per block and layer, replaying the timed run's first tokens."""
+    """Share of channels that no sequence kept, per block and layer, replaying the timed run's first tokens.
+
+    Of planes the share of bits.
+    """
     step = counting_step(config, kind, batch)
     tokens, state, counts = jnp.arange(5, 5 + batch, dtype=jnp.int32), cache, []
     for i in range(CALIBRATION_STEPS):
         tokens, state, kept = step(params, tokens, jnp.int32(context + i), state, grouped)
         counts.append(np.asarray(kept))
-    return 1 - np.mean(counts, axis=0) / np.array([config.layer_shapes[n][0] for n in LAYERS])
+    read = np.mean(counts, axis=0)
+    if read.shape[2] > 1:
+        bits = np.array(block_format(params).plane_bits)
+        read = read @ (bits / bits.sum())
+    return 1 - read.reshape(read.shape[:2]) / np.array([config.layer_shapes[n][0] for n in LAYERS])
 
 
 @functools.cache
 def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., Any]:
-    """The sparse step that also returns how many channels each layer of each block kept."""
+    """The sparse step that also returns how many channels each layer of each block kept: [blocks, 7, planes]."""
     start = jnp.zeros(batch, jnp.int32)
 
     @jax.jit
@@ -232,7 +293,7 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
         logits, cache = kernel_token_logits(
             config, params, tokens, slot, start, cache, thresholds, kind, records=records
         )
-        kept = [jnp.concatenate([r[g].sum(1) for g in INPUT_GROUPS]) for r in records]
+        kept = [jnp.concatenate([r[g].sum(1) for g in INPUT_GROUPS]).reshape(len(LAYERS), -1) for r in records]
         return jnp.argmax(logits, -1).astype(jnp.int32), cache, jnp.stack(kept)
 
     @jax.jit
@@ -241,7 +302,7 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
         where, rules = layout(config, batch, 1, slot, start), rules_of(thresholds)
         hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules, records)
         kept = [
-            jnp.stack([keep_mask(own[n][:, 0], limits[n]).any(axis=0).sum() for n in LAYERS])
+            jnp.stack([keep_mask(own[n][:, 0], limits[n]).any(axis=0).sum(-1).reshape(-1) for n in LAYERS])
             for own, limits in zip(records, thresholds, strict=True)
         ]
         return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, jnp.stack(kept)

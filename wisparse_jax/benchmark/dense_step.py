@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from kernels_pallas.decode_attention import HeadNorms, decode_attention
-from kernels_pallas.decode_attention.reference import rotate
 from kernels_pallas.select.reference import merge_reference, rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
-from wisparse_jax.models.forward import BlockCache, Cache, Params, attend, head, layout
+from wisparse_jax.models.forward import BlockCache, Cache, Params, attention_of, head, layout
 
 
 def fused(params: Params) -> list[Params]:
@@ -46,8 +44,8 @@ def dense_logits(
     for i, (block, weights) in enumerate(zip(params["blocks"], joined, strict=True)):
         qkv = dot(rms_norm(x, block["attn_norm"], config.norm_eps), weights["attn_in"])
         qkv = jnp.split(qkv + weights["bias"][None] if "bias" in weights else qkv, sizes, axis=-1)
-        norms = HeadNorms(block["q_norm"], block["k_norm"]) if config.qk_norm else None
         if kernels:
+            norms = HeadNorms(block["q_norm"], block["k_norm"]) if config.qk_norm else None
             parts: Any = tuple(part.astype(jnp.float32)[None] for part in qkv)
             partial, highest, total, keys, values = decode_attention(
                 parts, (None, None, None), norms, where.cos[:, 0], where.sin[:, 0], *cache[i], slot, start,
@@ -55,13 +53,9 @@ def dense_logits(
             )  # fmt: skip
             attended = merge_reference(partial, highest, total, x.dtype)
         else:
-            query, key, value = (part.reshape(len(x), 1, -1, config.head_dim) for part in qkv)
-            if norms is not None:
-                query, key = (rms_norm(a, w, config.norm_eps) for a, w in ((query, norms.query), (key, norms.key)))
-            query, key = rotate(query, where.cos, where.sin), rotate(key, where.cos, where.sin)
-            keys = lax.dynamic_update_slice(cache[i].keys, key, (0, slot, 0, 0))
-            values = lax.dynamic_update_slice(cache[i].values, value, (0, slot, 0, 0))
-            attended = attend(config, config.windows[i], where, query, keys, values)[:, 0]
+            heads = [part.reshape(len(x), 1, -1, config.head_dim) for part in qkv]
+            attended, (keys, values) = attention_of(config, config.windows[i], block, where, cache[i], *heads)
+            attended = attended[:, 0]
         new.append(BlockCache(keys, values))
         x = x + dot(attended, weights["attn_out"])
         gate, up = jnp.split(dot(rms_norm(x, block["mlp_norm"], config.norm_eps), weights["mlp_in"]), 2, axis=-1)

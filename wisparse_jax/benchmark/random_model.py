@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Float64
 
 from kernels_pallas.weight import Weight
+from wisparse_jax.calibration.statistics import GROUP_OF
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Cache, Params, head, hidden_states, layout
 from wisparse_jax.models.mesh import param_shardings, place_on
 from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import Thresholds, rules_of
+from wisparse_jax.sparsity import SparsityPlan
 
 CALIBRATION_STEPS, ROUNDS = 16, 3
 
@@ -80,10 +83,28 @@ def random_cache(
 
 
 def calibrated(
-    config: LlamaConfig, params: Params, cache: Cache, context: int, batch: int, sparsity: float
+    config: LlamaConfig,
+    params: Params,
+    cache: Cache,
+    context: int,
+    batch: int,
+    shares: float | Float64[np.ndarray, "blocks 7 *planes"],
 ) -> Thresholds:
-    """One threshold per layer: the quantile of the inputs while decoding sparsely, found in a few rounds."""
+    """One threshold per layer, or plane: the quantile of the inputs while decoding sparsely, found in a few rounds.
+
+    Args:
+        config: of the model.
+        params: its weights, in planes where shares are given for each.
+        cache: filled up to the context.
+        context: positions before the first step.
+        batch: sequences.
+        shares: of the channels that a layer, or a plane of it, does not read; one number stands for all layers.
+    """
     step = _calibration_step(config, batch)
+    table = np.asarray(shares, np.float32)
+    table = np.broadcast_to(table, (config.num_blocks, len(LAYERS))) if table.ndim == 0 else table
+    # No plane is read without those above it.
+    table = np.maximum.accumulate(table, axis=2) if table.ndim == 3 else table
     # A threshold of 0 keeps every channel: the first round is dense.
     thresholds = [{n: jnp.zeros(config.layer_shapes[n][0]) for ns in INPUT_GROUPS.values() for n in ns}]
     thresholds *= config.num_blocks
@@ -95,11 +116,27 @@ def calibrated(
             seen.append(inputs)
         thresholds = []
         for b in range(config.num_blocks):
-            taus = {g: jnp.quantile(jnp.stack([s[b][g] for s in seen]), sparsity) for g in INPUT_GROUPS}
-            thresholds.append(
-                {n: jnp.full(config.layer_shapes[n][0], taus[g]) for g, ns in INPUT_GROUPS.items() for n in ns}
-            )
+            read = {g: jnp.stack([s[b][g] for s in seen]) for g in INPUT_GROUPS}
+            taus = {n: jnp.quantile(read[GROUP_OF[n]], jnp.asarray(table[b, i])) for i, n in enumerate(LAYERS)}
+            thresholds.append({n: _for_all_channels(tau, config.layer_shapes[n][0]) for n, tau in taus.items()})
     return thresholds
+
+
+def _for_all_channels(taus: Float[Array, "*planes"], channels: int) -> Float[Array, "*planes in_channels"]:
+    """The thresholds of every channel."""
+    return jnp.broadcast_to(taus[..., None], (*taus.shape, channels))
+
+
+def spread_shares(plan: SparsityPlan, blocks: int) -> Float64[np.ndarray, "blocks 7 *planes"]:
+    """What a plan does not read of each layer, or of each of its planes, spread over another number of blocks.
+
+    A block gets the shares of the plan's block at the same relative depth.
+    """
+    if plan.planes is not None:
+        shares = plan.planes.skipped(plan.layer_weights, plan.target)
+    else:
+        shares = plan.sparsities if plan.realised is None else plan.realised
+    return shares[((np.arange(blocks) + 0.5) * len(shares) / blocks).astype(int)]
 
 
 @functools.cache

@@ -2,6 +2,5 @@
 
 from wisparse_jax.calibration.dense import Calibration as Calibration
 from wisparse_jax.calibration.dense import run_dense as run_dense
-from wisparse_jax.calibration.settings import SearchSettings as SearchSettings
-from wisparse_jax.calibration.settings import read_settings as read_settings
+from wisparse_jax.calibration.settings import TextSettings as TextSettings
 from wisparse_jax.calibration.variety import check_variety as check_variety

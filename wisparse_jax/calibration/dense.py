@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
-from wisparse_jax.calibration.settings import SearchSettings
+from wisparse_jax.calibration.settings import TextSettings
 from wisparse_jax.calibration.statistics import BlockStatistics
 from wisparse_jax.models.basis import Basis, fold, folded_config
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.fingerprint import model_fingerprint
 from wisparse_jax.models.finite import check_activations
 from wisparse_jax.models.forward import BlockCache, Cache, Params, block, layout, rms_norm
-from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.mesh import mesh_of, place_on, spread
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.sparsity.score import ChannelGains, model_norms
 
@@ -61,14 +61,14 @@ class Calibration:
 
     def with_gains(self, gains: list[ChannelGains]) -> Calibration:
         """The same run with other channel gains in the score."""
-        statistics = [BlockStatistics(own.samples, gain) for own, gain in zip(self.statistics, gains, strict=True)]
+        statistics = [BlockStatistics(old.samples, new) for old, new in zip(self.statistics, gains, strict=True)]
         return dataclasses.replace(self, gains=gains, statistics=statistics)
 
 
 def run_dense(
-    model: Llama,
+    model: Model,
     tokens: Tokens,
-    settings: SearchSettings | None = None,
+    settings: TextSettings | None = None,
     seed: int = 0,
     text: str = "tokens given by the caller",
     basis: Basis | None = None,
@@ -92,15 +92,15 @@ def run_dense(
         folded = fold(config, params, basis)
         config = folded_config(config)
         params = place_on(mesh_of(params), config, folded)
-    settings = SearchSettings() if settings is None else settings
+    settings = TextSettings() if settings is None else settings
     return _run(config, params, model_fingerprint(model), tokens, settings, seed, text, basis)
 
 
-def run_dense_on(calibration: Calibration, tokens: Tokens, settings: SearchSettings, seed: int) -> Calibration:
+def run_dense_on(calibration: Calibration, tokens: Tokens, settings: TextSettings, seed: int) -> Calibration:
     """The same model's run over other windows, in the same basis and with the same gains; as `run_dense`."""
     same = calibration.config, calibration.params, calibration.fingerprint
-    made = _run(*same, tokens, settings, seed, calibration.text, calibration.basis)
-    return made.with_gains(calibration.gains)
+    run = _run(*same, tokens, settings, seed, calibration.text, calibration.basis)
+    return run.with_gains(calibration.gains)
 
 
 def _run(
@@ -108,7 +108,7 @@ def _run(
     params: Params,
     fingerprint: str,
     tokens: Tokens,
-    settings: SearchSettings,
+    settings: TextSettings,
     seed: int,
     text: str,
     basis: Basis | None,

@@ -31,6 +31,8 @@ from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
 # Sparse positions whose gradients are held at once.
 TOKENS_AT_ONCE = 1024
+# The blocks' layers by name.
+Blocks = list[Params]
 # Added to the mean square of a channel's gradient, in units of the layer's mean: no channel counts for nothing.
 GAIN_FLOOR = 1e-3
 
@@ -39,15 +41,16 @@ class BlockGradients(NamedTuple):
     """Of some windows, what a block's linears read, and the gradients with respect to it, token by token."""
 
     inputs: dict[str, Float[Array, "tokens in_channels"]]  # by input group
-    gradients: dict[str, Float[Array, "tokens in_channels"]]  # by layer: u = W g
+    gradients: dict[str, Float[Array, "*planes tokens in_channels"]]  # by layer: u = W g, or of each plane of W
 
 
 def walk_gradients(
-    calibration: Calibration, tokens: int, seed: int, draw: int = 0
+    calibration: Calibration, tokens: int, seed: int, draw: int = 0, planes: Blocks | None = None
 ) -> Iterator[tuple[int, BlockGradients]]:
     """Every block of every few windows, from the last block to the first; at least `tokens` sparse positions in all.
 
     Where there are fewer, the windows are walked again with other sampled labels. Another `draw` has other labels, too.
+    `planes` are the blocks' layers in a format of planes: then there is a gradient `P g` for each plane P.
     """
     windows, positions = calibration.tokens.shape
     together = max(1, min(windows, TOKENS_AT_ONCE // positions))
@@ -59,8 +62,9 @@ def walk_gradients(
         for b in reversed(range(config.num_blocks)):
             cache = jax.tree.map(lambda a: a[rows], calibration.caches[b])  # noqa: B023
             weights = params["blocks"][b]
+            read = weights if planes is None else planes[b]
             gradient, made = _block_gradients(
-                config, config.windows[b], first, weights, calibration.inputs[b][rows], cache, gradient
+                config, config.windows[b], first, weights, calibration.inputs[b][rows], cache, gradient, read
             )
             yield b, made
 
@@ -92,6 +96,7 @@ def _block_gradients(
     x: Float[Array, "windows positions hidden"],
     cache: BlockCache,
     gradient: Float[Array, "windows positions hidden"],
+    read: Params,
 ) -> tuple[Float[Array, "windows positions hidden"], BlockGradients]:
     where = layout(config, x.shape[0], x.shape[1], first)
 
@@ -109,28 +114,33 @@ def _block_gradients(
         return a.reshape(-1, a.shape[-1]).astype(jnp.float32)
 
     inputs = {group: rows(record[layers[0]]) for group, layers in INPUT_GROUPS.items()}
-    return before, BlockGradients(inputs, {name: _through(params[name], rows(outputs[name])) for name in LAYERS})
+    return before, BlockGradients(inputs, {name: _through(read[name], rows(outputs[name])) for name in LAYERS})
 
 
-def _through(layer: Params, gradient: Float[Array, "tokens out"]) -> Float[Array, "tokens in_channels"]:
-    """`W g` of every token."""
-    return jnp.matmul(gradient, Weight.of(layer).wide().T, precision=lax.Precision.HIGH)
+def _through(layer: Params, gradient: Float[Array, "tokens out"]) -> Float[Array, "*planes tokens in_channels"]:
+    """`W g` of every token; of a weight in planes `P g` of each plane."""
+    weight = Weight.of(layer)
+    if len(weight.format.planes) == 1:
+        return jnp.matmul(gradient, weight.wide().T, precision=lax.Precision.HIGH)
+    return jnp.stack([jnp.matmul(gradient, plane.T, precision=lax.Precision.HIGH) for plane in weight.wide_planes()])
 
 
-def gradient_gains(calibration: Calibration, tokens: int, seed: int) -> list[ChannelGains]:
-    """The root mean square of each channel's gradient, over the layer's own mean, for the score."""
+def gradient_gains(
+    calibration: Calibration, tokens: int, seed: int, planes: Blocks | None = None
+) -> list[ChannelGains]:
+    """The root mean square of each channel's gradient, over the layer's or the plane's own mean, for the score."""
     blocks = calibration.config.num_blocks
     sums: list[ChannelGains] = [{} for _ in range(blocks)]
-    for b, made in walk_gradients(calibration, tokens, seed):
+    for b, made in walk_gradients(calibration, tokens, seed, planes=planes):
         for name, gradient in made.gradients.items():
-            square = jnp.mean(jnp.square(gradient), axis=0)
+            square = jnp.mean(jnp.square(gradient), axis=-2)
             sums[b][name] = sums[b][name] + square if name in sums[b] else square
     return [{name: _gain(square) for name, square in row.items()} for row in sums]
 
 
 @jax.jit
-def _gain(square: Float[Array, " in_channels"]) -> Float[Array, " in_channels"]:
-    mean = jnp.mean(square)
+def _gain(square: Float[Array, "*planes in_channels"]) -> Float[Array, "*planes in_channels"]:
+    mean = jnp.mean(square, axis=-1, keepdims=True)
     return jnp.sqrt(jnp.where(mean > 0, square / jnp.where(mean > 0, mean, 1.0), 1.0) + GAIN_FLOOR)
 
 
@@ -151,29 +161,55 @@ def layer_costs(
     for b, statistics in enumerate(calibration.statistics):
         grid = np.repeat(levels[:, None], len(LAYERS), axis=1)
         taus[b] = statistics.thresholds(exponents[b], grid).T
-    sums = [jnp.zeros((len(LAYERS), len(levels)))] * config.num_blocks
+    return costs_at(calibration, calibration.gains, exponents, taus, tokens, seed)
+
+
+def costs_at(
+    calibration: Calibration,
+    gains: list[ChannelGains],
+    exponents: Float64[np.ndarray, "blocks 7"],
+    taus: Float64[np.ndarray, "blocks 7 *planes levels"],
+    tokens: int,
+    seed: int,
+    planes: Blocks | None = None,
+) -> Float64[np.ndarray, "blocks 7 *planes levels"]:
+    """The same at thresholds on the score that ascend; with `planes`, and gains of each, of not reading each plane."""
+    sums = [jnp.zeros(taus.shape[1:])] * len(taus)
     count = 0
     # Other labels than the gains and the basis were found with.
-    for b, made in walk_gradients(calibration, tokens, seed, draw=1):
+    for b, made in walk_gradients(calibration, tokens, seed, draw=1, planes=planes):
         count += b == 0
-        gains = calibration.gains[b]
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, taus)]
-        sums[b] = sums[b] + _level_costs(made, gains, *table)
+        sums[b] = sums[b] + _level_costs(made, gains[b], *table)
     costs = np.stack([on_host(one).astype(np.float64) for one in sums]) / count
-    return np.maximum.accumulate(costs, axis=2)
+    return np.maximum.accumulate(costs, axis=-1)
 
 
 @jax.jit
 def _level_costs(
-    made: BlockGradients, gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7 levels"]
-) -> Float[Array, "7 levels"]:
+    made: BlockGradients, gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7 *planes levels"]
+) -> Float[Array, "7 *planes levels"]:
     rows = []
     for i, name in enumerate(LAYERS):
         x, u = made.inputs[GROUP_OF[name]], made.gradients[name]
-        score, part = jnp.abs(x) * score_weights(gains[name], exponents[i])[None], x * u
-
-        def cost(tau: Array, score: Array = score, part: Array = part) -> Array:
-            return 0.5 * jnp.mean(jnp.square(jnp.sum(jnp.where(score < tau, part, 0.0), axis=-1)))
-
-        rows.append(lax.map(cost, taus[i]))
+        if u.ndim == 2:
+            rows.append(_costs_of(x, u, gains[name], exponents[i], taus[i]))
+        else:
+            planes = zip(u, gains[name], taus[i], strict=True)
+            rows.append(jnp.stack([_costs_of(x, own, gain, exponents[i], tau) for own, gain, tau in planes]))
     return jnp.stack(rows)
+
+
+def _costs_of(
+    x: Float[Array, "tokens in_channels"],
+    u: Float[Array, "tokens in_channels"],
+    gain: Float[Array, " in_channels"],
+    exponent: Float[Array, ""],
+    taus: Float[Array, " levels"],
+) -> Float[Array, " levels"]:
+    score, part = jnp.abs(x) * score_weights(gain, exponent)[None], x * u
+
+    def cost(tau: Array) -> Array:
+        return 0.5 * jnp.mean(jnp.square(jnp.sum(jnp.where(score < tau, part, 0.0), axis=-1)))
+
+    return lax.map(cost, taus)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
+from kernels_pallas.weight import Weight
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.statistics import spaced_tokens, tau_between
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
@@ -27,7 +28,7 @@ Biases = list[dict[str, Float[Array, "_"]]]
 
 
 class Thresholds(NamedTuple):
-    """Per layer: tau on the score, and the share of channels below it on the calibration text."""
+    """Of every layer: its threshold on the score (the paper's tau), and the share of scores below it on the text."""
 
     taus: Float64[np.ndarray, "blocks 7"]
     realised: Float64[np.ndarray, "blocks 7"]
@@ -48,6 +49,9 @@ def sparse_thresholds(
         sparsities: of every layer.
         biases: that the sparse model adds.
         more: the same model's run on further windows of the text.
+
+    Returns:
+        Thresholds in the units of the score, and the realised sparsities, both `[blocks, 7]`.
     """
     config, first = calibration.config, calibration.dense_positions
     runs = [calibration] if more is None else [calibration, more]
@@ -55,8 +59,8 @@ def sparse_thresholds(
     for b, weights in enumerate(calibration.params["blocks"]):
         cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(run.caches[b] for run in runs))
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, sparsities)]
-        own = None if biases is None else biases[b]
-        arguments = weights, x, cache, calibration.gains[b], *table, own
+        bias = None if biases is None else biases[b]
+        arguments = weights, x, cache, calibration.gains[b], *table, bias
         x, tau, share = _sparse_block(config, config.windows[b], first, *arguments)
         taus.append(tau)
         realised.append(share)
@@ -76,11 +80,12 @@ def _sparse_block(
     sparsities: Float[Array, "7"],
     biases: dict[str, Array] | None,
 ) -> tuple[Float[Array, "windows positions hidden"], Float[Array, "7"], Float[Array, "7"]]:
+    """The block's sparse output, and each layer's threshold and realised sparsity."""
     where = layout(config, x.shape[0], x.shape[1], first)
     taus, shares = {}, {}
     # Keeps all until a layer's turn comes: its input depends on the layers before it alone.
     rules: BlockRules = {
-        name: ChannelRule(jnp.zeros(params[name]["kernel"].shape[0]), None if biases is None else biases[name])
+        name: ChannelRule(jnp.zeros(Weight.of(params[name]).shape[0]), None if biases is None else biases[name])
         for name in LAYERS
     }
 

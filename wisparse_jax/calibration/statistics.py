@@ -40,11 +40,11 @@ class BlockStatistics:
             # XLA's sort on a CPU takes five times NumPy's.
             ordered = np.sort(on_host(scores)) if jax.default_backend() == "cpu" else jnp.sort(scores)
             places = [min(k * scores.size // STEPS, scores.size - 1) for k in range(STEPS + 1)]
-            self._tables[key] = on_host(ordered[np.asarray(places)])
+            self._tables[key] = on_host(ordered[np.asarray(places, np.int64)])
         return self._tables[key]
 
     def threshold(self, layer: str, exponent: float, sparsity: float) -> float:
-        """tau such that about the share `sparsity` of the sampled scores lies below it; 0 keeps all.
+        """The threshold (tau) that about the share `sparsity` of the sampled scores lies below; 0 keeps all.
 
         Raises:
             ValueError: a sparsity outside [0, 1].
@@ -56,11 +56,11 @@ class BlockStatistics:
     def thresholds(
         self, exponents: Float64[np.ndarray, "7"], sparsities: Float64[np.ndarray, "*candidates 7"]
     ) -> Float64[np.ndarray, "*candidates 7"]:
-        """tau of all seven layers, for one or many vectors of sparsities."""
-        taus = np.zeros(sparsities.shape)
+        """The thresholds (tau) of all seven layers, in units of the score, for one or many vectors of sparsities."""
+        thresholds = np.zeros(sparsities.shape)
         for i, layer in enumerate(LAYERS):
-            taus[..., i] = _look_up(self.table(layer, float(exponents[i])), sparsities[..., i])
-        return taus
+            thresholds[..., i] = _look_up(self.table(layer, float(exponents[i])), sparsities[..., i])
+        return thresholds
 
 
 @jax.jit

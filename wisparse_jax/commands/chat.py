@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 
 from tyro.conf import Positional
@@ -33,6 +34,8 @@ class Chat(Writing):
         writer.check([*beginning, {"role": "user", "content": "?"}], raw=False, system=None)
         writer.load()
         print("/reset starts anew, /quit leaves", file=sys.stderr)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a broken line is refused as a question, like any other
         messages = list(beginning)
         while (line := _line()) not in (None, "/quit"):
             if line == "/reset":

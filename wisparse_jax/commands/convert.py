@@ -31,7 +31,7 @@ class Convert:
     out: Positional[Path]
     """Folder to write; it must not exist."""
     weights: Unset[str | None] = None
-    """int8 or int4 rounds the block weights, so that nothing is rounded when the model is loaded."""
+    """The format to round the block weights to, such as int8, so that nothing is rounded when the model is loaded."""
     head: Unset[str | None] = None
     """int8 rounds the head."""
     plan: Unset[str | None] = None
@@ -50,21 +50,18 @@ class Convert:
     """Seed of sampled text."""
 
     def run(self) -> None:
-        """Convert."""
+        """Write the checkpoint."""
         from wisparse_jax.files import check_new_folder
-        from wisparse_jax.models.checkpoint import check_stored_dtype, convert
+        from wisparse_jax.models.checkpoint import check_stored_dtype
         from wisparse_jax.models.loading import check_kinds
-        from wisparse_jax.sparsity import SparsityPlan, convert_with_plan
+        from wisparse_jax.sparsity import SparsityPlan, convert
 
         check_new_folder(self.out, WisparseError)
         check_kinds(weights=self.weights, head=self.head)
         check_stored_dtype(self.dtype)
         plan = None if self.plan is None else SparsityPlan.load(self.plan)
-        how = (self.weights, self.head, self.dtype)
-        if plan is None:
-            convert(self.model, self.out, *how, tokens=self._windows())
-        else:
-            convert_with_plan(self.model, self.out, plan, *how, tokens=self._windows())
+        convert(self.model, self.out, self.weights, self.head, self.dtype, self._windows(), plan=plan)
+        if plan is not None:
             _say(plan, self.out)
         print(self.out)
 
@@ -72,6 +69,7 @@ class Convert:
         """The text to round by."""
         from wisparse_jax.arguments import check_count, check_seed
         from wisparse_jax.commands.texts import SELF, file_windows, sampled_windows
+        from wisparse_jax.models.formats import BY_TEXT, one_of
         from wisparse_jax.models.gguf import SUFFIX
         from wisparse_jax.models.loading import load
 
@@ -81,14 +79,14 @@ class Convert:
             if self.text is not None:
                 raise WisparseError("text: expected with --rounding compensated only")
             return None
-        if self.weights != "int4":
-            raise WisparseError(f"rounding = 'compensated': expected --weights int4, found {self.weights}")
+        if self.weights not in BY_TEXT:
+            raise WisparseError(f"rounding = 'compensated': expected --weights {one_of(BY_TEXT)}, found {self.weights}")
         if self.text is None:
             raise WisparseError("rounding = 'compensated': expected --text FILE, or --text self")
         if Path(self.model).suffix == SUFFIX:
             raise WisparseError(f"{self.model}: a GGUF file is converted first, and what comes of it is then rounded")
         if self.text == SELF:
-            return sampled_windows(load(self.model), LONGEST_WINDOW, self.tokens, self.seed)
+            return sampled_windows(load(self.model), self.model, LONGEST_WINDOW, self.tokens, self.seed)[0]
         return file_windows(self.model, self.text, LONGEST_WINDOW, self.tokens)
 
 

@@ -32,18 +32,24 @@ class Evaluate(OnDevices):
     tasks: Unset[str | None] = None
     """Instead of a text: tasks of lm-evaluation-harness, commas between them; `wisparse lm-eval` has more options."""
     plan: UseAppendAction[tuple[str, ...]] = ()
-    """A plan, a folder or a hub id; may be given several times, and differences of KL are then paired over windows.
-    Without one only the dense model is measured, unless it was converted with a plan."""
+    """A plan, a folder or a hub id; may be given several times: plans of one sparsity are then compared at the share
+    that TEAL's, or the first one, skips on the text, and differences of KL are paired over windows. Without one only
+    the dense model is measured, unless it was converted with a plan."""
+    bits: Unset[float | None] = None
+    """Of plans for planes: the bits to read of a weight, scales counted, in place of those that they were made at."""
     tokens: Unset[int | None] = None
     """Tokens of text to read, rounded up to whole windows; by default all of a file, 16,384 of `self`."""
     sparse_prefill: float = 0.5
     """Share of each window, at its end, that runs sparse and is scored."""
+    hold: Unset[bool] = False
+    """Keep what a plan skips at its sparsity, as generation does: token by token, which takes longer."""
     window: Unset[int | None] = None
     """Tokens in a window; by default the model's context, at most 2,048."""
     seed: Unset[int | None] = None
-    """Seed of self-sampled text (default 1)."""
+    """Seed of self-sampled text; by default one of its own, not that of a plan's calibration text."""
     weights: Unset[str | None] = None
-    """int8 or int4 measures the model with such block weights against the model as it is, dense and with the plan."""
+    """Measures the model with block weights in a format, such as int8, against the model as it is, dense and with the
+    plan."""
     head: Unset[str | None] = None
     """int8 does the same with such a head."""
     json: Unset[bool] = False
@@ -52,17 +58,17 @@ class Evaluate(OnDevices):
     def run(self) -> None:
         """Evaluate and print."""
         from wisparse_jax.arguments import check_count, check_seed, check_share
-        from wisparse_jax.commands.plans import named_plans, plan_of
+        from wisparse_jax.commands.plans import at_bits, named_plans, plan_of
+        from wisparse_jax.commands.texts import SELF, evaluation_seed, note_own_texts, sampled_windows
         from wisparse_jax.errors import WisparseError
-        from wisparse_jax.evaluation import evaluate, text_windows
-        from wisparse_jax.inference import sample_windows
+        from wisparse_jax.evaluation import evaluate, rivals_of, text_windows
         from wisparse_jax.models.hub import resolve
-        from wisparse_jax.models.llama import Llama
         from wisparse_jax.models.loading import check_kinds, load, load_tokenizer, read_model_config
         from wisparse_jax.models.mesh import make_mesh
+        from wisparse_jax.models.model import Model
         from wisparse_jax.models.quantise import quantise
         from wisparse_jax.processes import is_first
-        from wisparse_jax.sparsity import SparseLlama, apply_plans
+        from wisparse_jax.sparsity import apply
 
         # Everything that can be refused is refused before the model is loaded.
         if (self.text is None) == (self.tasks is None):
@@ -71,14 +77,15 @@ class Evaluate(OnDevices):
             raise WisparseError("mesh: expected --text, as --tasks runs on one device")
         if self.tasks is not None and len(self.plan) > 1:
             raise WisparseError(f"--plan is given {len(self.plan)} times: expected at most one with --tasks")
-        seed = 1 if self.seed is None else check_seed(self.seed)
+        if self.seed is not None:
+            check_seed(self.seed)
         check_share(self.sparse_prefill, "sparse-prefill")
         check_kinds(weights=self.weights, head=self.head)
         if self.tokens is not None:
             check_count(self.tokens, "tokens", least=1)
         plans = named_plans(self.plan)
         if self.text is None:
-            for option in ("tokens", "window", "seed", "json"):
+            for option in ("bits", "tokens", "window", "seed", "hold", "json"):
                 if getattr(self, option) not in (None, False):
                     raise WisparseError(f"--{option} is for a --text: tasks do not take it; wisparse lm-eval has more")
             self._run_tasks()
@@ -86,6 +93,14 @@ class Evaluate(OnDevices):
         config = read_model_config(resolve(self.model, ("config",)))
         if not plans and (own := plan_of(self.model, None)) is not None:
             plans = {"its own": own}
+        if self.bits is not None:
+            plans = {name: plan.at_bits(self.bits) for name, plan in plans.items()}
+            if not plans:
+                at_bits(None, self.bits)
+        seed = 0
+        if self.text == SELF:
+            seed = evaluation_seed(self.seed, plans)
+        note_own_texts(str(self.text), plans)
         if len(plans) == 1:  # a method says more than a folder
             plans = {plan.method: plan for plan in plans.values()}
         window = min(config.context, 2048) if self.window is None else self.window
@@ -93,7 +108,7 @@ class Evaluate(OnDevices):
             raise WisparseError(f"window = {window}: longer than the model's context of {config.context}")
         mesh = None if self.devices.mesh is None else make_mesh(self.devices.mesh, config, self.weights)
         windows = None
-        if self.text != "self":
+        if self.text != SELF:
             windows = text_windows(load_tokenizer(self.model), self.text, window, self.tokens)
 
         def check(fingerprint: str, config: LlamaConfig) -> None:
@@ -102,14 +117,15 @@ class Evaluate(OnDevices):
 
         model = load(self.model, check=check, mesh=mesh)
         rounded = ", ".join(kind for kind in (self.weights, self.head and f"{self.head} head") if kind is not None)
-        measured: dict[str, Llama | SparseLlama] = {}
+        measured: dict[str, Model] = {}
         if rounded:
             measured[f"dense {rounded}"] = quantise(model, self.weights, self.head)
-        measured |= apply_plans(model, plans, self.weights, self.head)
+        measured |= apply(model, plans, self.weights, self.head)
         if windows is None:
             tokens = 16_384 if self.tokens is None else self.tokens
-            windows = sample_windows(model, -(-tokens // window), window, seed=seed, progress=is_first())
-        result = evaluate(model, windows, measured, self.sparse_prefill, progress=is_first())
+            windows, *_ = sampled_windows(model, self.model, window, tokens, seed)
+        how = {"progress": is_first(), "hold": self.hold, "rivals": {} if self.hold else rivals_of(measured)}
+        result = evaluate(model, windows, measured, self.sparse_prefill, **how)
         if self.json:
             print(json.dumps(self._as_json(result, plans), allow_nan=False))
         else:
@@ -117,7 +133,7 @@ class Evaluate(OnDevices):
 
     def _as_json(self, result: Evaluation, plans: dict[str, SparsityPlan]) -> dict[str, Any]:
         """One object; with several plans a list of them, and the paired differences."""
-        asked = {"model": self.model, "text": self.text, "weights": self.weights, "head": self.head}
+        asked = {"model": self.model, "text": self.text, "weights": self.weights, "head": self.head, "held": self.hold}
         stated = {name: {"method": plan.method, "target": plan.target} for name, plan in plans.items()}
         if len(plans) < 2:
             place = {"plan": self.plan[0] if self.plan else None}
@@ -131,22 +147,25 @@ class Evaluate(OnDevices):
             gap = result.paired(one, other)
             error = gap.error if math.isfinite(gap.error) else None
             paired.append({"first": one, "second": other, "kl": gap.mean, "kl_error": error})
+            paired[-1]["at_share_of"] = result.common_rival(one, other)
         return dense | asked | {"plans": rows, "paired": paired}
 
     def _print(self, result: Evaluation, plans: dict[str, SparsityPlan]) -> None:
-        from wisparse_jax.report.tables import console, layer_table, quality_table
+        from wisparse_jax.report.tables import console, layer_table, paired_line, quality_table, share_table
 
         show = console()
         share = f"the last {self.sparse_prefill:.0%} of each window sparse"
         show.print(quality_table(result, f"{result.tokens} tokens of {self.text}, {share}"))
+        if result.rivals:
+            show.print(share_table(result))
         for name, plan in plans.items():
             found = result.sparse[name].sparsity.mean
             if abs(found - plan.target) > NEAR:
                 asked = f"not the {plan.target:.0%} that it was made for: what a plan skips depends on the text"
+                asked += "" if self.hold else "; generation holds it, as --hold does here"
                 show.print(f"{name} skips {found:.1%}, {asked}", highlight=False)
         for one, other in itertools.combinations(reversed(plans), 2):
-            gap = result.paired(one, other)
-            show.print(f"KL of {one} minus {other}: {gap:+.4f} (paired over windows)")
+            show.print(paired_line(result, one, other), highlight=False)
         if len(plans) == 1:
             show.print(layer_table(result.sparse[next(iter(plans))]))
 

@@ -36,7 +36,7 @@ class Generate(OnDevices, Writing):
     """Print one JSON object for each prompt and nothing else: text, token counts, stop reason, seconds, tok/s."""
 
     def run(self) -> None:
-        """Generate and print."""
+        """Answer every prompt and print the texts."""
         asked = self._prompts()
         writer = Writer(self, self.model)
         for number, prompt in enumerate(asked, 1):
@@ -61,7 +61,9 @@ class Generate(OnDevices, Writing):
 
             timing = writer.write(answer, show)
             if self.json:
-                print(json.dumps(_record(prompt, answer, timing), ensure_ascii=False), flush=True)
+                # JSON is UTF-8, or else ASCII: an encoding of a terminal's own would show codes that are no JSON.
+                utf_8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+                print(json.dumps(_record(prompt, answer, timing), ensure_ascii=not utf_8), flush=True)
                 continue
             print()
             if not answer.tokens and answer.stop_reason == "end":
@@ -105,11 +107,11 @@ def _parsed(line: str, where: str) -> Any:
         raw = from_json(line)
     except ValueError as error:
         raise WisparseError(f"{where}: not readable as JSON: {error}") from None
-    found = [raw[key] for key in ("prompt", "messages") if isinstance(raw, dict) and key in raw]
-    messages = [m for m in found if isinstance(m, list) and m and all(isinstance(x, dict) for x in m)]
-    if len(found) != 1 or not (isinstance(found[0], str) or messages):
+    prompts = [raw[key] for key in ("prompt", "messages") if isinstance(raw, dict) and key in raw]
+    messages = [m for m in prompts if isinstance(m, list) and m and all(isinstance(x, dict) for x in m)]
+    if len(prompts) != 1 or not (isinstance(prompts[0], str) or messages):
         raise WisparseError(f"{where}: expected an object with a text `prompt` or a list `messages`, found {line[:60]}")
-    return found[0]
+    return prompts[0]
 
 
 def _record(prompt: Any, answer: Any, timing: Any) -> dict[str, Any]:
@@ -123,4 +125,5 @@ def _record(prompt: Any, answer: Any, timing: Any) -> dict[str, Any]:
         "first_token_seconds": round(timing.first_token, 3),
         "seconds": round(timing.total, 3),
         "tokens_per_second": None if timing.rate is None else round(timing.rate, 2),
+        "sparsity": None if timing.sparsity is None else round(timing.sparsity, 4),
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import expanded
 
 if TYPE_CHECKING:
     from wisparse_jax.sparsity import SparsityPlan
@@ -24,13 +24,26 @@ def named_plans(places: Sequence[str]) -> dict[str, SparsityPlan]:
     plans: dict[str, SparsityPlan] = {}
     seen = set()
     for place in places:
-        path = Path(place).resolve()
+        path = expanded(place).resolve()
         path = path.parent if path.name == "plan.json" else path
         if path in seen:
             raise WisparseError(f"{place}: named twice")
         seen.add(path)
         plans[place if path.name in plans or not path.exists() else path.name] = SparsityPlan.load(place)
     return plans
+
+
+def at_bits(plan: SparsityPlan | None, bits: float | None) -> SparsityPlan | None:
+    """The plan at the bits of a weight that `--bits` asks for; as it is if it asks for none.
+
+    Raises:
+        WisparseError: no plan, not one for planes, or bits that it does not reach.
+    """
+    if bits is None:
+        return plan
+    if plan is None:
+        raise WisparseError(f"bits = {bits}: expected a plan for planes, found none")
+    return plan.at_bits(bits)
 
 
 def plan_of(model: str, place: str | None) -> SparsityPlan | None:

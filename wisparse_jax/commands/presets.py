@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from wisparse_jax.commands.options import Unset
 
 if TYPE_CHECKING:
-    from wisparse_jax.calibration import SearchSettings
+    from wisparse_jax.search import SearchSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Presets:
     """The method whose search it is, of those that `wisparse methods` lists."""
 
     def run(self) -> None:
-        """Print the list."""
+        """Print each preset, and what it costs on the model if one is named."""
         from wisparse_jax.models.loading import load
         from wisparse_jax.presets import description, fitting_preset, preset, presets
-        from wisparse_jax.search.cost import duration, measured_speed, rounded, search_tokens
+        from wisparse_jax.search.cost import duration, measured_speed, rounded, search_parts, search_tokens
         from wisparse_jax.search.pipeline import resolve
 
         settings = {name: preset(name) for name in presets()}
@@ -41,11 +41,12 @@ class Presets:
                 print(f"  {_parts(settings[name])}")
                 continue
             stages = search_tokens(model.config, methods[name], settings[name])
+            seconds = speed.seconds(search_parts(model.config, methods[name], settings[name]))
             total = sum(stages.values())
             most = max(stages, key=lambda stage: stages[stage])
             print(
                 f"  {self.method}, one sparsity: up to {rounded(total)} tokens forwarded, {stages[most] / total:.0%} "
-                f"of them for {_NAMES.get(most, most)}; roughly {duration(speed.seconds(stages))} here, compiling aside"
+                f"of them for {_NAMES.get(most, most)}; roughly {duration(seconds)} here, compiling aside"
             )
 
 

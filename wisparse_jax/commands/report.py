@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
-
-from wisparse_jax.commands.options import Unset
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Draw plans: one HTML page that opens without a network, and its figures as PNG files."""
 
-    plans: Unset[Positional[tuple[str, ...]]]
+    plans: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PLAN [PLAN ...]", help_behavior_hint="")]
     """Plan folders or hub ids; several stand side by side."""
     out: Path
     """Folder to write; it must not exist."""
@@ -22,7 +22,7 @@ class Report:
     """Of the page."""
 
     def run(self) -> None:
-        """Read, draw, write."""
+        """Read the plans, draw them and write the page."""
         from wisparse_jax.commands.plans import named_plans
         from wisparse_jax.report.page import write_report
 

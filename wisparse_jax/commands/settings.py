@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wisparse_jax.calibration import SearchSettings
+    from wisparse_jax.search import SearchSettings
 
 
 def settings_for(choice: str | None, model: str) -> SearchSettings:

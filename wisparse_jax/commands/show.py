@@ -22,40 +22,40 @@ class Show:
     """A plan folder, or a hub id."""
 
     def run(self) -> None:
-        """Read and print."""
+        """Read the plan and print its tables."""
         from wisparse_jax.report.tables import budget_table, console, plan_table
         from wisparse_jax.sparsity import SparsityPlan
 
         plan = SparsityPlan.load(self.plan)
         show = console()
         for line in _lines(plan):
-            show.print(line, highlight=False, markup=False)
+            show.print(line, highlight=False)
         show.print(budget_table(plan))
         if "plan" in plan.held_out:
             show.print(plan_table(plan))
         if plan.timings:
             stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in plan.timings.items())
             total = f"{sum(plan.timings.values()):.0f} s"
-            show.print(f"time: {total} ({stages})", highlight=False, markup=False)
+            show.print(f"time: {total} ({stages})", highlight=False)
         for note in plan.history.get("notes", []):
-            show.print(f"note: {note}", highlight=False, markup=False)
+            show.print(f"note: {note}", highlight=False)
 
 
 def _lines(plan: SparsityPlan) -> Iterator[str]:
-    """What it is, in words."""
+    """What the plan is, in words, a line each."""
     import numpy as np
 
-    made = f"wisparse_jax {plan.version or 'of an unknown version'}, seed {plan.seed}"
+    maker = f"wisparse_jax {plan.version or 'of an unknown version'}, seed {plan.seed}"
     realised = f"realised {plan.mean_realised:.4f} on its calibration text"
     if plan.held_out.get("plan", {}).get("sparsity") is not None:
         realised += f", {plan.held_out['plan']['sparsity']:.4f} on the windows of it that were held out"
     yield f"{plan.method} plan: target {plan.target:.4f}, {realised}"
-    found = plan.calibration
-    model = f"{found['model']} ({plan.fingerprint[:16]})" if found.get("model") else plan.fingerprint[:16]
-    yield f"for the model {model} of {len(plan.sparsities)} blocks; made by {made}"
-    if "tokens" in found:
-        windows = f" in windows of {found['window']}" if "window" in found else ""
-        yield f"calibrated on {found.get('text', 'unknown text')}: {found['tokens']:,} tokens{windows}"
+    record = plan.calibration
+    model = f"{record['model']} ({plan.fingerprint[:16]})" if record.get("model") else plan.fingerprint[:16]
+    yield f"for the model {model} of {len(plan.sparsities)} blocks; made by {maker}"
+    if "tokens" in record:
+        windows = f" in windows of {record['window']}" if "window" in record else ""
+        yield f"calibrated on {record.get('text', 'unknown text')}: {record['tokens']:,} tokens{windows}"
     scores = (
         "gains of its own" if plan.gains is not None else "weight norms" if plan.exponents.any() else "magnitudes alone"
     )

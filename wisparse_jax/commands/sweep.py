@@ -14,10 +14,10 @@ from wisparse_jax.commands.options import Unset
 from wisparse_jax.errors import WisparseError
 
 if TYPE_CHECKING:
-    from numpy import ndarray
-
-    from wisparse_jax.calibration import SearchSettings
-    from wisparse_jax.models.llama import Llama
+    from wisparse_jax.commands.texts import Texts
+    from wisparse_jax.models.model import Model
+    from wisparse_jax.search import SearchSettings
+    from wisparse_jax.search.state import Place
 
 TABLE, PICTURES, CONDITIONS, PLANS = "sweep.csv", ("sweep.png", "sweep-dark.png"), "sweep.json", "plans"
 
@@ -34,8 +34,8 @@ class Sweep:
     """Some of those that `wisparse methods` lists."""
     sparsity: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     """The targets."""
-    text: str = "self"
-    """Calibration text: a UTF-8 file, or `self` for text that the dense model samples."""
+    text: tuple[str, ...] = ("self",)
+    """Calibration text: UTF-8 files, and `self` for text that the dense model samples; several have equal shares."""
     evaluate: str = "self"
     """Text to measure on: a UTF-8 file other than that of --text, or `self`, which is sampled anew."""
     tokens: Unset[int | None] = None
@@ -49,7 +49,7 @@ class Sweep:
     preset that fits the model and the device."""
 
     def run(self) -> None:
-        """Calibrate, measure, write."""
+        """Search the plans, measure them and write the folder."""
         from wisparse_jax.arguments import check_count, check_seed
         from wisparse_jax.commands.settings import settings_for
         from wisparse_jax.commands.texts import check_text
@@ -57,6 +57,7 @@ class Sweep:
         from wisparse_jax.report.comparison import EVALUATION_SEED
         from wisparse_jax.search import remove_state
         from wisparse_jax.search.pipeline import check_sparsity, resolve
+        from wisparse_jax.search.state import check_unused
 
         # Everything that can be refused is refused before any work is done.
         settings = settings_for(self.config, self.model)
@@ -71,31 +72,35 @@ class Sweep:
         check_seed(self.seed)
         check_count(settings.tokens if self.tokens is None else self.tokens, "tokens", least=1)
         check_count(self.evaluation_tokens, "evaluation-tokens", least=1)
-        for text in (self.text, self.evaluate):
+        for text in (*self.text, self.evaluate):
             check_text(text)
-        if self.text == self.evaluate != "self":
-            raise WisparseError(f"{self.text}: expected another text to measure on than to calibrate on")
-        if self.text == self.evaluate and self.seed == EVALUATION_SEED:
+        if self.evaluate != "self" and self.evaluate in self.text:
+            raise WisparseError(f"{self.evaluate}: expected another text to measure on than to calibrate on")
+        if self.evaluate in self.text and self.seed == EVALUATION_SEED:
             raise WisparseError(f"seed = {self.seed}: is that of the text to measure on: expected another one")
         if (self.out / CONDITIONS).is_file():  # of a run that was killed when all was written
             for method in self.methods:
                 remove_state(self._state(method))
         check_new_folder(self.out, WisparseError)
+        for method in self.methods:
+            check_unused(self._state(method).folder)
         # TEAL is one of the methods where it is asked for: no need for each plan to search it for itself.
         compare_teal = settings.compare_teal and "teal" not in self.methods
         self._run(dataclasses.replace(settings, compare_teal=compare_teal))
 
-    def _state(self, method: str) -> Path:
-        return self.out.with_name(f".{self.out.name}.{method}.search")
+    def _state(self, method: str) -> Place:
+        from wisparse_jax.interruption import goes_on_from
+        from wisparse_jax.search.state import Place
 
-    def _forecast(self, model: Llama, settings: SearchSettings, files: list[ndarray | None]) -> None:
+        return Place(self.out.with_name(f".{self.out.name}.{method}.search"), goes_on_from)
+
+    def _forecast(self, model: Model, settings: SearchSettings, calibration: Texts, evaluation: Texts) -> None:
         """Say how long all of it will take, where that is long."""
         from wisparse_jax.search.cost import forecast
         from wisparse_jax.search.pipeline import resolve
 
-        given = self.tokens or settings.tokens, self.evaluation_tokens
-        tokens, read = (n if file is None else file.size for file, n in zip(files, given, strict=True))
-        sampled = sum(n for file, n in zip(files, given, strict=True) if file is None)
+        tokens, read = (texts.count * texts.window for texts in (calibration, evaluation))
+        sampled = calibration.sampled_tokens + evaluation.sampled_tokens
         methods = [resolve(method, settings) for method in self.methods]
         models = 1 + len(methods) * len(self.sparsity)
         spent = dataclasses.replace(settings, tokens=tokens)
@@ -103,50 +108,43 @@ class Sweep:
             print(line, file=sys.stderr, flush=True)
 
     def _run(self, settings: SearchSettings) -> None:
-        from wisparse_jax.commands.texts import SELF, file_windows, sampled_windows, short_name
-        from wisparse_jax.evaluation import evaluate
+        from wisparse_jax.commands.texts import Texts
         from wisparse_jax.files import new_folder
         from wisparse_jax.models.loading import load
-        from wisparse_jax.report.comparison import COLUMNS, EVALUATION_SEED, append_rows, conditions, figures, key
+        from wisparse_jax.report.comparison import COLUMNS, EVALUATION_SEED, append_rows, compare, conditions, table
         from wisparse_jax.report.curves import quality_picture
-        from wisparse_jax.report.tables import console, quality_table
         from wisparse_jax.search import calibrate_targets, remove_state
-        from wisparse_jax.sparsity import SparsityPlan, apply_plans
+        from wisparse_jax.sparsity import SparsityPlan
 
         tokens = settings.tokens if self.tokens is None else self.tokens
-        asked = ((self.text, tokens, self.seed), (self.evaluate, self.evaluation_tokens, EVALUATION_SEED))
         # What can be refused of a file is refused before the model is loaded.
-        files = [None if t == SELF else file_windows(self.model, t, settings.window, n) for t, n, _ in asked]
+        asked = [Texts(self.model, self.text, settings.window, tokens)]
+        asked.append(Texts(self.model, (self.evaluate,), settings.window, self.evaluation_tokens))
         model = load(self.model)
-        self._forecast(model, settings, files)
+        self._forecast(model, settings, *asked)
         windows, held_out = (
-            sampled_windows(model, settings.window, n, seed) if file is None else file
-            for file, (_, n, seed) in zip(files, asked, strict=True)
+            texts.windows(model, seed) for texts, seed in zip(asked, (self.seed, EVALUATION_SEED), strict=True)
         )
-        names = [short_name(text) for text in (self.text, self.evaluate)]
+        names = [texts.record for texts in asked]
         plans: dict[tuple[str, float], SparsityPlan] = {}
         for number, method in enumerate(self.methods, 1):
             print(f"{method}, method {number} of {len(self.methods)}", file=sys.stderr, flush=True)
-            how = {"progress": True, "text": names[0], "state": self._state(method)}
-            made = calibrate_targets(model, windows, self.sparsity, method, self.seed, settings, **how)
-            plans |= {(method, target): plan for target, plan in zip(self.sparsity, made, strict=True)}
-        sparse = apply_plans(model, {key(*which): plan for which, plan in plans.items()})
-        result = evaluate(model, held_out, sparse, progress=True)
-        stated = {"model": model.name, "calibration": names[0], "evaluation": names[1], "seed": self.seed}
-        stated |= {"group": "method", "calibration_tokens": windows.size}
-        rows = [
-            stated | {"variant": method, "method": method, "sparsity": target} | figures(result, method, target, plan)
-            for (method, target), plan in plans.items()
-        ]
+            options = {"progress": True, "text": names[0], "state": self._state(method), "kinds": asked[0].kinds}
+            searched = calibrate_targets(model, windows, self.sparsity, method, self.seed, settings, **options)
+            plans |= {(plan.method, target): plan for target, plan in zip(self.sparsity, searched, strict=True)}
+        common = {"model": model.name, "calibration": names[0], "evaluation": names[1], "seed": self.seed}
+        common |= {"group": "method", "calibration_tokens": windows.size}
+        rows = [common | row for row in compare(model, plans, {names[1]: held_out}, progress=True)]
         with new_folder(self.out, WisparseError) as folder:
             append_rows(folder / TABLE, COLUMNS, rows)
             for name, dark in zip(PICTURES, (False, True), strict=True):
                 (folder / name).write_bytes(quality_picture(rows, dark))
-            where = json.dumps(stated | {"dtype": str(model.dtype)} | conditions(settings), indent=1)
+            where = json.dumps(common | {"dtype": str(model.dtype)} | conditions(settings), indent=1)
             (folder / CONDITIONS).write_text(where + "\n", encoding="utf-8")
             for (method, target), plan in plans.items():
                 plan.save(folder / PLANS / f"{method}-{target:g}")
         for method in self.methods:  # as late as this: a killed sweep goes on with the methods that it had ended
             remove_state(self._state(method))
-        console().print(quality_table(result, f"{result.tokens} tokens of {names[1]}, calibrated on {names[0]}"))
+        tokens, dense = rows[0]["evaluation_tokens"], rows[0]["dense_perplexity"]
+        print(f"{tokens} tokens of {names[1]}, calibrated on {names[0]}; dense perplexity {dense:.2f}\n\n{table(rows)}")
         print(self.out)

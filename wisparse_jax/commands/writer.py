@@ -15,8 +15,7 @@ from wisparse_jax.commands.options import Unset
 if TYPE_CHECKING:
     from wisparse_jax.inference.text import Answer
     from wisparse_jax.inference.timing import Timing
-    from wisparse_jax.models.llama import Llama
-    from wisparse_jax.sparsity import SparseLlama
+    from wisparse_jax.models.model import Model
 
 # A text, or a conversation: messages with a "role" and a "content".
 Prompt = str | list[dict[str, Any]]
@@ -28,6 +27,8 @@ class Writing:
 
     plan: Unset[str | None] = None
     """The plan, a folder or a hub id; without one the model is dense, unless it was converted with one."""
+    bits: Unset[float | None] = None
+    """Of a plan for planes: the bits to read of a weight, scales counted, in place of those that it was made at."""
     max_new_tokens: int = 128
     """At most so many new tokens."""
     temperature: float = 0.0
@@ -36,14 +37,21 @@ class Writing:
     """Sample from the k most likely tokens only."""
     top_p: float = 1.0
     """Sample from the most likely tokens that hold this share of the probability."""
+    min_p: float = 0.0
+    """Sample from tokens at least this share as likely as the most likely one only."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that the text already holds less likely, also where the choice is greedy."""
     seed: int = 0
     """Same seed, same text."""
     weights: Unset[str | None] = None
-    """int8 or int4 runs the block weights in that."""
+    """The format to run the block weights in, such as int8."""
     head: Unset[str | None] = None
     """int8 runs the head in that."""
     implementation: Unset[str | None] = None
     """The decode step of a sparse model: triton, mosaic, xla, or by default the faster one of those that can run."""
+    fixed_thresholds: Unset[bool] = False
+    """Take the plan's thresholds as they are. By default they follow the text, so that what is skipped is the plan's
+    sparsity."""
 
 
 class Writer:
@@ -58,18 +66,19 @@ class Writer:
 
     def __init__(self, options: Writing, name: str):
         from wisparse_jax.arguments import check_seed
-        from wisparse_jax.commands.plans import plan_of
+        from wisparse_jax.commands.plans import at_bits, plan_of
+        from wisparse_jax.compile_clock import compile_clock
         from wisparse_jax.inference import Sample, decode_implementation
-        from wisparse_jax.inference.timing import CompileClock
         from wisparse_jax.models.hub import resolve
         from wisparse_jax.models.loading import check_kinds, load_tokenizer, read_model_config
         from wisparse_jax.models.mesh import make_mesh
 
-        self.options, self.name, self.clock = options, name, CompileClock()
-        self.sampler = Sample(options.temperature, options.top_k, options.top_p)
+        self.options, self.name, self.clock = options, name, compile_clock()
+        cuts = (options.top_k, options.top_p, options.min_p)
+        self.sampler = Sample(options.temperature, *cuts, options.repetition_penalty)
         check_seed(options.seed)
         check_kinds(weights=options.weights, head=options.head)
-        self.plan = plan_of(name, options.plan)
+        self.plan = at_bits(plan_of(name, options.plan), options.bits)
         self.config = read_model_config(resolve(name, ("config",)))
         asked = options.devices.mesh if isinstance(options, OnDevices) else None
         self.mesh = None if asked is None else make_mesh(asked, self.config, options.weights)
@@ -97,33 +106,34 @@ class Writer:
         """Wait for the weights; what was chosen is said on standard error."""
         from kernels_pallas.implementation import mosaic_problem
         from wisparse_jax.inference import decode_implementation
+        from wisparse_jax.models.widen import widened_where_faster
 
-        self.model = self._reading.result()
+        self.model, line = widened_where_faster(self._reading.result())
         self.load_seconds = time.perf_counter() - self._began
-        rules, asked = getattr(self.model, "rules", None), self.options.implementation
-        self.implementation = decode_implementation(self.model.config, self.model.params, rules, 1, asked)
+        model, asked = self.model, self.options.implementation
+        self.implementation = decode_implementation(model.config, model.params, model.rules, 1, asked)
+        if line is not None:
+            print(line, file=sys.stderr)
         if self.plan is not None:
-            how = f"sparsity {self.plan.target:g}, decoding by {self.implementation}"
+            rate = f"sparsity {self.plan.target:g}" if self.plan.bits is None else f"{self.plan.bits:.4g} bits a weight"
+            how = f"{rate}, decoding by {self.implementation}"
             if self.mesh is not None:
                 how += f" on {', '.join(f'{axis}={size}' for axis, size in self.mesh.shape.items())}"
                 how += " (mosaic runs on one device only)" if mosaic_problem() is None else ""
             print(f"{self.plan.method} plan, {how}", file=sys.stderr)
 
-    def _read(self) -> Llama | SparseLlama:
-        from wisparse_jax.models.loading import load
-        from wisparse_jax.sparsity import load_sparse
+    def _read(self) -> Model:
+        from wisparse_jax.sparsity import load
 
         weights, head = self.options.weights, self.options.head
-        if self.plan is None:
-            return load(self.name, weights=weights, head=head, mesh=self.mesh)
-        return load_sparse(self.name, self.plan, weights=weights, head=head, mesh=self.mesh)
+        return load(self.name, None, weights, head, plan=self.plan, mesh=self.mesh)
 
     def answer(self, prompt: Prompt, stop: Sequence[str] = (), raw: bool = False, system: str | None = None) -> Answer:
         """The answer to a text or a conversation, not yet begun."""
         from wisparse_jax.inference import stream
 
-        how = (self.options.max_new_tokens, self.sampler, self.options.seed, stop, raw, system, self.implementation)
-        return stream(self.model, self.tokenizer, prompt, *how)
+        options = (self.options.max_new_tokens, self.sampler, self.options.seed, stop, raw, system, self.implementation)
+        return stream(self.model, self.tokenizer, prompt, *options, hold=not self.options.fixed_thresholds)
 
     def write(self, answer: Answer, show: Callable[[str], object]) -> Timing:
         """Show an answer as it comes, and time it."""

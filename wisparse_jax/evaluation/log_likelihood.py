@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from wisparse_jax.bars import bar
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation.windows import DENSE_FIRST
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.forward import Params, empty_cache, head, hidden_states, layout
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import Rules
-from wisparse_jax.sparsity.apply import SparseLlama
 
 TOKENS_AT_ONCE = 2048
 SMALLEST = 8  # tokens of the smallest shape; the others are powers of two
@@ -40,16 +41,18 @@ class _Row(NamedTuple):
 
 
 def score_continuations(
-    model: Llama | SparseLlama,
+    model: Model,
     requests: Sequence[Request],
     sparse_prefill: float = 0.5,
     tokens_at_once: int = TOKENS_AT_ONCE,
     progress: bool = False,
+    dense_first: int = DENSE_FIRST,
 ) -> list[tuple[float, bool]]:
     """The log-probability of each continuation, in nats, and whether it is the greedy one.
 
-    A sparse model runs the last `sparse_prefill` of a context's tokens sparse, and the whole continuation. Requests
-    longer than the model's context lose tokens at their beginning. They are batched by length in shapes that are powers
+    A sparse model runs the last `sparse_prefill` of a context's tokens sparse, but for its first `dense_first`, and the
+    whole continuation. Requests longer than the model's context lose tokens at their beginning. They are batched by
+    length in shapes that are powers
     of two, so that other requests of like lengths compile nothing; how they are batched changes no result beyond
     rounding.
 
@@ -59,23 +62,20 @@ def score_continuations(
     """
     if not 0 <= sparse_prefill <= 1:
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: expected a share from 0 to 1")
-    rules = getattr(model, "rules", None)
-    share = 1.0 if rules is None else sparse_prefill
-    rows = [_row(model.config, number, request, share) for number, request in enumerate(requests)]
-    from tqdm import tqdm
-
+    share = 1.0 if model.rules is None else sparse_prefill
+    rows = [_row(model.config, number, request, share, dense_first) for number, request in enumerate(requests)]
     scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
-    with tqdm(total=len(rows), desc="scoring", disable=not progress, leave=False) as bar:
+    with bar(total=len(rows), desc="scoring", disable=not progress, leave=False) as shown:
         for (dense, rest, scored), batch in _batches(rows, tokens_at_once):
             arrays = _padded(batch, dense, rest, scored)
-            total, greedy = _score(model.config, dense, model.params, *arrays, rules)
+            total, greedy = _score(model.config, dense, model.params, *arrays, model.rules)
             for row, value, best in zip(batch, np.asarray(total), np.asarray(greedy), strict=False):
                 scores[row.number] = (float(value), bool(best))
-            bar.update(len(batch))
+            shown.update(len(batch))
     return scores
 
 
-def _row(config: LlamaConfig, number: int, request: Request, share: float) -> _Row:
+def _row(config: LlamaConfig, number: int, request: Request, share: float, dense_first: int) -> _Row:
     context, targets = request
     if not context or not 0 < len(targets) <= config.context:
         raise WisparseError(
@@ -87,7 +87,8 @@ def _row(config: LlamaConfig, number: int, request: Request, share: float) -> _R
     if not all(0 <= token < config.vocab_size for token in (*inputs, targets[-1])):
         raise WisparseError(f"request {number}: token ids outside the vocabulary of {config.vocab_size}")
     prompt = len(inputs) - len(targets) + 1
-    return _Row(number, inputs, prompt - round(prompt * share), targets)
+    dense = max(prompt - round(prompt * share), min(dense_first, prompt))
+    return _Row(number, inputs, dense, targets)
 
 
 def _bucket(size: int) -> int:

@@ -2,134 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float64, Int, Int32
+from jaxtyping import Array, Float, Int, Int32
 
-from kernels_pallas.sparse_linear.reference import keep_mask
+from wisparse_jax.arguments import check_count
+from wisparse_jax.bars import bar
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.evaluation.held import held_scores
+from wisparse_jax.evaluation.scores import Evaluation, Score, SparseScore
+from wisparse_jax.evaluation.shares import at_shares, check_rivals
+from wisparse_jax.evaluation.windows import DENSE_FIRST
 from wisparse_jax.models.config import LAYERS, LlamaConfig
+from wisparse_jax.models.control import Control
 from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihood
 from wisparse_jax.models.forward import BlockCache, Cache, Params, block, head, layout, rms_norm, top_params
-from wisparse_jax.models.llama import Llama
 from wisparse_jax.models.mesh import data_size, mesh_of, on_host, spread
-from wisparse_jax.models.rules import BlockRules, Rules
+from wisparse_jax.models.model import Model
+from wisparse_jax.models.rules import BlockRules, Rules, layer_skips, mean_skipped
 from wisparse_jax.models.tokens import token_windows
-from wisparse_jax.sparsity.apply import SparseLlama
 
 TOKENS_AT_ONCE = 2048
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Figure:
-    """A mean over windows and its standard error."""
+class DenseRun(NamedTuple):
+    """A model's dense run over windows that are evaluated several times."""
 
-    mean: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.error:.2g}"
-
-    def __format__(self, spec: str) -> str:
-        """Both numbers as `spec` says, such as `.4f`; a sign, as in `+.4f`, is the mean's."""
-        return f"{self.mean:{spec}} ± {self.error:{spec.removeprefix('+')}}" if spec else str(self)
-
-    @staticmethod
-    def over(windows: Float64[np.ndarray, " windows"]) -> Figure:
-        """The mean of one value per window, with the standard error of that mean (nan for a single window)."""
-        n = len(windows)
-        return Figure(float(windows.mean()), float(windows.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Score:
-    """How a model predicted each window's scored positions: mean negative log-likelihood, nats per token."""
-
-    nll: Float64[np.ndarray, " windows"]
-
-    @property
-    def perplexity(self) -> Figure:
-        """`exp` of the mean negative log-likelihood; its error by the delta method. Infinite beyond float64."""
-        nll = Figure.over(self.nll)
-        mean = math.exp(nll.mean) if nll.mean < 709 else math.inf
-        return Figure(mean, mean * nll.error)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SparseScore(Score):
-    """The same for a sparse model, with its KL(dense || sparse) in nats per token and its realised sparsity."""
-
-    kl: Float64[np.ndarray, " windows"]
-    token_sparsity: Float64[np.ndarray, "windows positions"]
-    layer_sparsity: Float64[np.ndarray, "blocks 7"]
-
-    @property
-    def divergence(self) -> Figure:
-        """Mean KL(dense || sparse) per token."""
-        return Figure.over(self.kl)
-
-    @property
-    def sparsity(self) -> Figure:
-        """Realised sparsity, weighted by parameter count: mean over tokens and its standard error over windows."""
-        return Figure.over(self.token_sparsity.mean(axis=1))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The scores of the dense model and of each plan on the same windows."""
-
-    dense: Score
-    sparse: dict[str, SparseScore]
-    scored_positions: int  # per window
-    window: int
-    sparse_prefill: float
-
-    @property
-    def tokens(self) -> int:
-        """How many positions were scored."""
-        return len(self.dense.nll) * self.scored_positions
-
-    def paired(self, first: str, second: str) -> Figure:
-        """The mean difference in KL, first minus second, over the same windows, with its standard error."""
-        return Figure.over(self.sparse[first].kl - self.sparse[second].kl)
-
-    def as_json(self, name: str | None = None) -> dict[str, Any]:
-        """The dense figures and, for one plan, the sparse ones; numbers that are not finite become null."""
-        dense = self.dense.perplexity
-        out: dict[str, Any] = {"dense_perplexity": dense.mean, "dense_perplexity_error": dense.error}
-        if name is not None:
-            score = self.sparse[name]
-            for key, figure in (
-                ("perplexity", score.perplexity),
-                ("kl", score.divergence),
-                ("sparsity", score.sparsity),
-            ):
-                out |= {key: figure.mean, f"{key}_error": figure.error}
-            out["sparsity_spread"] = float(score.token_sparsity.std())
-            out["layer_sparsity"] = [dict(zip(LAYERS, row, strict=True)) for row in score.layer_sparsity.tolist()]
-        out |= {
-            "tokens": self.tokens,
-            "windows": len(self.dense.nll),
-            "window": self.window,
-            "sparse_prefill": self.sparse_prefill,
-        }
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in out.items()}
+    params: Params
+    last: Float[Array, "windows positions hidden"]  # what leaves the last block, at the positions that run sparse
+    cache: Cache  # of whole windows
 
 
 def evaluate(
-    model: Llama | SparseLlama,
+    model: Model,
     windows: Int[np.ndarray, "windows length"] | Int[Array, "windows length"],
-    plans: Mapping[str, SparseLlama | Llama] | None = None,
+    plans: Mapping[str, Model] | None = None,
     sparse_prefill: float = 0.5,
     progress: bool = False,
+    hold: bool = False,
+    dense_first: int = DENSE_FIRST,
+    known: Sequence[DenseRun] = (),
+    rivals: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Score the dense model, and each plan, on windows of text.
 
@@ -137,48 +56,86 @@ def evaluate(
     figures, dense ones too, are over those of them whose next token is in the window.
 
     Args:
-        model: the dense model; a sparse one stands for itself under the name "plan".
+        model: the model whose dense run the others are compared with.
         windows: token ids.
         plans: sparse forms of the model, by name; also dense ones with other weights, such as int8, which then run
-            the positions that are scored.
+            the positions that are scored. None is a sparse model itself, under the name "plan".
         sparse_prefill: share of each window that runs sparse, above 0, at most 1.
         progress: show a progress bar on standard error.
+        hold: keep what a plan skips at its target, as generation does (`models.control`); the positions run one by
+            one then. False takes the plans' thresholds as they are.
+        dense_first: so many of a window's first positions run dense, and are not scored, also where `sparse_prefill`
+            would have them sparse.
+        known: dense runs over the same windows, with the same share; models with their weights are not run again.
+        rivals: the plan that a plan is compared with, by name, as `rivals_of` has them: what plans skip depends on the
+            text, so that they are scored at the share that their rival skips as well. It takes two or three runs more.
 
     Raises:
-        WisparseError: windows the model cannot read, or a share that leaves nothing to score.
+        WisparseError: windows the model cannot read, a share that leaves nothing to score, a sparse model without a
+            plan whose target could be held, or a rival that is none.
     """
-    if isinstance(model, SparseLlama):
-        return evaluate(model.model, windows, {"plan": model}, sparse_prefill, progress)
+    if plans is None:
+        plans = {} if model.rules is None else {"plan": model}
     ids = token_windows(model.config, windows, "windows")
     length = ids.shape[1]
     if not 0 < sparse_prefill <= 1:
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: expected a share above 0, at most 1")
-    first = length - round(length * sparse_prefill)
+    first = max(length - round(length * sparse_prefill), check_count(dense_first, "dense-first", least=0))
     if length - first < 2:
         raise WisparseError(f"sparse-prefill = {sparse_prefill}: leaves nothing to score in windows of {length} tokens")
 
+    rivals = {} if rivals is None else dict(rivals)
+    check_rivals(plans, rivals, hold)
+    dense, sparse = _run(model, ids, first, plans, progress, hold, known)
+    matched = at_shares(
+        lambda models: _run(model, ids, first, models, progress, False, known)[1],
+        plans, sparse, {name: sparse[rival].sparsity.mean for name, rival in rivals.items()},
+    )  # fmt: skip
+    return Evaluation(dense, sparse, length - first - 1, length, float(sparse_prefill), rivals, matched)
+
+
+def _run(
+    model: Model,
+    ids: Int32[np.ndarray, "windows length"],
+    first: int,
+    plans: Mapping[str, Model],
+    progress: bool,
+    hold: bool,
+    known: Sequence[DenseRun],
+) -> tuple[Score, dict[str, SparseScore]]:
+    """All windows once, dense and with each plan; `first` is the first position that runs sparse."""
     params, config = model.params, model.config
     mesh = mesh_of(params)
     dense: list[np.ndarray] = []
-    sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans or {}}
+    sparse: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in plans}
     for batch in _bar(_batches(ids, mesh), progress):
-        batch_ids, rows = batch
-        hidden, cache = _dense(config, first, params, batch_ids)
+        batch_ids, rows, chosen = batch
+        hidden, cache = _dense(config, first, params, batch_ids, chosen, known)
         nll, reference = _predictions(config, top_params(params), hidden, batch_ids[:, first + 1 :])
         dense.append(_finite("dense", nll)[:rows])
-        for name, plan in (plans or {}).items():
-            rules = plan.rules if isinstance(plan, SparseLlama) else None
+        for name, plan in plans.items():
             # Values in another basis, or by rounded weights, are not the model's: such a plan starts by its own.
-            own = cache if _same_weights(plan.params, params) else _dense(plan.config, first, plan.params, batch_ids)[1]
-            out = _sparse(plan.config, first, plan.params, batch_ids, reference, own, rules)
+            own = cache
+            if not _same_weights(plan.params, params):
+                _, own = _dense(plan.config, first, plan.params, batch_ids, chosen, known)
+            arguments = plan.config, first, plan.params, batch_ids, reference, own, plan.rules
+            if hold and plan.rules is not None:
+                target = _target(name, plan)
+                out = held_scores(*arguments, Control.start(target, True, len(batch_ids), mesh))
+            else:
+                out = _sparse(*arguments)
             sparse[name].append(tuple(_finite(name, value).astype(np.float64)[:rows] for value in out))
     scores = {}
     for name, parts in sparse.items():
         nll, kl, by_token, by_layer = (np.concatenate(column) for column in zip(*parts, strict=True))
         scores[name] = SparseScore(nll, kl, by_token, by_layer.mean(axis=0))
-    return Evaluation(
-        Score(np.concatenate(dense).astype(np.float64)), scores, length - first - 1, length, float(sparse_prefill)
-    )
+    return Score(np.concatenate(dense).astype(np.float64)), scores
+
+
+def _target(name: str, model: Model) -> float:
+    if model.plan is None:
+        raise WisparseError(f"{name}: hold: expected a model with its plan, which says what to skip; found rules alone")
+    return model.plan.target
 
 
 def _finite(name: str, values: Array) -> np.ndarray:
@@ -195,31 +152,38 @@ def _same_weights(one: Params, other: Params) -> bool:
     return len(one["blocks"]) == len(other["blocks"]) and all(a is b for a, b in pairs)
 
 
-def _batches(ids: Int32[np.ndarray, "windows length"], mesh: Mesh | None = None) -> list[tuple[Array, int]]:
-    """Windows in batches of one shape, the last filled up with its own last window, and how many rows are real.
+def _batches(ids: Int32[np.ndarray, "windows length"], mesh: Mesh | None = None) -> list[tuple[Array, int, np.ndarray]]:
+    """Windows in batches of one shape, the last filled up with its own last window, how many rows are real, and which
+    windows they are.
 
     On a mesh every part of its data axis gets as many as a device would alone.
     """
     parts = data_size(mesh)
     size = parts * max(1, min(-(-len(ids) // parts), TOKENS_AT_ONCE // ids.shape[1]))
     starts = range(0, len(ids), size)
-    return [
-        (spread(mesh, ids[np.minimum(np.arange(at, at + size), len(ids) - 1)]), min(size, len(ids) - at))
-        for at in starts
-    ]
+    chosen = [np.minimum(np.arange(at, at + size), len(ids) - 1) for at in starts]
+    return [(spread(mesh, ids[rows]), min(size, len(ids) - at), rows) for at, rows in zip(starts, chosen, strict=True)]
 
 
 def _bar(batches: list, progress: bool) -> Iterable:
-    from tqdm import tqdm
-
-    return tqdm(batches, desc="evaluate", disable=not progress, leave=False)
+    return bar(batches, desc="evaluate", disable=not progress, leave=False)
 
 
 # A program of one block serves all of them: whole models, unrolled, take minutes to compile.
 
 
-def _dense(config: LlamaConfig, first: int, params: Params, ids: Int[Array, "batch length"]) -> tuple[Array, Cache]:
+def _dense(
+    config: LlamaConfig,
+    first: int,
+    params: Params,
+    ids: Int[Array, "batch length"],
+    chosen: np.ndarray,
+    known: Sequence[DenseRun],
+) -> tuple[Array, Cache]:
     """The final hidden states of the scored positions, before the norm, and the cache of the whole windows."""
+    for run in known:
+        if _same_weights(run.params, params):
+            return run.last[chosen, first - ids.shape[1] : -1], jax.tree.map(lambda a: a[chosen], run.cache)
     x, cache = params["embed"][ids], []
     for window, weights in zip(config.windows, params["blocks"], strict=True):
         x, own = _dense_block(config, window, weights, x)
@@ -276,18 +240,12 @@ def _sparse_block(
     cache: BlockCache,
     rules: BlockRules | None,
 ) -> tuple[Float[Array, "batch positions hidden"], Float[Array, "batch positions 7"]]:
-    """The block's output, and the share of channels that each layer skips for each token."""
+    """The block's output, and the share of channels, or of bits of planes, that each layer skips for each token."""
     record: dict[str, Array] = {}
     out, _ = block(config, window, params, x, layout(config, x.shape[0], x.shape[1], first), cache, rules, record)
-
-    def skipped(name: str) -> Float[Array, "batch positions"]:
-        limits = None if rules is None else rules[name].thresholds
-        if limits is None:
-            return jnp.zeros(x.shape[:2], jnp.float32)
-        kept: Bool[Array, "batch positions in"] = keep_mask(record[name], limits)
-        return 1.0 - jnp.mean(kept.astype(jnp.float32), axis=-1)
-
-    return out, jnp.stack([skipped(name) for name in LAYERS], axis=-1)
+    if rules is None:
+        return out, jnp.zeros((*x.shape[:2], len(LAYERS)), jnp.float32)
+    return out, layer_skips([rules], [record], [params])[..., 0, :]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -298,6 +256,5 @@ def _compared(
     shares: list[Float[Array, "batch positions 7"]],
 ) -> tuple[Array, Float[Array, "batch positions"], Float[Array, "batch blocks 7"]]:
     share = jnp.stack(shares, axis=2)  # [batch, positions, blocks, 7]
-    weights = jnp.asarray(config.layer_weights, jnp.float32)
-    by_token = jnp.mean(share @ (weights / weights.sum()), axis=2)
+    by_token = mean_skipped(config, share)
     return jnp.mean(kl_divergence(dense_logits, logits), axis=1), by_token, jnp.mean(share, axis=1)

@@ -12,6 +12,13 @@ from jaxtyping import Int32
 
 from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import check_regular, expanded
+
+UNSURE = 256  # tokens before a cut that may be others than those of the whole text
+
+# Positions at the start of a text that stay dense in scoring, whatever the share that is to be sparse, as they do in
+# generation: attention rests on the first, whose values are unlike all others, and 86 % of which would be skipped.
+DENSE_FIRST = 1
 
 
 @runtime_checkable
@@ -45,9 +52,13 @@ def read_text(path: str | Path) -> str:
         WisparseError: the file cannot be read, is a device, which may have no end, or is not UTF-8.
     """
     try:
-        if stat.S_ISCHR(os.stat(path).st_mode):
+        path = expanded(path)
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode):
             raise WisparseError(f"{path}: a device: expected a file")
-        return Path(path).read_text(encoding="utf-8-sig")
+        if stat.S_ISREG(mode):
+            check_regular(path, WisparseError)
+        return path.read_text(encoding="utf-8-sig")
     except WisparseError:  # a ValueError too
         raise
     except FileNotFoundError:
@@ -71,16 +82,20 @@ def split_windows(
     check_count(window, "window, in tokens", least=2)
     if tokens is not None:
         check_count(tokens, "tokens", least=1)
-    # Characters a token hardly ever exceeds: no need to encode a long file whole for a few windows.
-    limit = None if tokens is None else 16 * (tokens + window)
     bos = tokenizer.encode("", bos=True)
-    ids = tokenizer.encode(text[:limit], bos=False)
     body = window - len(bos)
     if body < 1:
         raise WisparseError(f"window = {window}: the tokenizer puts {len(bos)} tokens before a text, which fill it")
+    wanted = None if tokens is None else -(-tokens // window)
+    # No need to encode a long file whole for a few windows; the last tokens before a cut are not those of the text.
+    cut = len(text) if wanted is None else 16 * (wanted * window + UNSURE)
+    ids = tokenizer.encode(text[:cut], bos=False)
+    while cut < len(text) and len(ids) < (wanted or 0) * body + UNSURE:
+        cut *= 4
+        ids = tokenizer.encode(text[:cut], bos=False)
     count = len(ids) // body
-    if tokens is not None:
-        count = min(count, -(-tokens // window))
+    if wanted is not None:
+        count = min(count, wanted)
     if count < 1:
         raise WisparseError(f"holds {len(ids)} tokens, too few for one window of {window}")
     rows = np.asarray(ids[: count * body], np.int32).reshape(count, body)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wisparse_jax.errors import WisparseError, first_line
+
+T = TypeVar("T")
+
+
+def outside_event_loops(function: Callable[[], T]) -> T:
+    """Call a function where no event loop runs, as one does in a notebook: within one Orbax needs uvloop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function()
+    with ThreadPoolExecutor(1, "arrays") as threads:
+        return threads.submit(function).result()
 
 
 def _of_other_tasks(record: logging.LogRecord) -> bool:
@@ -20,7 +34,7 @@ def _of_other_tasks(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def first_failure_alone() -> Iterator[None]:
-    """Of what fails in Orbax's threads, which go on after the first failure, nothing is shown beyond that one."""
+    """Show the first failure of Orbax's threads alone: they go on after it, and fail again."""
     log, shown = logging.getLogger("absl"), sys.unraisablehook
     log.disabled = True
 
@@ -55,9 +69,13 @@ def write_arrays(folder: Path, arrays: Mapping[str, Any], overwrite: bool = Fals
     """
     import orbax.checkpoint as ocp
 
+    def write() -> None:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=overwrite)
+
     try:
         # What its threads complain of when the folder is taken from them, or the disk is full, is raised as well.
-        with first_failure_alone(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-            writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=overwrite)
+        with first_failure_alone():
+            outside_event_loops(write)
     except Exception as error:  # Orbax and TensorStore raise many kinds when the disk is full
         raise WisparseError(f"{named or folder}: cannot be written by Orbax: {first_line(error)}") from None

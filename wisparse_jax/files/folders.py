@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files.paths import expanded
 from wisparse_jax.interruption import shielded, unfinished
 
 _CONTENT, _LOCK = "folder", "lock"
@@ -36,7 +37,7 @@ def check_new_folder(out: str | Path, error: type[WisparseError]) -> None:
         WisparseError: of the kind `error`: something is there already, a parent is a file or may not be written to, or
             the name is too long.
     """
-    out = Path(out)
+    out = expanded(out)
     try:
         os.lstat(out)
     except FileNotFoundError:
@@ -54,6 +55,13 @@ def check_new_folder(out: str | Path, error: type[WisparseError]) -> None:
         raise error(f"{out}: cannot be written: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise error(f"{out}: cannot be written: no permission to write to {above}, or it is read-only")
+    # What a user may do is not all: quotas, network shares and /proc refuse when something is made.
+    trial = above / f"{_prefix(out)}{secrets.token_hex(4)}"
+    try:
+        with unfinished(trial):
+            trial.mkdir(mode=0o700)
+    except OSError as problem:
+        raise error(f"{out}: cannot be written: {_reason(problem)}") from None
 
 
 @contextlib.contextmanager
@@ -69,7 +77,7 @@ def new_folder(out: str | Path, error: type[WisparseError]) -> Iterator[Path]:
             disk is full.
     """
     check_new_folder(out, error)
-    target = Path(out).absolute()
+    target = expanded(out).absolute()
     made: list[Path] = []
     try:
         made += _make_parents(target.parent)

@@ -6,19 +6,23 @@ Whatever the file holds, the reader returns a value of the type asked for or rai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
+import re
 import reprlib
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from wisparse_jax.errors import WisparseError
 
 SMALL, LARGE = 1 << 20, 16 << 20  # bytes: a configuration; a list of all tensors of a model
 SETTINGS = 64 << 10  # bytes of a YAML file, which is read far slower
 DEPTH = 64
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -56,17 +60,33 @@ def read_bytes(path: str | Path, error: type[WisparseError], limit: int) -> byte
 def check_regular(path: str | Path, error: type[WisparseError]) -> None:
     """Refuse a pipe, a device or a folder before a library opens it, and perhaps waits for ever.
 
+    So is what only stands for a file: a link that points nowhere, and what Git leaves of a file that LFS keeps.
+
     Raises:
-        WisparseError: of the kind `error`, if the file is missing or not a regular one.
+        WisparseError: of the kind `error`, if the file is missing, not a regular one, or only stands for one.
     """
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path}: not a regular file")
+        if len(_POINTER) < status.st_size < _LARGEST_POINTER and _begins(path, _POINTER):
+            raise error(f"{path}: a Git LFS pointer, not the file itself; fetch it, in its repository: git lfs pull")
     except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            target = os.readlink(path)
+            raise error(
+                f"{path}: a link to {target}, which is not there (an incomplete download, cache or copy?); get it again"
+            ) from None
         raise error(f"{path}: no such file") from None
+    except WisparseError:
+        raise
     except (OSError, ValueError) as problem:  # a ValueError for a name with a NUL in it
         raise error(f"{path}: cannot be read: {_reason(problem)}") from None
-    if not stat.S_ISREG(mode):
-        raise error(f"{path}: not a regular file")
+
+
+def _begins(path: str | Path, start: bytes) -> bool:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return file.read(len(start)) == start
 
 
 def read_json(path: str | Path, kind: Any, error: type[WisparseError], limit: int = SMALL) -> Any:
@@ -94,6 +114,9 @@ def read_json(path: str | Path, kind: Any, error: type[WisparseError], limit: in
 def read_yaml(path: str | Path, kind: Any, error: type[WisparseError]) -> Any:
     """A YAML file as `read_json` reads JSON; unknown fields are refused, anchors too, and an empty file is `{}`.
 
+    Scalars are those of YAML 1.2: `010` is ten, and `1:30`, `off` and `2026-01-01` are text. A key given twice is
+    refused.
+
     Raises:
         WisparseError: of the kind `error`, as in `read_json`.
     """
@@ -103,7 +126,7 @@ def read_yaml(path: str | Path, kind: Any, error: type[WisparseError]) -> Any:
     data = read_bytes(path, error, SETTINGS)
     try:
         _check_events(yaml.parse(data, yaml.SafeLoader))
-        raw = yaml.safe_load(data)
+        raw = yaml.load(data, _scalars_of_yaml_1_2())
     except Exception as problem:  # PyYAML lets every kind through: ValueError, KeyError, IndexError, OverflowError
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise error(f"{path}: not readable as YAML: {reason}") from None
@@ -197,6 +220,43 @@ def _check_events(events: Any) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
             raise ValueError(f"nested deeper than {DEPTH} levels")
+
+
+@functools.cache
+def _scalars_of_yaml_1_2() -> Any:
+    """PyYAML's safe loader, which takes `010` for 8, `1:30` for 90, `off` for false, and the last of two equal keys."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[Any] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"{shown(twice[0])} is given twice, at or below line {node.start_mark.line + 1}")
+            return super().construct_mapping(node, deep)
+
+    def whole_number(loader: Any, node: Any) -> int:
+        text = loader.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    for tag, pattern, first in _SCALARS:
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), list(first))
+    Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
+    return Loader
+
+
+# What a plain scalar of YAML 1.2's core schema is, and the characters that it may begin with.
+_SCALARS = (
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
 
 
 def _field(where: tuple[Any, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from wisparse_jax.inference.generate import generate as generate
 from wisparse_jax.inference.loop import decode_implementation as decode_implementation
+from wisparse_jax.inference.openers import openers_for as openers_for
 from wisparse_jax.inference.sampling import GREEDY as GREEDY
 from wisparse_jax.inference.sampling import Sample as Sample
 from wisparse_jax.inference.self_text import sample_windows as sample_windows

@@ -8,36 +8,51 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from kernels_pallas.implementation import choose as choose_kernels
 from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.kept import LARGEST_BATCH
 from kernels_pallas.tuned import largest_batch
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.sampling import SamplingValues, choose
+from wisparse_jax.inference.sampling import SamplingValues, also_seen, choose, penalised, seen_in
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.control import Control
 from wisparse_jax.models.decode import (
+    GroupThresholds,
     fused_step_problem,
     group_thresholds,
     kernel_token_logits,
     zero_thresholds,
 )
+from wisparse_jax.models.formats import block_format
 from wisparse_jax.models.forward import Cache, Params, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.keys import row_keys
 from wisparse_jax.models.mesh import data_size, mesh_of
 from wisparse_jax.models.mesh_decode import mesh_token_logits
-from wisparse_jax.models.rules import Rules, merge_biases, thresholds_of
+from wisparse_jax.models.rules import (
+    Rules,
+    ScaledRules,
+    layer_skips,
+    mean_skipped,
+    merge_biases,
+    scaled_rules,
+    thresholds_of,
+)
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
 NextLogits = Callable[
     [Int[Array, " batch"], Int[Array, ""], Int[Array, " batch"], Cache], tuple[Float[Array, "batch vocab"], Cache]
 ]
+# The same with a factor of each row's thresholds at the end of what goes in, and with the share that each row skipped
+# at the end of what comes out.
+ControlledLogits = Callable[..., tuple[Float[Array, "batch vocab"], Cache, Float[Array, " batch"]]]
 
 
 class LoopState(NamedTuple):
@@ -50,9 +65,11 @@ class LoopState(NamedTuple):
     finished: Bool[Array, " batch"]  # rows that chose an end-of-sequence token
     keys: Key[Array, " batch"]  # each row's own randomness
     cache: Cache
+    seen: Bool[Array, "batch vocab"]  # tokens of the row's prompt and those chosen, for the repetition penalty
+    control: Control | None = None  # of a model that skips
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="part")
 def prefill(
     config: LlamaConfig,
     slots: int,
@@ -61,18 +78,38 @@ def prefill(
     prompts: Int[Array, "batch length"],
     start: Int[Array, " batch"],
     values: SamplingValues,
-    key: Key[Array, ""],
+    seeds: UInt32[Array, "batch words"],  # of `seed_words`
     stops: Int[Array, " stops"],
     real: Bool[Array, " batch"],
+    part: int | None = None,
 ) -> LoopState:
-    """Run the left-padded prompts densely and choose each row's first token; rows that only pad the batch are over."""
+    """Run the left-padded prompts densely and choose each row's first token; rows that only pad the batch are over.
+
+    `part`, of which the length is a multiple, runs so many tokens at a time, and none that all rows have as padding:
+    then a short prompt takes little time in a program for long ones.
+    """
     batch, length = prompts.shape
+    part = length if part is None else part
     cache = empty_cache(config, batch, slots, params["embed"].dtype)
-    hidden, cache = hidden_states(config, params, prompts, layout(config, batch, length, 0, start), cache)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    first = choose(head(params, hidden[:, -1]), values, _step_keys(keys, 0))
+
+    def run(i: Int[Array, ""] | int, carried: tuple[Any, Cache]) -> tuple[Any, Cache]:
+        tokens, where = (
+            lax.dynamic_slice_in_dim(prompts, i * part, part, 1),
+            layout(config, batch, part, i * part, start),
+        )
+        hidden, cache = hidden_states(config, params, tokens, where, carried[1])
+        return hidden[:, -1], cache
+
+    if part == length:
+        last, cache = run(0, (None, cache))
+    else:
+        nothing = jnp.zeros((batch, config.hidden_size), params["embed"].dtype)
+        last, cache = lax.fori_loop(jnp.min(start) // part, length // part, run, (nothing, cache))
+    keys, seen = row_keys(seeds), seen_in(prompts, start, config.vocab_size)
+    first = choose(penalised(head(params, last), seen, values), values, _step_keys(keys, 0))
     tokens = jnp.full((batch, room), -1, jnp.int32).at[:, 0].set(first)
-    return LoopState(jnp.int32(1), jnp.int32(length), tokens, first, jnp.isin(first, stops) | ~real, keys, cache)
+    finished = jnp.isin(first, stops) | ~real
+    return LoopState(jnp.int32(1), jnp.int32(length), tokens, first, finished, keys, cache, also_seen(seen, first))
 
 
 def decode_implementation(
@@ -150,24 +187,60 @@ def decode(
     `mesh` is the one that the weights lie on, which the kernels have to know.
     """
     if implementation in ("triton", "mosaic"):
+        planes = len(block_format(params).planes)
         if rules is None:
             # Zeros that XLA does not know, as it would make those anew in every turn of the loop.
-            stacked = lax.optimization_barrier(zero_thresholds(config))
+            stacked = lax.optimization_barrier(zero_thresholds(config, planes))
         else:
             # Once, before the loop: the thresholds stacked, and biases added, since all its positions are sparse.
             params = merge_biases(params, rules)
-            stacked = group_thresholds(thresholds_of(rules))
-        how = {"thresholds": stacked, "implementation": implementation}
-        kernels = kernel_token_logits if mesh is None else functools.partial(mesh_token_logits, mesh=mesh)
-        next_logits = functools.partial(kernels, **how)
+            stacked = group_thresholds(thresholds_of(rules), planes)
+        if state.control is None:
+            kernels = kernel_token_logits if mesh is None else functools.partial(mesh_token_logits, mesh=mesh)
+            how = {"thresholds": stacked, "implementation": implementation}
+            step = functools.partial(kernels, config, params, **how)
+        else:
+            step = kernel_step(config, params, stacked, mesh, implementation=implementation)
+    elif rules is None or state.control is None:
+        step = functools.partial(token_logits, config, params, rules=rules)
     else:
-        next_logits = functools.partial(token_logits, rules=rules)
+        step = masked_step(config, params, rules)
+    return token_loop(step, state, until, start, values, stops)
 
-    return token_loop(lambda *token: next_logits(config, params, *token), state, until, start, values, stops)
+
+def masked_step(config: LlamaConfig, params: Params, rules: Rules) -> ControlledLogits:
+    """The step of `token_loop` by masked-dense products."""
+
+    def step(tokens: Array, slot: Array, start: Array, cache: Cache, factors: Array) -> tuple[Array, Cache, Array]:
+        skipped: list[Array] = []
+        own = scaled_rules(rules, factors)
+        logits, cache = token_logits(config, params, tokens, slot, start, cache, own, skipped)
+        return logits, cache, skipped[0]
+
+    return step
+
+
+def kernel_step(
+    config: LlamaConfig,
+    params: Params,
+    thresholds: list[GroupThresholds],
+    mesh: Mesh | AbstractMesh | None = None,
+    **how: Any,
+) -> ControlledLogits:
+    """The step of `token_loop` by the kernels; `how` as `kernel_token_logits` takes it."""
+    kernels = kernel_token_logits if mesh is None else functools.partial(mesh_token_logits, mesh=mesh)
+
+    def step(tokens: Array, slot: Array, start: Array, cache: Cache, factors: Array) -> tuple[Array, Cache, Array]:
+        skipped: list[Array] = []
+        given = {"thresholds": thresholds, "factors": factors, "skipped": skipped}
+        out = kernels(config, params, tokens, slot, start, cache, **given, **how)
+        return *out, skipped[0]
+
+    return step
 
 
 def token_loop(
-    next_logits: NextLogits,
+    next_logits: Callable[..., Any],
     state: LoopState,
     until: Int[Array, ""],
     start: Int[Array, " batch"],
@@ -178,6 +251,7 @@ def token_loop(
     """The loop of `decode` around any step of one token; to be called inside a jit.
 
     Args:
+        next_logits: `NextLogits`, or `ControlledLogits` where the state has a control.
         together: tokens between two looks at whether to go on; None is `tokens_together()`. The tokens are the same;
             after the last row has finished, up to so many steps less one choose nothing.
     """
@@ -186,12 +260,19 @@ def token_loop(
         return (state.step < until) & ~jnp.all(state.finished)
 
     def step(state: LoopState) -> LoopState:
-        logits, cache = next_logits(state.last, state.slot, start, state.cache)
-        chosen = choose(logits, values, _step_keys(state.keys, state.step))
+        place, control = (state.last, state.slot, start, state.cache), state.control
+        if control is None:
+            logits, cache = next_logits(*place)
+        else:
+            logits, cache, skipped = next_logits(*place, control.factors)
+            control = control.after(skipped, ~state.finished)
+        chosen = choose(penalised(logits, state.seen, values), values, _step_keys(state.keys, state.step))
         chosen = jnp.where(state.finished, -1, chosen)
         tokens = lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
         finished = state.finished | jnp.isin(chosen, stops)
-        return LoopState(state.step + 1, state.slot + 1, tokens, jnp.maximum(chosen, 0), finished, state.keys, cache)
+        last = jnp.maximum(chosen, 0)
+        seen = also_seen(state.seen, last)
+        return LoopState(state.step + 1, state.slot + 1, tokens, last, finished, state.keys, cache, seen, control)
 
     together = tokens_together() if together is None else together
 
@@ -219,11 +300,18 @@ def token_logits(
     slot: Int[Array, ""],
     start: Int[Array, " batch"],
     cache: Cache,
-    rules: Rules | None,
+    rules: Rules | ScaledRules | None,
+    skipped: list[Array] | None = None,
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """The logits after one more token a row, and the cache with it."""
+    """The logits after one more token a row, and the cache with it.
+
+    `skipped`, if given beside rules, receives the share of channels that each row skipped, weighted by parameter count.
+    """
     where = layout(config, len(tokens), 1, slot, start)
-    hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules)
+    records: list[dict[str, Any]] | None = None if skipped is None else []
+    hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules, records)
+    if skipped is not None and records is not None and rules is not None:
+        skipped.append(mean_skipped(config, layer_skips(rules, records, params["blocks"])[:, 0]))
     return head(params, hidden[:, 0]), cache
 
 

@@ -10,17 +10,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Int32, Key
 
+from wisparse_jax.bars import bar
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.generate import Generator
 from wisparse_jax.inference.loop import token_logits
-from wisparse_jax.inference.sampling import random_key
+from wisparse_jax.inference.openers import NONE, Openers
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.forward import Params, empty_cache
+from wisparse_jax.models.keys import random_key
 from wisparse_jax.models.mesh import mesh_of, on_host, spread
+from wisparse_jax.models.model import Model
 
 
 def sample_windows(
-    model: Generator, windows: int, length: int, seed: int, batch: int = 32, progress: bool = False
+    model: Model,
+    windows: int,
+    length: int,
+    seed: int,
+    batch: int = 32,
+    progress: bool = False,
+    openers: Openers = NONE,
 ) -> Int32[np.ndarray, "windows length"]:
     """Windows of documents that the dense model samples at temperature 1, one after another.
 
@@ -28,6 +36,9 @@ def sample_windows(
     with a random token where it has neither. BOS follows EOS, where they differ. Documents are never empty: an EOS is
     not sampled straight after the token that a document starts from. Where BOS and EOS are one token, it separates the
     documents. Window w depends on the seed and w alone.
+
+    With openers a document goes on from one of them: window w's first from opener w, each later one from the next. The
+    end of a document is not sampled straight after its opener.
 
     Raises:
         WisparseError: no windows, windows beyond the model's context, or a seed that is none.
@@ -39,16 +50,23 @@ def sample_windows(
         )
     batch = min(batch, windows)
     root, params, parts = random_key(seed), model.params, []
-    from tqdm import tqdm
-
-    for at in tqdm(range(0, windows, batch), desc="sampling text", disable=not progress, leave=False):
+    for at in bar(range(0, windows, batch), desc="sampling text", disable=not progress, leave=False):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(at, at + batch))
-        parts.append(on_host(_write(config, length, params, spread(mesh_of(params), keys))))
+        numbers = np.arange(at, at + batch, dtype=np.int32)
+        given = spread(mesh_of(params), keys), spread(mesh_of(params), numbers)
+        parts.append(on_host(_write(config, length, params, *given, jnp.asarray(openers.tokens))))
     return np.concatenate(parts)[:windows].astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _write(config: LlamaConfig, length: int, params: Params, keys: Key[Array, " batch"]) -> Int[Array, "batch length"]:
+def _write(
+    config: LlamaConfig,
+    length: int,
+    params: Params,
+    keys: Key[Array, " batch"],
+    numbers: Int[Array, " batch"],
+    openers: Int[Array, "openers longest"],
+) -> Int[Array, "batch length"]:
     batch = len(keys)
     step_keys = jax.vmap(lambda key: jax.random.split(key, length))(keys)
     # Without a BOS, an EOS is what a document comes after.
@@ -60,22 +78,31 @@ def _write(config: LlamaConfig, length: int, params: Params, keys: Key[Array, " 
     ends = _members(config, config.eos_token_ids)
     # A separator that is both starts the next document itself.
     closes = ends & ~_members(config, begins)
-    start = jnp.zeros(batch, jnp.int32)
+    start, sizes = jnp.zeros(batch, jnp.int32), jnp.sum(openers >= 0, axis=1, dtype=jnp.int32)
 
     def step(slot, carry):
-        tokens, last, cache = carry
+        # `read`: tokens of the document so far; `ended`: the last token was sampled and closed a document.
+        tokens, last, cache, document, read, ended = carry
         logits, cache = token_logits(config, params, last, slot, start, cache, None)
-        if begins:
-            opened = _members(config, begins)[last]
-            logits = jnp.where(opened[:, None] & ends[None], -jnp.inf, logits)
+        which = document % len(sizes)
+        size = sizes[which]
+        empty = (read == size) | _members(config, begins)[last]
+        logits = jnp.where(empty[:, None] & ends[None], -jnp.inf, logits)
         chosen = jax.vmap(jax.random.categorical)(step_keys[:, slot + 1], logits).astype(jnp.int32)
+        if longest := openers.shape[1]:
+            chosen = jnp.where(read < size, openers[which, jnp.minimum(read, longest - 1)], chosen)
+        closing = ended & closes[last]
         if begins:
-            chosen = jnp.where(closes[last], begins[0], chosen)
-        return lax.dynamic_update_slice(tokens, chosen[:, None], (0, slot + 1)), chosen, cache
+            chosen = jnp.where(closing, begins[0], chosen)
+        ended = ~closing & (read >= size) & ends[chosen]
+        read = jnp.where(closing | ended, 0, read + 1)
+        tokens = lax.dynamic_update_slice(tokens, chosen[:, None], (0, slot + 1))
+        return tokens, chosen, cache, document + ended.astype(jnp.int32), read, ended
 
     tokens = jnp.zeros((batch, length), jnp.int32).at[:, 0].set(first)
     cache = empty_cache(config, batch, length, params["embed"].dtype)
-    return lax.fori_loop(0, length - 1, step, (tokens, first, cache))[0]
+    carry = tokens, first, cache, numbers, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
+    return lax.fori_loop(0, length - 1, step, carry)[0]
 
 
 def _members(config: LlamaConfig, ids: tuple[int, ...]) -> Bool[Array, " vocab"]:

@@ -25,11 +25,14 @@ class TextStream:
         self._prompt = decode(self._ids)
         self._shown: int | None = None  # characters of the text of all ids; None until there is something to show
 
-    def add(self, ids: Sequence[int]) -> str:
-        """The text that the new ids make certain; a character whose last bytes are missing waits."""
+    def add(self, ids: Sequence[int], closed: bool = False) -> str:
+        """The text that the new ids make certain; a character whose last bytes are missing waits.
+
+        Nothing that comes undoes what a special token at the end has `closed`.
+        """
         self._ids.extend(ids)
         text = self._decode(self._ids)
-        if self._open_byte is not None:
+        if self._open_byte is not None and not closed:
             text = text[: shared_start(text, self._decode([*self._ids, self._open_byte]))]
         return self._show(text.rstrip("\ufffd"))
 

@@ -6,26 +6,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import jax
-
+from wisparse_jax.compile_clock import CompileClock
 from wisparse_jax.inference.text import Answer
-
-_COMPILING = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
-
-
-class CompileClock:
-    """Seconds spent on tracing, lowering, and compiling or reading what was compiled, since it was made.
-
-    One for a process: JAX has no way to take a listener back.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event.endswith(_COMPILING):
-            self.seconds += duration_secs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +19,12 @@ class Timing:
     total: float
     tokens: int
     rate: float | None
+    sparsity: float | None = None  # the share of the weights that was skipped, of a sparse model
 
     def __str__(self) -> str:
         parts = [f"compile {self.compile:.1f} s", f"first token {self.first_token:.2f} s", f"{self.tokens} tokens"]
-        return ", ".join(parts) + ("" if self.rate is None else f", {self.rate:.1f} tok/s")
+        parts += [] if self.rate is None else [f"{self.rate:.1f} tok/s"]
+        return ", ".join(parts + ([] if self.sparsity is None else [f"{self.sparsity:.1%} skipped"]))
 
 
 def timed(answer: Answer, clock: CompileClock, show: Callable[[str], object]) -> Timing:
@@ -59,4 +43,4 @@ def timed(answer: Answer, clock: CompileClock, show: Callable[[str], object]) ->
     after = max(end - first - (compiled_end - compiled_first), 0.0)
     count = len(answer.tokens)
     rate = (count - 1) / after if count > 1 and after > 0 else None
-    return Timing(compiled_end - compiled, to_first, to_first + after, count, rate)
+    return Timing(compiled_end - compiled, to_first, to_first + after, count, rate, answer.sparsity)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.formats import is_rounded
 
 Params = dict[str, Any]
 _READERS = {"q": "attn_norm", "k": "attn_norm", "v": "attn_norm", "gate": "mlp_norm", "up": "mlp_norm"}
@@ -54,11 +55,6 @@ def folded_config(config: LlamaConfig) -> LlamaConfig:
     return dataclasses.replace(config, tied_embeddings=False)
 
 
-def is_rounded(params: Params) -> bool:
-    """Whether block linears or the head are stored as integers."""
-    return "scale" in params["blocks"][0]["q"] or isinstance(params.get("lm_head"), dict)
-
-
 def fold(config: LlamaConfig, params: Params, basis: Basis, consume: bool = False) -> Params:
     """The parameters of the same function in another basis; products in float32, rounded once to each tensor's dtype.
 
@@ -72,7 +68,7 @@ def fold(config: LlamaConfig, params: Params, basis: Basis, consume: bool = Fals
         consume: take every tensor out of `params` as it is folded, so that memory holds the model and one tensor.
 
     Raises:
-        WisparseError: int8 or int4 weights; they are rounded after folding.
+        WisparseError: weights that are rounded; that comes after folding.
     """
     if is_rounded(params):
         raise WisparseError("weights that are rounded already cannot be folded into a basis: folding comes first")
@@ -131,5 +127,5 @@ def _write(kernel: Array, q: Array, r: Array | None = None, heads: int = 0) -> A
 def _values(tensor: Array, r: Array) -> Array:
     """The columns of v, or its bias, in each group's basis."""
     grouped = tensor.astype(jnp.float32).reshape(-1, *r.shape[:2])
-    made = jnp.einsum("nkd,kde->nke", grouped, r, precision=lax.Precision.HIGHEST)
-    return made.reshape(tensor.shape).astype(tensor.dtype)
+    turned = jnp.einsum("nkd,kde->nke", grouped, r, precision=lax.Precision.HIGHEST)
+    return turned.reshape(tensor.shape).astype(tensor.dtype)

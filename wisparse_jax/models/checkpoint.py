@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wisparse_jax.errors import WeightsError, WisparseError
-from wisparse_jax.files import check_new_folder, new_folder, read_bytes, read_json
+from wisparse_jax.files import check_new_folder, expanded, new_folder, read_bytes, read_json
 from wisparse_jax.files.arrays import write_arrays
 from wisparse_jax.files.reading import LARGE
-from wisparse_jax.models import gguf, hub, tokenizer
+from wisparse_jax.models import gguf, gguf_config, hub, tokenizer
 from wisparse_jax.models.basis import Basis, fold
 from wisparse_jax.models.config import LlamaConfig, parse_config, read_config
 from wisparse_jax.models.fingerprint import digest, sample
+from wisparse_jax.models.formats import check_offered
 from wisparse_jax.models.mesh import param_shardings
 from wisparse_jax.models.parameters import flat, param_shapes
 from wisparse_jax.models.quantise import quantise_params, round_params
@@ -51,9 +52,12 @@ class _Manifest:
     fingerprint: str
     tensors: dict[str, _Tensor]
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # digests, by name
-    weights: Literal["int8", "int4"] | None = None  # what the block linears were rounded to
-    head: Literal["int8"] | None = None
+    weights: str | None = None  # the format that the block linears were rounded to
+    head: str | None = None
     basis: str | None = None  # digest of the basis that the weights are folded into
+
+    def __post_init__(self) -> None:
+        check_offered(self.weights, self.head)
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -97,9 +101,10 @@ def convert(
 
     Args:
         name: a folder (in Hugging Face format, or converted), a hub id, `demo`, or a GGUF file, whose quantised
-            tensors become bfloat16.
+            tensors become bfloat16, and with float32 asked for what they stand for exactly. What is rounded to
+            integers is rounded from the exact values either way.
         out: the new folder; missing folders above it are made.
-        weights: "int8" or "int4" rounds the block linears; plans for the model apply as before.
+        weights: rounds the block linears to a format, such as "int8"; plans for the model apply as before.
         head: "int8" rounds the head.
         dtype: "float32" or "bfloat16" for weights that are not rounded to integers; None keeps each tensor's own.
         basis: a plan's, to fold the weights into before they are rounded.
@@ -113,13 +118,16 @@ def convert(
     check_new_folder(out, WisparseError)
     check_stored_dtype(dtype)
     opened = _open_gguf if Path(name).suffix == gguf.SUFFIX else _open_folder
-    config, files, params, stored = opened(name, dtype)
+    exact = weights is not None or head is not None
+    config, files, params, stored, kept = opened(name, dtype, exact)
     if check is not None:
         check(stored, config)
     if basis is not None:
         params = fold(config, params, basis, consume=True)
     run_in = "float32" if jax.default_backend() == "cpu" else None
     params = round_params(config, params, weights, head, tokens, run_in)
+    if kept:
+        params = _in_dtypes(params, kept, str(name))
     files |= beside or {}
     tensors = {
         path: {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "digest": _digest(leaf)}
@@ -127,8 +135,8 @@ def convert(
     }
     manifest = {"format": FORMAT, "version": VERSION, "fingerprint": stored, "tensors": tensors}
     folded = None if basis is None else basis.digest()
-    stated = {"weights": weights, "head": head, "basis": folded}
-    manifest |= {kind: value for kind, value in stated.items() if value is not None}
+    written = {"weights": weights, "head": head, "basis": folded}
+    manifest |= {kind: value for kind, value in written.items() if value is not None}
     manifest["files"] = {name: _digest(data) for name, data in files.items()}
     with new_folder(out, WisparseError) as folder:
         for name, data in files.items():
@@ -139,11 +147,27 @@ def convert(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-_Opened = tuple[LlamaConfig, dict[str, bytes], dict[str, Any], str]
+def _in_dtypes(params: dict[str, Any], kept: dict[str, str], where: str) -> dict[str, Any]:
+    """What was not rounded to integers, in the dtype that it is kept in; the head of a tied model in its embedding's.
+
+    Raises:
+        WeightsError: values beyond that dtype.
+    """
+    made = {
+        path: leaf
+        if path.endswith(".scale") or jnp.issubdtype(leaf.dtype, jnp.integer)
+        else place(leaf, kept.get(path, kept["embed"]), False, f"{where}: tensor {path}")
+        for path, leaf in flat(params).items()
+    }
+    return jax.tree.unflatten(jax.tree.structure(params), list(made.values()))
 
 
-def _open_folder(name: str | Path, dtype: str | None) -> _Opened:
-    """A model's configuration, the files of it and of the tokenizer, its parameters, and its fingerprint."""
+# Of a model: its configuration, the files of it and of the tokenizer, its parameters, its fingerprint, and, where the
+# parameters are to be exact, in which dtypes those that are not rounded afterwards are kept.
+_Opened = tuple[LlamaConfig, dict[str, bytes], dict[str, Any], str, dict[str, str]]
+
+
+def _open_folder(name: str | Path, dtype: str | None, exact: bool) -> _Opened:
     source = hub.resolve(name)
     if stored_basis(source) is not None:
         raise WisparseError(
@@ -152,22 +176,27 @@ def _open_folder(name: str | Path, dtype: str | None) -> _Opened:
     if rounded := is_checkpoint(source) and _kinds(read_json(source / MANIFEST, _Manifest, WeightsError, LARGE)):
         raise WisparseError(f"{source}: its weights are rounded to {rounded} already; convert the model as it was")
     config = read_config(source)
-    params, stored = read_params(source, config, dtype)
+    params, stored = read_params(source, config, None if exact else dtype)
+    kept = dict.fromkeys(flat(params), dtype) if exact and dtype is not None else {}
     names = [name for name in hub.CONFIG if (source / name).exists()] + tokenizer.files(source)
-    return config, {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}, params, stored
+    files = {name: read_bytes(source / name, WisparseError, LARGEST_FILE) for name in names}
+    return config, files, params, stored, kept
 
 
-def _open_gguf(name: str | Path, dtype: str | None) -> _Opened:
-    """The same of a GGUF file."""
+def _open_gguf(name: str | Path, dtype: str | None, exact: bool) -> _Opened:
     from wisparse_jax.models.gguf_tokenizer import tokenizer_files
 
-    file = gguf.GgufFile(Path(os.path.expanduser(name)))
-    raw = gguf.hf_config(file)
-    ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf.end_tokens(file)}
+    file = gguf.GgufFile(expanded(name))
+    raw = gguf_config.hf_config(file)
+    ends = {"bos_token_id": raw["bos_token_id"], "eos_token_id": gguf_config.end_tokens(file)}
     texts = {"config.json": raw, "generation_config.json": ends}
     files = {name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()}
     config = parse_config(raw)
-    return config, files | tokenizer_files(file), *gguf.read_gguf(file, config, dtype)
+    params, stored = gguf.read_gguf(file, config, "float32" if exact else dtype)
+    kept = gguf.kept_dtypes(file, config) if exact else {}
+    if dtype is not None:
+        kept = dict.fromkeys(kept, dtype)
+    return config, files | tokenizer_files(file), params, stored, kept
 
 
 def read_params(
@@ -243,7 +272,7 @@ def _kinds(manifest: _Manifest) -> str:
 
 
 def _digest(data: Any) -> str:
-    """Of bytes or of an array's bytes, by a hash that finds damage, not forgery, as fast as memory is read."""
+    """The digest of an array's bytes, by a hash that finds damage, not forgery, as fast as memory is read."""
     import xxhash
 
     whole: Any = data if isinstance(data, bytes) else np.ascontiguousarray(data).view(np.uint8)

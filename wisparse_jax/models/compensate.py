@@ -1,4 +1,4 @@
-"""int4 weights that make up for their own rounding errors, from what the layers read on a text.
+"""Weights that make up for their own rounding errors, from what the layers read on a text; int4's do.
 
 Rounding a weight to the nearest looks at the weight alone. Here the error of the layer's output counts, over the inputs
 X of a text: input channel after input channel is rounded, and the error of each is spread over the channels that are
@@ -21,11 +21,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from kernels_pallas.weight import GROUP, Weight
+from kernels_pallas.formats import FORMATS
+from kernels_pallas.weight import Weight
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
 from wisparse_jax.models.finite import check_activations
 from wisparse_jax.models.forward import Params, block, layout
-from wisparse_jax.models.quantise import check_columns, nearest_int4, pack_int4
+from wisparse_jax.models.quantise import check_columns
 
 # Added to the diagonal of an inputs' Gram matrix, in units of its mean: for rounding, and for the outputs' regression,
 # which would otherwise follow the text's noise.
@@ -37,22 +38,23 @@ TOKENS_AT_ONCE = 4096
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-@jax.jit
-def compensated_int4(
-    kernels: list[Float[Array, "in_channels _"]], gram: Float[Array, "in_channels in_channels"]
+@functools.partial(jax.jit, static_argnums=2)
+def compensated(
+    kernels: list[Float[Array, "in_channels _"]], gram: Float[Array, "in_channels in_channels"], kind: str
 ) -> list[Weight]:
-    """Kernels of the same input in int4, each input channel's rounding error spread over the channels behind it.
+    """Kernels of the same input in a format, each input channel's rounding error spread over the channels behind it.
 
     Args:
         kernels: of linear layers, `[in, out]` in any float dtype.
         gram: `X^T X` of what they read, float32.
+        kind: the format, of `formats.BY_TEXT`.
 
     Raises:
-        WisparseError: an odd number of columns.
+        WisparseError: columns that the format cannot hold.
     """
-    size_in, sizes = len(gram), [kernel.shape[1] for kernel in kernels]
+    form, size_in, sizes = FORMATS[kind], len(gram), [kernel.shape[1] for kernel in kernels]
     for size in sizes:
-        check_columns(size)
+        check_columns(kind, size)
     # Channels that nothing reads fill up the last batch.
     padding = -size_in % CHANNELS_AT_ONCE
     gram = jnp.pad(_damped(gram, DAMPING), ((0, padding), (0, padding)))
@@ -69,8 +71,8 @@ def compensated_int4(
         def channel(rows: list[Array], i: Array) -> tuple[list[Array], list[tuple[Array, Array, Array]]]:
             left, made = [], []
             for own_rows, size in zip(rows, sizes, strict=True):
-                numbers, scales = nearest_int4(own_rows[i])
-                error = (own_rows[i] - numbers * jnp.repeat(scales, GROUP)[:size]) / among[i, i]
+                numbers, scales = form.nearest(own_rows[i])
+                error = (own_rows[i] - numbers * jnp.repeat(scales, form.group or size)[:size]) / among[i, i]
                 left.append(own_rows - jnp.outer(among[i], error))
                 made.append((numbers, scales, error))
             return left, made
@@ -83,13 +85,13 @@ def compensated_int4(
 
     _, made = lax.scan(batch, wide, jnp.arange(0, len(gram), CHANNELS_AT_ONCE))
     rows = [[part.reshape(len(gram), -1)[:size_in] for part in one] for one in made]
-    return [pack_int4(numbers, scales) for numbers, scales in rows]
+    return [Weight(*form.pack(numbers, scales)) for numbers, scales in rows]
 
 
 def compensated_params(
-    config: LlamaConfig, params: Params, windows: Int32[np.ndarray, "windows length"], dtype: Any = None
+    config: LlamaConfig, params: Params, kind: str, windows: Int32[np.ndarray, "windows length"], dtype: Any = None
 ) -> Params:
-    """The parameters with every block linear in int4, rounded by `compensated_int4` on what the windows make it read.
+    """The parameters with every block linear in a format, rounded by `compensated` on what the windows make it read.
 
     Block by block: memory holds the model, its rounded form, the stream of all windows twice, and the work of one block
     on a few of them.
@@ -97,11 +99,12 @@ def compensated_params(
     Args:
         config: of the model.
         params: its parameters in float dtypes; what is not rounded is shared.
+        kind: the format, of `formats.BY_TEXT`.
         windows: of text.
         dtype: to run the model in; None is that of the embedding.
 
     Raises:
-        WisparseError: a layer that cannot be in int4, or activations that overflow, with the block.
+        WisparseError: a layer that cannot be in the format, or activations that overflow, with the block.
     """
     dtype = params["embed"].dtype if dtype is None else dtype
     together = max(1, TOKENS_AT_ONCE // windows.shape[1])
@@ -120,8 +123,8 @@ def compensated_params(
                 gram, crossed = _add_products(gram, crossed, read, run(original_block, original, group))
             check_activations(b, {group: gram}, gram, "the calibration text")
             targets = _targets([stored[name]["kernel"] for name in layers], gram, crossed)
-            for name, weight in zip(layers, compensated_int4(targets, gram), strict=True):
-                made[name] = stored[name] | {"kernel": weight.values, "scale": weight.scales}
+            for name, weight in zip(layers, compensated(targets, gram, kind), strict=True):
+                made[name] = stored[name] | weight.layer
                 rounded[name] = original_block[name] | {"kernel": weight.wide(dtype)}
         streams = [run(rounded, stream) for stream in streams]
         originals = [run(original_block, original) for original in originals]

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import ConfigError
-from wisparse_jax.files import read_json, shown
+from wisparse_jax.files import expanded, read_json, shown
+from wisparse_jax.models.config_fields import refuse_unknown_fields
+from wisparse_jax.models.other_checkpoints import refuse_other_folders, refuse_other_kinds
 from wisparse_jax.models.parameters import axis_sizes, declared
 from wisparse_jax.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# As transformers calls a `mistral` model with `layer_types`, and saves it.
+_ALIASES = {"ministral": "mistral"}
 # What transformers takes for a field that the file does not have, by family.
 _CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
 _KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
@@ -90,10 +94,10 @@ def read_config(path: str | Path) -> LlamaConfig:
     Raises:
         ConfigError: not readable, not JSON, or a model that is not supported; names the field and its value.
     """
-    path = Path(path)
-    path = path / "config.json" if os.path.isdir(path) else path
-    if not os.path.lexists(path):
-        raise ConfigError(f"{path}: no such file; a model folder holds a config.json")
+    path = expanded(path)
+    if os.path.isdir(path):
+        refuse_other_folders(path)
+        path = path / "config.json"
     raw = read_json(path, dict[str, Any], ConfigError)
     try:
         return parse_config(raw)
@@ -109,12 +113,13 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         ConfigError: a field is missing, malformed or asks for something that is not built; names field and value.
     """
     family = raw.get("model_type")
+    family = _ALIASES.get(family, family) if isinstance(family, str) else family
+    refuse_other_kinds(raw, FAMILIES)
     if family not in FAMILIES:
-        raise ConfigError(f"model_type = {family!r} is not supported; expected one of {', '.join(FAMILIES)}")
-    if raw.get("quantization_config") is not None:
-        raise ConfigError(_quantised(raw["quantization_config"]))
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"hidden_act = {raw['hidden_act']!r} is not supported; expected 'silu'")
+        raise ConfigError(f"model_type = {shown(family)} is not supported; expected one of {', '.join(FAMILIES)}")
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ConfigError(f"hidden_act = {shown(raw['hidden_act'])} is not supported; expected 'silu'")
+    refuse_unknown_fields(raw, family)
 
     hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
     # An absent field has the family's own default; null is one for each head.
@@ -147,47 +152,37 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         o_bias=attention_bias,
         mlp_bias=_flag(raw, "mlp_bias", False) if family == "llama" else False,
         qk_norm=family == "qwen3",
-        windows=_windows(raw, family, blocks),
+        windows=_windows(raw, family, blocks, context),
         bos_token_ids=_token_ids(raw, "bos_token_id", _BOS.get(family)),
         eos_token_ids=_token_ids(raw, "eos_token_id", _EOS.get(family)),
         family=family,
     )
 
 
-def _quantised(settings: Any) -> str:
-    """Why a quantised checkpoint is refused, and what to do instead."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    known = {"awq": "AWQ", "gptq": "GPTQ", "fp8": "FP8", "fbgemm_fp8": "FP8", "mxfp4": "MXFP4"}
-    known |= {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
-    kind = known.get(method, "quantised") if isinstance(method, str) else "quantised"
-    return (
-        f"quantization_config.quant_method = {method!r}: {kind} checkpoints are not supported; take the model that it "
-        "was made from in bfloat16 (and --weights int8 for smaller weights), or a GGUF file of it: wisparse convert "
-        "FILE.gguf OUT"
-    )
-
-
-def _windows(raw: dict[str, Any], family: str, blocks: int) -> tuple[int | None, ...]:
+def _windows(raw: dict[str, Any], family: str, blocks: int, context: int) -> tuple[int | None, ...]:
+    length = None if raw.get("sliding_window", 4096) is None else _size(raw, "sliding_window", default=4096)
     if family == "llama":
-        return (None,) * blocks
-    if family == "mistral":
-        window = None if raw.get("sliding_window", 4096) is None else _size(raw, "sliding_window", default=4096)
-        return (window,) * blocks
-    if not _flag(raw, "use_sliding_window", False) or raw.get("sliding_window", 4096) is None:
-        return (None,) * blocks
-    window = _size(raw, "sliding_window", default=4096)
+        # No block looks at a window, but transformers' cache keeps no more tokens than that.
+        if "sliding_window" in raw and length is not None and length < context:
+            raise ConfigError(f"sliding_window = {length} is not supported for model_type = {family!r}; expected null")
+        window = None
+    else:
+        window = length if family == "mistral" or _flag(raw, "use_sliding_window", False) else None
     types = raw.get("layer_types")
     if types is None:
-        first = raw.get("max_window_layers", 28)
+        first = 0 if family == "mistral" else raw.get("max_window_layers", 28)
         if not isinstance(first, int):
             raise ConfigError(f"max_window_layers = {first!r}: expected a whole number")
-        types = ["sliding_attention" if i >= first else "full_attention" for i in range(blocks)]
+        return tuple(window if i >= first else None for i in range(blocks))
     if not isinstance(types, list) or len(types) != blocks:
-        raise ConfigError(f"layer_types = {types!r}: expected a list of {blocks} names")
-    known: dict[Any, int | None] = {"sliding_attention": window, "full_attention": None}
+        raise ConfigError(f"layer_types = {shown(types)}: expected a list of {blocks} names")
+    known: dict[Any, int | None] = {"full_attention": None}
+    if window is not None:
+        known["sliding_attention"] = window
     for name in types:
         if not isinstance(name, str) or name not in known:
-            raise ConfigError(f"layer_types holds {shown(name)}; expected {' or '.join(known)}")
+            without = "" if window is not None else ", as no sliding window is in use"
+            raise ConfigError(f"layer_types holds {shown(name)}; expected {' or '.join(known)}{without}")
     return tuple(known[name] for name in types)
 
 
@@ -196,8 +191,8 @@ def _size(raw: dict[str, Any], field: str, default: int | None = None) -> int:
     value = default if value is None else value
     largest = _LARGEST_OF.get(field, _LARGEST)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        found = "nothing" if field not in raw else shown(raw[field])
-        raise ConfigError(f"{field}: expected a positive whole number up to {largest}, found {found}")
+        there = "nothing" if field not in raw else shown(raw[field])
+        raise ConfigError(f"{field}: expected a positive whole number up to {largest}, found {there}")
     return value
 
 

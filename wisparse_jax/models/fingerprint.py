@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,9 @@ import numpy as np
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.mesh import on_host
 from wisparse_jax.models.parameters import flat
+
+if TYPE_CHECKING:
+    from wisparse_jax.models.model import Model
 
 SAMPLES = 64  # elements of each tensor that count
 
@@ -91,24 +94,7 @@ def fingerprint(config: LlamaConfig, params: dict[str, Any]) -> str:
     return digest(config, {path: (tuple(leaf.shape), sample(leaf)) for path, leaf in flat(params).items()})
 
 
-@runtime_checkable
-class Fingerprinted(Protocol):
-    """A model that may know the fingerprint of the checkpoint it came from."""
-
-    config: LlamaConfig
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The checkpoint's, where these are its weights."""
-        ...
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The weights."""
-        ...
-
-
-def model_fingerprint(model: Fingerprinted) -> str:
+def model_fingerprint(model: Model) -> str:
     """The fingerprint of the checkpoint a model was loaded from or, for one made otherwise or changed since, of its
     parameters."""
     return model.fingerprint or fingerprint(model.config, model.params)

@@ -20,7 +20,7 @@ from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight, as_weight
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.rules import LayerRules, Rules
+from wisparse_jax.models.rules import LayerRules, Rules, ScaledRules
 
 Params = dict[str, Any]
 
@@ -107,13 +107,13 @@ def block(
     rules: LayerRules | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Float[Array, "batch length hidden"], BlockCache]:
-    """One decoder block.
+    """One decoder block: attention and MLP, each added to the residual stream.
 
     Args:
         window: the block's sliding window, or None.
         params: the block's entry of `params["blocks"]`.
         x: the residual stream.
-        where: positions of the tokens.
+        where: positions of the tokens, from `layout`.
         cache: keys and values of earlier slots, or None when the tokens start at slot 0.
         rules: what each layer does at these positions; None runs dense.
         record: if given, receives the input of each linear layer under the layer's name.
@@ -144,15 +144,29 @@ def self_attention(
     with jax.named_scope("attention"):
         normed = rms_norm(x, params["attn_norm"], config.norm_eps)
         query, key, value = heads("q", normed), heads("k", normed), heads("v", normed)
-        if config.qk_norm:
-            query = rms_norm(query, params["q_norm"], config.norm_eps)
-            key = rms_norm(key, params["k_norm"], config.norm_eps)
-        query, key = rotate(query, where.cos, where.sin), rotate(key, where.cos, where.sin)
-        if cache is not None:
-            at = (0, where.offset, 0, 0)
-            key = lax.dynamic_update_slice(cache.keys, key, at)
-            value = lax.dynamic_update_slice(cache.values, value, at)
-        return attend(config, window, where, query, key, value), BlockCache(key, value)
+        return attention_of(config, window, params, where, cache, query, key, value)
+
+
+def attention_of(
+    config: LlamaConfig,
+    window: int | None,
+    params: Params,
+    where: Layout,
+    cache: BlockCache | None,
+    query: Float[Array, "batch length heads head_dim"],
+    key: Float[Array, "batch length kv_heads head_dim"],
+    value: Float[Array, "batch length kv_heads head_dim"],
+) -> tuple[Float[Array, "batch length features"], BlockCache]:
+    """`self_attention` from the products of q, k and v on: their norms, rotation, the cache, and attention."""
+    if config.qk_norm:
+        query = rms_norm(query, params["q_norm"], config.norm_eps)
+        key = rms_norm(key, params["k_norm"], config.norm_eps)
+    query, key = rotate(query, where.cos, where.sin), rotate(key, where.cos, where.sin)
+    if cache is not None:
+        at = (0, where.offset, 0, 0)
+        key = lax.dynamic_update_slice(cache.keys, key, at)
+        value = lax.dynamic_update_slice(cache.values, value, at)
+    return attend(config, window, where, query, key, value), BlockCache(key, value)
 
 
 def after_attention(
@@ -192,7 +206,7 @@ def hidden_states(
     tokens: Int[Array, "batch length"],
     where: Layout,
     cache: Cache | None = None,
-    rules: Rules | None = None,
+    rules: Rules | ScaledRules | None = None,
     records: list[dict[str, Any]] | None = None,
 ) -> tuple[Float[Array, "batch length hidden"], Cache]:
     """The final normed hidden states, and the cache; see `block` for the arguments.
@@ -221,7 +235,7 @@ def hidden_states(
 
 
 def top_params(params: Params) -> Params:
-    """What is no block's, which a program of the last norm and the head takes."""
+    """The parameters of the last norm and the head, which are no block's."""
     return {name: params[name] for name in ("norm", "lm_head", "embed") if name in params}
 
 
@@ -229,7 +243,7 @@ def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, 
     """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"].T
     weight = Weight.of(weight) if isinstance(weight, dict) else as_weight(weight)
-    if hidden.size == hidden.shape[-1] and weight.kind == "int8":
+    if hidden.size == hidden.shape[-1] and weight.format.column_scales:
         return lax.platform_dependent(hidden, weight, cuda=_one_row, default=dot).astype(jnp.float32)
     return dot(hidden, weight).astype(jnp.float32)
 

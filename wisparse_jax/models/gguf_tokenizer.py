@@ -10,6 +10,7 @@ from typing import Any
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.files import shown
 from wisparse_jax.models.gguf import GgufFile
+from wisparse_jax.models.gguf_config import end_tokens, special_id
 from wisparse_jax.models.tokenizer_check import contained
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # kinds of token in tokenizer.ggml.token_type
@@ -50,7 +51,7 @@ def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
         raise WisparseError(f"{file.path}: tokenizer.ggml.model = {model!r} is not supported; expected gpt2 or llama")
     marked = list(zip(tokens, kinds, strict=True))
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: file[f"tokenizer.ggml.{key}_token_id"] for name, key in names.items()}
+    ids = {name: special_id(file, key) for name, key in names.items()}
     for name, i in ids.items():
         if i is not None and not 0 <= i < len(tokens):
             key = f"tokenizer.ggml.{names[name]}_token_id"
@@ -58,11 +59,16 @@ def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
     named = file["tokenizer.chat_templates"] or ()
     if odd := [name for name in named if not re.fullmatch(r"\w[\w-]*", name)]:
         raise WisparseError(f"{file.path}: tokenizer.chat_templates holds {shown(odd[0])}: expected names of templates")
+    # What ends an answer is no text of it, whatever kind of token the file says that it is.
+    ends = {tokens[i] for i in end_tokens(file) if 0 <= i < len(tokens)}
+    control = [token for token, kind in marked if kind == _CONTROL or token in ends]
     special = {name: tokens[i] for name, i in ids.items() if i is not None}
     with contained(f"{file.path}: no tokenizer can be made of it"):
         built = _byte_level(file, tokens) if model == "gpt2" else _sentencepiece(file, marked)
-        built.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in marked if k == _CONTROL])
-        built.add_tokens([AddedToken(t, special=False, normalized=False) for t, k in marked if k == _USER_DEFINED])
+        built.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+        built.add_tokens(
+            [AddedToken(t, special=False, normalized=False) for t, k in marked if k == _USER_DEFINED and t not in ends]
+        )
         if _adds_bos(file, model) and "bos_token" in special:
             bos = special["bos_token"]
             built.post_processor = processors.TemplateProcessing(

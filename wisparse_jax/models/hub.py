@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wisparse_jax.errors import WisparseError
+from wisparse_jax.files import expanded
 from wisparse_jax.models import tokenizer, weights
+from wisparse_jax.models.other_checkpoints import ADAPTER
 
 DEMO = "demo"
-CONFIG = ("config.json", "generation_config.json")
+CONFIG = ("config.json", "generation_config.json", ADAPTER)
 EVERYTHING = ("config", "weights", "tokenizer")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -32,7 +34,7 @@ def resolve(name: str | Path, parts: Sequence[str] = EVERYTHING) -> Path:
     if name == DEMO:
         return Path(str(importlib.resources.files("wisparse_jax") / "demo_model"))
     # os.path's questions have an answer for any text, pathlib's raise for a name too long or a user that there is not.
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if name and os.path.isdir(path):
         return path
     if path.suffix == ".gguf" and os.path.isfile(path):
@@ -51,7 +53,7 @@ def spells_repository(name: str) -> bool:
 
 def is_hub_id(name: str | Path) -> bool:
     """Whether a name is spelled as `org/name` is, and is not a file or folder here."""
-    return isinstance(name, str) and spells_repository(name) and not Path(name).exists()
+    return isinstance(name, str) and spells_repository(name) and not expanded(name).exists()
 
 
 def _download(name: str, parts: Sequence[str]) -> Path:

@@ -16,8 +16,9 @@ from wisparse_jax.models import hub
 from wisparse_jax.models.basis import Basis, fold, folded_config
 from wisparse_jax.models.checkpoint import read_params, stored_basis
 from wisparse_jax.models.config import LlamaConfig, read_config
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.formats import check_offered
 from wisparse_jax.models.mesh import make_mesh, place_on
+from wisparse_jax.models.model import Model, Origin
 from wisparse_jax.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,16 +38,16 @@ def load(
     head: str | None = None,
     check: Callable[[str, LlamaConfig], None] | None = None,
     mesh: str | Mapping[str, int] | Mesh | None = None,
-) -> Llama:
-    """Load a model onto the default device, or spread over several.
+) -> Model:
+    """Load a dense model onto the default device, or spread over several; `wisparse_jax.load` takes a plan too.
 
     Args:
         name: a folder (in Hugging Face format, or written by `wisparse convert`), a hub id `org/name`, or `demo`.
         dtype: "float32", "bfloat16" or "float16", of weights and activations; None is bfloat16 on GPU and TPU,
             float32 on CPU.
-        weights: "int8" for block linears in int8, one scale per output channel; "int4" in int4, one for 128 of them
-            and an input channel; None keeps them as they are.
-        basis: a plan's, to fold the weights into; tensor by tensor, before any rounding to int8 or int4.
+        weights: the format to round block linears to: "int8", one scale per output channel; "int4", one for 128 of
+            them and an input channel; "int4+2+2", 8 bits in nested planes; None keeps them as they are.
+        basis: a plan's, to fold the weights into; tensor by tensor, before any rounding.
         verify: compare all that a converted checkpoint holds with its digests; some 0.1 s for every gigabyte.
         head: "int8" for the head in int8, one scale per token of the vocabulary; None keeps it as it is.
         check: called with the fingerprint and the architecture before anything is folded; raises to refuse.
@@ -73,9 +74,8 @@ def load(
         raise WisparseError(f"{folder}: its weights are folded into the basis of another plan")
     if basis is not None and folded is None:
         config, params, folded = folded_config(config), fold(config, params, basis, consume=True), basis.digest()
-    model = Llama.from_params(config, place_on(made, config, params))
-    model.name = str(name) if name == hub.DEMO or hub.is_hub_id(name) else folder.resolve().name
-    model.fingerprint, model.basis_digest = stored, folded
+    called = str(name) if name == hub.DEMO or hub.is_hub_id(name) else folder.resolve().name
+    model = Model(config, place_on(made, config, params), None, Origin(called, stored, folded))
     if weights is not None or head is not None:
         from wisparse_jax.models.quantise import quantise
 
@@ -89,10 +89,7 @@ def check_kinds(dtype: str | None = None, weights: str | None = None, head: str 
     Raises:
         WisparseError: an unknown dtype or kind of weights.
     """
-    for option, found, offered in (("weights", weights, ("int8", "int4")), ("head", head, ("int8",))):
-        if found is not None and found not in offered:
-            expected = " or ".join(offered)
-            raise WisparseError(f"{option} = {found!r}: expected {expected}, or nothing for those of the model")
+    check_offered(weights, head)
     if dtype is not None and dtype not in DTYPES:
         raise WisparseError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
 

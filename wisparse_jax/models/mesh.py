@@ -7,6 +7,7 @@ The weights of heads, of the MLP's features and of the vocabulary are split over
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from kernels_pallas.weight import GROUP
+from kernels_pallas.formats import FORMATS
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.parameters import Params, axis_sizes, declared, flat
@@ -37,7 +38,7 @@ def make_mesh(
         mesh: text such as "data=2,model=4", sizes by axis, or a mesh of JAX's with these axes; an axis that is not
             named has size 1.
         config: of the model that is to lie on it.
-        weights: the kind of its block linears, "int4", "int8" or None.
+        weights: the format that its block linears are rounded to, or None.
 
     Raises:
         WisparseError: an unknown axis, sizes that do not make up the devices, or a model that cannot be split so.
@@ -93,12 +94,13 @@ def _check_model(config: LlamaConfig, size: int, weights: str | None) -> None:
     for field, count in counts.items():
         if count % size:
             raise WisparseError(f"mesh: {MODEL} = {size} does not divide {field} = {count} of the model")
-    if weights == "int4":
+    group = None if weights is None else FORMATS[weights].group
+    if group is not None:
         for axis in ("heads", "kv_heads", "mlp"):
-            if size > 1 and (features := axis_sizes(config)[axis]) % (GROUP * size):
+            if size > 1 and (features := axis_sizes(config)[axis]) % (group * size):
                 raise WisparseError(
-                    f"mesh: {MODEL} = {size} does not divide the groups of {GROUP} int4 columns that share a scale: "
-                    f"{axis} has {features} features"
+                    f"mesh: {MODEL} = {size} does not divide the groups of {group} {weights} columns that share a "
+                    f"scale: {axis} has {features} features"
                 )
 
 
@@ -116,9 +118,10 @@ def param_specs(config: LlamaConfig, params: Params, size: int) -> Params:
     """How each parameter, or its shape, is split over a model axis of some size; also of rounded weights."""
 
     def spec(path: str, leaf: Any) -> PartitionSpec:
-        named = path.replace(".scale", ".kernel") if path.startswith("blocks.") else path.split(".")[0]
+        # A rounded weight has a scale, or several planes.
+        named = re.sub(r"\.(scale|kernel\.\d+)$", ".kernel", path) if path.startswith("blocks.") else path.split(".")[0]
         axes = declared(named).axes
-        if path.endswith(".scale"):  # of int8 [out], of int4 [out / 128, in]
+        if path.endswith(".scale"):  # of columns [out], of groups of them in a row [groups, in]
             axes = axes[::-1][: leaf.ndim]
         # A vocabulary that cannot be split is whole everywhere.
         whole = () if config.vocab_size % size == 0 else ("vocab",)

@@ -12,7 +12,7 @@ import numpy as np
 
 from wisparse_jax.errors import WeightsError, first_line
 from wisparse_jax.files import check_regular
-from wisparse_jax.files.arrays import first_failure_alone
+from wisparse_jax.files.arrays import first_failure_alone, outside_event_loops
 from wisparse_jax.models.weights import AHEAD
 
 
@@ -42,7 +42,7 @@ def restore(
                 for path in paths
             }
             args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-            found = reader.restore(folder.absolute(), args=args)
+            found = outside_event_loops(lambda: reader.restore(folder.absolute(), args=args))
             kind = np.ndarray if shardings is None else jax.Array
             for path, leaf in item.items():
                 array = found[path]

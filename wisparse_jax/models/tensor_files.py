@@ -16,6 +16,7 @@ import numpy as np
 from wisparse_jax.errors import WeightsError
 from wisparse_jax.files import check_regular
 from wisparse_jax.files.reading import LARGE
+from wisparse_jax.models.other_checkpoints import UNROUNDED
 
 _DTYPES = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32}
 
@@ -78,7 +79,8 @@ def _begin(header: bytes, name: str, piece: Any) -> int:
 
 def check_piece(tensor: Tensor, piece: Any, shape: tuple[int, ...], transpose: bool) -> None:
     if piece.get_dtype() not in _DTYPES:
-        raise WeightsError(f"{tensor}: expected dtype {', '.join(_DTYPES)}, found {piece.get_dtype()}")
+        advice = f": quantised weights are not supported; {UNROUNDED}" if piece.get_dtype() != "F64" else ""
+        raise WeightsError(f"{tensor}: expected dtype {', '.join(_DTYPES)}, found {piece.get_dtype()}{advice}")
     expected = list(shape[::-1] if transpose else shape)
     if list(piece.get_shape()) != expected:
         raise WeightsError(f"{tensor}: expected shape {expected}, found {list(piece.get_shape())}")

@@ -58,6 +58,13 @@ class Tokenizer:
         before, both = self._text(after), self._text([*after, *ids])
         return both[shared_start(before, both) :]
 
+    def special(self, token: int) -> str:
+        """How a special token is written, which `decode` leaves out; nothing for any other."""
+        if self._text([token]):
+            return ""
+        with contained("the tokenizer cannot decode these tokens"):
+            return self.inner.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     @functools.cached_property
     def prefix(self) -> tuple[int, ...]:
         """The ids that the tokenizer puts before every text."""
@@ -124,7 +131,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         WisparseError: there is none, or it is damaged; names the folder.
     """
-    if not any((folder / name).is_file() for name in VOCABULARIES):
+    if not any(os.path.lexists(folder / name) for name in VOCABULARIES):
         raise WisparseError(f"{folder}: no tokenizer: expected one of {', '.join(VOCABULARIES)}, found none")
     # Keeps transformers from advising to install PyTorch, which tokenizers do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,15 +40,53 @@ def check_tokenizer(folder: Path, files: Iterable[str]) -> None:
     path = folder / "tokenizer.json"
     if not os.path.lexists(path):
         return
-    command = [sys.executable, "-I", tokenizer_probe.__file__, str(path)]
+    said = None
+    for interpreter in _interpreters():
+        if (said := _tried(interpreter, path)) is not None:
+            break
+    if said is None:
+        warnings.warn(
+            f"{path}: not tried in a process of its own first, as no Python was found that starts and imports "
+            "tokenizers; a damaged file may end this process",
+            stacklevel=4,
+        )
+        try:
+            tokenizer_probe.check(str(path))
+        except (ValueError, RecursionError, AttributeError, OSError) as error:
+            said = first_line(error)
+    if said not in (None, "usable"):
+        raise WisparseError(f"{path}: the tokenizer is not usable: {said}")
+
+
+def _interpreters() -> Iterator[str]:
+    """Pythons of this version that may be there; what embeds Python, or was frozen, is none, and would run itself."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.executable and not getattr(sys, "frozen", False) and re.match(r"python[\d.]*$", Path(sys.executable).name):
+        yield sys.executable
+    for place in (sys.exec_prefix, sys.base_exec_prefix):
+        found = os.path.join(place, "bin", name)
+        if found != sys.executable and os.access(found, os.X_OK):
+            yield found
+
+
+def _tried(interpreter: str, path: Path) -> str | None:
+    """`usable`, or why a tokenizer is not; None where the interpreter cannot try it.
+
+    Raises:
+        WisparseError: the trial does not end.
+    """
+    places = [os.path.abspath(place) for place in sys.path]
+    command = [interpreter, "-I", tokenizer_probe.__file__, str(path), json.dumps(places)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise WisparseError(f"{path}: the tokenizer is not usable: a trial did not end in {SECONDS} s") from None
-    said = done.stdout.strip().splitlines()[-1:]
-    if said != ["usable"]:
-        reason = said[0] if said else f"a trial ended with code {done.returncode}"
-        raise WisparseError(f"{path}: the tokenizer is not usable: {reason}")
+    except OSError:
+        return None
+    lines = done.stdout.strip().splitlines()
+    if lines[:1] != [tokenizer_probe.STARTED]:
+        return None
+    return lines[-1] if len(lines) > 1 else f"a trial ended with code {done.returncode}"
 
 
 @contextlib.contextmanager

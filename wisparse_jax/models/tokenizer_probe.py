@@ -1,4 +1,7 @@
-"""A trial of a tokenizer.json in a process of its own: `python tokenizer_probe.py FILE` prints `usable`, or why not.
+"""A trial of a tokenizer.json in a process of its own: `tokenizer_probe.py FILE PATH` prints `usable`, or why not.
+
+PATH is the `sys.path` to import from, as JSON: what the caller imports is not always where an interpreter by itself
+looks. The first line that is printed is `STARTED`, without which nothing was tried.
 
 The Rust library panics on some damaged files, aborts on others, and a hostile normaliser grows text until the memory
 is full. Here that costs one short-lived process. Imports nothing of this package, so that it starts at once.
@@ -11,6 +14,7 @@ import resource
 import sys
 from typing import Any
 
+STARTED = "trial"
 MEMORY = 8 << 30  # bytes of address space
 LARGEST_ID = 2**31 - 1
 LARGEST_GROWTH = 64  # times that normaliser or decoder may make a text longer
@@ -18,14 +22,13 @@ LARGEST_GROWTH = 64  # times that normaliser or decoder may make a text longer
 
 def main(path: str) -> None:
     """Load, encode every character of Unicode's first plane, decode every token."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    # A process that is limited already may only be limited further.
+    limits = (n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY)
+    bound = min((MEMORY, *limits))
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     import tokenizers
 
-    with open(path, encoding="utf-8") as file:
-        raw = json.load(file)
-    for part in ("normalizer", "decoder"):
-        if (growth := _growth(raw.get(part))) > LARGEST_GROWTH:
-            raise ValueError(f"the {part} makes a text up to {growth:.3g} times as long")
+    check(path)
     tokenizer = tokenizers.Tokenizer.from_file(path)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     token, largest = max(ids.items(), key=lambda item: item[1], default=("", 0))
@@ -39,8 +42,21 @@ def main(path: str) -> None:
         tokenizer.decode([number], skip_special_tokens=False)
 
 
+def check(path: str) -> None:
+    """What of a trial needs no process of its own.
+
+    Raises:
+        ValueError: not JSON, or a normaliser or decoder that makes texts far longer.
+    """
+    with open(path, encoding="utf-8") as file:
+        raw = json.load(file)
+    for part in ("normalizer", "decoder"):
+        if (growth := _growth(raw.get(part))) > LARGEST_GROWTH:
+            raise ValueError(f"the {part} makes a text up to {growth:.3g} times as long")
+
+
 def _growth(part: Any) -> float:
-    """By how much the replacements of a normaliser or decoder, one behind the other, can lengthen a text."""
+    """The factor by which the replacements of a normaliser or decoder, one behind the other, can lengthen a text."""
     if isinstance(part, list):
         total = 1.0
         for step in part:
@@ -61,6 +77,10 @@ def _growth(part: Any) -> float:
 
 if __name__ == "__main__":
     try:
+        sys.path[:] = json.loads(sys.argv[2])
+        import tokenizers  # noqa: F401 - not there: nothing can be tried
+
+        print(STARTED, flush=True)
         main(sys.argv[1])
     except BaseException as error:  # Rust's panics are no Exception
         print((str(error).strip() or type(error).__name__).splitlines()[0])

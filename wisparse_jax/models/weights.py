@@ -26,6 +26,7 @@ from wisparse_jax.files.reading import LARGE
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.fingerprint import digest, in_bfloat16, sample, sampled
 from wisparse_jax.models.mesh import param_shardings
+from wisparse_jax.models.other_checkpoints import of_other_kinds
 from wisparse_jax.models.parameters import flat, hf_name, param_shapes
 from wisparse_jax.models.tensor_files import Tensor, check_piece, check_tied, opened, read_tensor, tensor_names
 
@@ -108,7 +109,8 @@ def _tensors(folder: Path, config: LlamaConfig, paths: list[str]) -> Iterator[Te
             if config.tied_embeddings and full == _HEAD:
                 continue
             if full not in wanted or full in seen:
-                reason = "there is another of it" if full in wanted else "the model in config.json has none"
+                reason = "there is another of it" if full in wanted else of_other_kinds(name)
+                reason = reason or "the model in config.json has none"
                 raise WeightsError(f"{file}: tensor {name} is unexpected; {reason}")
             seen.add(full)
             yield Tensor(file, name, wanted[full])
@@ -176,10 +178,11 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
     Raises:
         WeightsError: no safetensors, or an index that is damaged or points outside the folder.
     """
-    if (folder / SINGLE).exists():
+    # Links that point nowhere are there, for the reader to say so.
+    if os.path.lexists(folder / SINGLE):
         return {folder / SINGLE: None}
     index = folder / INDEX
-    if not index.exists():
+    if not os.path.lexists(index):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f"found only {', '.join(pickles)}: pickle files are never opened" if pickles else "found neither"
         raise WeightsError(f"{folder}: no weights: expected {SINGLE} or {INDEX}, {found}")
@@ -187,7 +190,7 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
     for name, shard in _entries(index).items():
         if IGNORED.fullmatch(name):
             continue
-        if not os.path.exists(folder / shard):
+        if not os.path.lexists(folder / shard):
             raise WeightsError(f"{folder / shard}: no such file; {INDEX} says that it holds tensor {name}")
         promised.setdefault(shard, set()).add(name)
     return {folder / shard: promised[shard] for shard in sorted(promised)}

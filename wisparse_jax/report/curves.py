@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wisparse_jax.report.canvas import GREY, OTHERS, PAGES, PALETTE, drawn, page_style
 from wisparse_jax.report.comparison import Row, grouped, mean
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a method has the same one in every figure.
+# A method has the same colour in every figure.
 COLOURS = {
-    "uniform": "#999999", "wina": "#E69F00", "teal": "#0072B2", "wisparse": "#009E73", "wisparse-paper": "#56B4E9",
-    "wisparse-plus": "#D55E00",
+    "uniform": GREY, "wina": PALETTE[1], "teal": PALETTE[0], "wisparse": PALETTE[2], "wisparse-paper": PALETTE[4],
+    "wisparse-plus": PALETTE[3],
 }  # fmt: skip
-OTHERS = ("#CC79A7", "#000000", "#F0E442")
 STYLE: Any = {
     "figure.dpi": 150, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
-PAGES = {False: ("#ffffff", "#1f2328"), True: ("#0d1117", "#e6e8eb")}  # page and ink, light and dark
 KL = "KL(dense ‖ sparse), nats per token"
 
 
@@ -32,22 +30,13 @@ def quality_picture(rows: Sequence[Row], dark: bool = False) -> bytes:
         rows: of one model and one pair of texts; means over seeds.
         dark: the page.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    page, ink = PAGES[dark]
-    names = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor", "text.color")
-    pages = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    with matplotlib.rc_context(STYLE | dict.fromkeys(names, ink) | dict.fromkeys(pages, page)):
-        canvas = Figure(figsize=(9, 3.4))
-        for axes, (column, label) in zip(
-            canvas.subplots(1, 2), (("kl", KL), ("perplexity", "perplexity")), strict=True
-        ):
-            draw_against_sparsity(axes, rows, column, label, ink)
-        canvas.suptitle(_title(rows), fontsize=10, parse_math=False)
-        out = io.BytesIO()
-        canvas.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    def draw(canvas: Any) -> None:
+        for axes, (column, text) in zip(canvas.subplots(1, 2), (("kl", KL), ("perplexity", "perplexity")), strict=True):
+            draw_against_sparsity(axes, rows, column, text, PAGES[dark][1])
+        canvas.suptitle(_title(rows), fontsize=10)
+
+    return drawn(draw, STYLE | page_style(dark), figsize=(9, 3.4))
 
 
 def _title(rows: Sequence[Row]) -> str:
@@ -72,8 +61,7 @@ def draw_against_sparsity(axes: Any, rows: Sequence[Row], column: str, label: st
         axes.errorbar(x, y, shown, color=colour(name), marker="o", ms=3.5, lw=1.4, label=name)
     if column != "kl":
         axes.axhline(mean(rows, f"dense_{column}"), color=ink, lw=0.8, ls=":", label="dense")
-    if column != "blimp":
-        logarithmic(axes.yaxis)
+    logarithmic(axes.yaxis)
     axes.set(xlabel="realised sparsity, %", ylabel=label)
     axes.legend(fontsize=8)
 
@@ -90,5 +78,5 @@ def logarithmic(axis: Any) -> None:
 
 
 def colour(name: str) -> str:
-    """Of a method or variant."""
+    """The colour of a method or variant."""
     return COLOURS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]

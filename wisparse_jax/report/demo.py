@@ -11,22 +11,22 @@ from typing import Any
 
 import jax
 
-from wisparse_jax.calibration import SearchSettings
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.evaluation import evaluate
-from wisparse_jax.files import check_new_folder, new_folder
+from wisparse_jax.evaluation import evaluate, rivals_of
+from wisparse_jax.files import check_new_folder, expanded, new_folder
 from wisparse_jax.inference import Sample, generate, sample_windows
 from wisparse_jax.models.loading import load, load_tokenizer
-from wisparse_jax.report.tables import console, quality_table, timing_table
-from wisparse_jax.search import calibrate
+from wisparse_jax.report.tables import console, paired_line, quality_table, share_table, timing_table
+from wisparse_jax.search import METHODS, SearchSettings, calibrate
 from wisparse_jax.search.cost import forecast
-from wisparse_jax.sparsity import METHODS, apply
-from wisparse_jax.sparsity.methods import DEFAULT
+from wisparse_jax.search.methods import DEFAULT, PLANES
+from wisparse_jax.sparsity import apply
 
-SHOWN = ("uniform", "teal", "wina", "wisparse", "wisparse-plus")
+SHOWN = ("uniform", "teal", "wisparse", "wisparse-plus", PLANES)
 # Planned for two CPU cores: about two minutes of search in all.
 SETTINGS = SearchSettings(
     tokens=10_240,
+    held_out_share=0.2,  # four windows: fewer judge nothing
     statistics_tokens=2_048,
     compare_teal=False,  # TEAL has a row of its own
     absolute_steps=100,
@@ -46,13 +46,14 @@ SETTINGS = SearchSettings(
     layer_tokens=256,
 )
 SPARSITY = 0.5
+BITS = 3.0  # that weights in planes are read to, in place of a sparsity
 EVALUATION_WINDOWS = 16
 CALIBRATION_SEED, EVALUATION_SEED = 0, 1
 PROMPT = "The old lighthouse keeper opened the door and"
 
 
 def run_demo(out: str | Path | None = None) -> Path:
-    """Make the demo model half sparse by every method, compare them, and let it write.
+    """Make the demo model half sparse by every method, and of few bits by planes; compare them, and let it write.
 
     Args:
         out: folder for the plans and the figures; None makes one under `runs/`.
@@ -63,7 +64,7 @@ def run_demo(out: str | Path | None = None) -> Path:
     Raises:
         WisparseError: the folder exists already, or cannot be written.
     """
-    folder = Path(out) if out is not None else Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = expanded(out) if out is not None else Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     check_new_folder(folder, WisparseError)
     started = time.perf_counter()
     show = console()
@@ -83,14 +84,23 @@ def run_demo(out: str | Path | None = None) -> Path:
     plans = {}
     for name in SHOWN:
         show.print(f"{name}: {METHODS[name].summary}")
-        plans[name] = calibrate(model, text, SPARSITY, name, CALIBRATION_SEED, SETTINGS, progress=True, text="self")
+        bits = BITS if name == PLANES else None
+        plans[name] = calibrate(
+            model, text, SPARSITY, name, CALIBRATION_SEED, SETTINGS, progress=True, text="self", bits=bits
+        )
 
     sparse = {name: apply(model, plan) for name, plan in plans.items()}
-    evaluation = evaluate(model, held_out, sparse, progress=True)
+    evaluation = evaluate(model, held_out, sparse, progress=True, rivals=rivals_of(sparse))
     show.print(quality_table(evaluation, f"{SPARSITY:.0%} sparse, {evaluation.tokens} tokens of self-sampled text"))
-    for one, other in ((DEFAULT, "wisparse"), (DEFAULT, "teal"), ("wisparse", "teal"), ("teal", "uniform")):
-        gap = evaluation.paired(one, other)
-        show.print(f"KL of {one} minus {other}: {gap:+.4f} (paired over windows)")
+    show.print(share_table(evaluation))
+    stored = BITS / (1 - plans[PLANES].target)
+    read = stored * (1 - evaluation.sparse[PLANES].sparsity.mean)
+    show.print(
+        f"{PLANES} reads {read:.2f} bits of a weight, scales counted; half of the channels are 8 bits a weight of "
+        "bfloat16 and 4 of int8"
+    )
+    for one, other in ((PLANES, DEFAULT), (DEFAULT, "wisparse"), (DEFAULT, "teal"), ("wisparse", "teal")):
+        show.print(paired_line(evaluation, one, other), highlight=False)
     show.print(timing_table({name: plan.timings for name, plan in plans.items()}))
 
     for label, writer in (("dense", model), (f"{SPARSITY:.0%} sparse, {DEFAULT}", sparse[DEFAULT])):

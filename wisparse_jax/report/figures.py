@@ -5,45 +5,27 @@ They are as wide as a phone's page at a size of text that can be read there.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.report.canvas import PALETTE, drawn, label, page_style
 from wisparse_jax.sparsity import SparsityPlan
 
 Plans = Mapping[str, SparsityPlan]
-_COLOURS = {False: ("#ffffff", "#1f2328"), True: ("#15181d", "#e6e8eb")}  # page and ink, light and dark
 _WIDTH = 5.2  # inches
 _COLUMNS = 3  # of a legend below a figure
-_LINES = ("#2f7fd6", "#e0812a", "#3a9d5d", "#c04a9a", "#8a6fd1", "#b39a1e")
 
 
 def draw(figure: Callable[[Plans, Any], Any], plans: Plans, dark: bool = False) -> bytes:
     """A figure of plans as a PNG, at 150 dots an inch."""
-    import matplotlib
     from cycler import cycler
-    from matplotlib.figure import Figure
 
-    page, ink = _COLOURS[dark]
-    style: dict[Any, Any] = {
-        "figure.facecolor": page,
-        "axes.facecolor": page,
-        "savefig.facecolor": page,
-        "text.color": ink,
-    }
-    style |= dict.fromkeys(
-        ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), ink
-    )
-    style |= {"axes.prop_cycle": cycler(color=_LINES), "font.size": 11, "legend.frameon": False}
-    with matplotlib.rc_context(style):
-        canvas = Figure(layout="constrained")
-        figure(plans, canvas)
-        out = io.BytesIO()
-        canvas.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    style: dict[str, Any] = {"axes.prop_cycle": cycler(color=PALETTE), "font.size": 11, "legend.frameon": False}
+    style |= page_style(dark)
+    return drawn(lambda canvas: figure(plans, canvas), style, layout="constrained")
 
 
 def budgets(plans: Plans, canvas: Any) -> None:
@@ -65,11 +47,11 @@ def divergences(plans: Plans, canvas: Any) -> None:
     for name, plan in plans.items():
         for other, found in plan.held_out.items():
             if isinstance(found, dict):
-                label = name if other == "plan" else f"{other}, for comparison"
-                marks.setdefault(label, []).append((found["sparsity"], found["kl"]))
-    for label, points in marks.items():
-        beside = label.endswith(", for comparison")
-        axes.plot(*zip(*sorted(points), strict=True), "x:" if beside else "o-", label=label, markersize=8)
+                shown = name if other == "plan" else f"{other}, for comparison"
+                marks.setdefault(shown, []).append((found["sparsity"], found["kl"]))
+    for name, points in marks.items():
+        beside = name.endswith(", for comparison")
+        axes.plot(*zip(*sorted(points), strict=True), "x:" if beside else "o-", label=label(name), markersize=8)
     axes.set(xlabel="realised sparsity", ylabel="KL(dense || sparse), nats per token")
     axes.margins(x=0.2)
     axes.xaxis.get_major_locator().set_params(nbins=5)
@@ -83,7 +65,7 @@ def predictions(plans: Plans, canvas: Any) -> None:
     axes = canvas.subplots()
     points = {name: found for name, plan in plans.items() if (found := _predicted(plan)) is not None}
     for i, (name, point) in enumerate(points.items()):
-        axes.plot(*point, "o", label=name, color=_LINES[i % len(_LINES)])
+        axes.plot(*point, "o", label=label(name), color=PALETTE[i % len(PALETTE)])
     most = 1.1 * max(value for point in points.values() for value in point)
     axes.plot([0, most], [0, most], ":", color="#888888")
     axes.set(xlabel="predicted KL, nats per token", ylabel="held-out KL, nats per token")
@@ -99,9 +81,9 @@ def convergence(plans: Plans, canvas: Any) -> None:
     for axes, title in zip(grid, titles, strict=True):
         for i, (name, found) in enumerate(curves.items()):
             if title in found:
-                axes.plot(found[title], "o-", markersize=3, label=name, color=_LINES[i % len(_LINES)])
+                axes.plot(found[title], "o-", markersize=3, label=label(name), color=PALETTE[i % len(PALETTE)])
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_title(title, fontsize=11, parse_math=False)
+        axes.set_title(title, fontsize=11)
         axes.legend(fontsize=9)
 
 
@@ -113,7 +95,7 @@ def stages(plans: Plans, canvas: Any) -> None:
     left = np.zeros(len(plans))
     for stage, shade in zip(names, np.linspace(0.15, 0.95, max(len(names), 1)), strict=False):
         seconds = np.array([plan.timings.get(stage, 0.0) for plan in plans.values()])
-        axes.barh(list(plans), seconds, left=left, label=stage, color=_shades()(shade))
+        axes.barh(list(plans), seconds, left=left, label=label(stage), color=_shades()(shade))
         left += seconds
     axes.invert_yaxis()
     axes.set(xlabel="seconds")
@@ -122,18 +104,18 @@ def stages(plans: Plans, canvas: Any) -> None:
 
 def drawable(plans: Plans) -> dict[str, tuple[str, Callable[[Plans, Any], None]]]:
     """The figures that the plans have the numbers for, with a title each, by name."""
-    found = {"budgets": ("Sparsity by block and layer", budgets)}
+    figures = {"budgets": ("Sparsity by block and layer", budgets)}
     if any(np.ptp(plan.exponents) > 0 for plan in plans.values()):
-        found["exponents"] = ("Exponents by block and layer", exponents)
+        figures["exponents"] = ("Exponents by block and layer", exponents)
     if any("plan" in plan.held_out for plan in plans.values()):
-        found["divergence"] = ("Held-out KL against sparsity", divergences)
+        figures["divergence"] = ("Held-out KL against sparsity", divergences)
     if any(_predicted(plan) is not None for plan in plans.values()):
-        found["predicted"] = ("Predicted against held-out KL", predictions)
+        figures["predicted"] = ("Predicted against held-out KL", predictions)
     if any(_curves(plan.history) for plan in plans.values()):
-        found["convergence"] = ("Search convergence", convergence)
+        figures["convergence"] = ("Search convergence", convergence)
     if any(plan.timings for plan in plans.values()):
-        found["stages"] = ("Time per stage", stages)
-    return found
+        figures["stages"] = ("Time per stage", stages)
+    return figures
 
 
 def _shades() -> Any:
@@ -150,7 +132,7 @@ def _tables(canvas: Any, tables: Mapping[str, Any], label: str, low: float, high
         image = axes.imshow(table.T, vmin=low, vmax=high, cmap="viridis", aspect="auto")
         axes.set_yticks(range(len(LAYERS)), LAYERS, fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_title(name, fontsize=11, parse_math=False)
+        axes.set_title(name, fontsize=11)
     grid[-1].set_xlabel("block")
     canvas.colorbar(image, ax=list(grid), label=label, shrink=0.8)
 
@@ -165,11 +147,11 @@ def _predicted(plan: SparsityPlan) -> tuple[float, float] | None:
 
 def _curves(history: Mapping[str, Any], prefix: str = "") -> dict[str, list[float]]:
     """Every list of at least three numbers in a history, by where it stands."""
-    found = {}
+    curves = {}
     for key, value in history.items():
         title = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= _curves(value, f"{title}: ")
+            curves |= _curves(value, f"{title}: ")
         elif isinstance(value, list) and len(value) > 2 and all(type(x) in (int, float) for x in value):
-            found[title] = [float(x) for x in value]
-    return found
+            curves[title] = [float(x) for x in value]
+    return curves

@@ -29,7 +29,7 @@ def write_report(plans: Plans, out: str | Path, title: str = "Sparsity plans") -
     Raises:
         WisparseError: no plans, or the folder exists or cannot be written.
     """
-    from wisparse_jax.files import new_folder
+    from wisparse_jax.files import expanded, new_folder
 
     if not plans:
         raise WisparseError("report: expected at least one plan, found none")
@@ -40,7 +40,7 @@ def write_report(plans: Plans, out: str | Path, title: str = "Sparsity plans") -
             (folder / f"{name}.png").write_bytes(light)
             figures.append({"heading": heading, "light": _embedded(light), "dark": _embedded(dark)})
         (folder / PAGE).write_text(render(plans, figures, title), encoding="utf-8")
-    return Path(out) / PAGE
+    return expanded(out) / PAGE
 
 
 def render(plans: Plans, figures: list[dict[str, Any]], title: str) -> str:

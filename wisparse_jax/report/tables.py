@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from wisparse_jax.evaluation import Evaluation, SparseScore
 from wisparse_jax.models.config import LAYERS
+from wisparse_jax.search.stages import STAGES
 from wisparse_jax.sparsity import SparsityPlan
 
-STAGES = (
-    "statistics", "moments", "basis", "gains", "exponents", "budgets", "final exponents", "training", "thresholds",
-    "held out", "comparison",
-)  # fmt: skip
+# Of the time table; stages of a user's own stand below these.
+ROWS = tuple(dict.fromkeys(row for stage in STAGES for row in stage.rows))
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is not a terminal."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=120)
+    """Standard output, where names are shown as they are; wide enough for the tables where it is not a terminal."""
+    plain: dict[str, Any] = {"markup": False, "emoji": False}  # a file may be called [bold] or :smile:
+    width = None if Console().is_terminal else 120
+    return Console(width=width, **plain)
 
 
 def quality_table(evaluation: Evaluation, title: str) -> Table:
@@ -34,6 +35,27 @@ def quality_table(evaluation: Evaluation, title: str) -> Table:
     for name, score in evaluation.sparse.items():
         table.add_row(name, *_cells(score))
     return table
+
+
+def share_table(evaluation: Evaluation) -> Table:
+    """KL of plans as they are and at the share that their rivals skip on the text, and what part of these's it is."""
+    table = Table(title="at equal shares: thresholds times a factor")
+    for column in ("method", "rival"):
+        table.add_column(column, overflow="fold")
+    for column in ("KL as it is,\nnats/token", "at the share\nof the rival", "share", "of its\nKL"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, rival in evaluation.rivals.items():
+        at = evaluation.matched[name]
+        figures = f"{evaluation.sparse[name].divergence:.4f}", f"{at.divergence:.4f}", f"{at.sparsity.mean:.4f}"
+        table.add_row(name, rival, *figures, f"{evaluation.ratio(name):.3f}")
+    return table
+
+
+def paired_line(evaluation: Evaluation, one: str, other: str) -> str:
+    """The difference of two plans' KL, and the share of channels that it is at where they have a rival in common."""
+    rival = evaluation.common_rival(one, other)
+    share = "" if rival is None else f", at the share that {rival} skips"
+    return f"KL of {one} minus {other}: {evaluation.paired(one, other):+.4f} (paired over windows{share})"
 
 
 def layer_table(score: SparseScore) -> Table:
@@ -78,7 +100,8 @@ def timing_table(timings: Mapping[str, Mapping[str, float]]) -> Table:
     table.add_column("", no_wrap=True)
     for name in timings:
         table.add_column(name, justify="right", no_wrap=True)
-    for stage in STAGES:
+    entered = [stage for stages in timings.values() for stage in stages]
+    for stage in dict.fromkeys([row for row in ROWS if row in entered] + entered):
         cells = [f"{stages[stage]:.1f}" if stage in stages else "-" for stages in timings.values()]
         table.add_row(stage, *cells)
     table.add_row("in all", *(f"{sum(stages.values()):.1f}" for stages in timings.values()))

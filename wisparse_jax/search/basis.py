@@ -11,6 +11,7 @@ tokens a step, so that the time of a step does not grow with the model's depth.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.gradients import BlockGradients, walk_gradients
+from wisparse_jax.calibration.planes import Depths
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import INPUT_GROUPS
 from wisparse_jax.models.forward import Params
@@ -84,7 +86,7 @@ def _block_moments(
 
 
 def start_basis(moments: Moments) -> Basis:
-    """Eigenvectors, the largest first."""
+    """The eigenvectors of the stream's and of each head's second moments, those of the largest eigenvalues first."""
     energy = jnp.trace(moments.stream_gradients, axis1=1, axis2=2)
 
     def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
@@ -105,6 +107,7 @@ def refine_basis(
     learning_rate: float,
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    depths: Depths = (),
 ) -> tuple[Basis, dict[str, Any]]:
     """The basis after descent from a start.
 
@@ -117,6 +120,7 @@ def refine_basis(
         learning_rate: of Adam at its start; it falls to 0 by a cosine.
         seed: of the tokens and groups of each step.
         progress: around the numbers of the parts that are run, `STEPS_AT_ONCE` steps each.
+        depths: of a weight in planes, to refine for reading fewer of them in place of skipping.
 
     Returns:
         The basis, and the losses at the start and at the end of each descent.
@@ -124,8 +128,8 @@ def refine_basis(
     energy = jnp.trace(moments.stream_gradients, axis1=1, axis2=2) / moments.stream.shape[-1]
     plan = [
         ("stream, absolute", _absolute, start.stream, steps[0], (moments.stream, energy)),
-        ("stream, skipped", _skipped, start.stream, steps[1], (moments.stream, moments.stream_gradients)),
-        ("heads, skipped", _skipped_heads, start.heads, steps[2], (moments.heads, moments.head_gradients)),
+        ("stream, skipped", Skipped(depths), start.stream, steps[1], (moments.stream, moments.stream_gradients)),
+        ("heads, skipped", SkippedHeads(depths), start.heads, steps[2], (moments.heads, moments.head_gradients)),
     ]
     parts = iter(progress(range(sum(-(-count // STEPS_AT_ONCE) for *_, count, _ in plan))))
     losses: dict[str, Any] = {}
@@ -218,31 +222,52 @@ def _absolute(q: Array, key: Key[Array, ""], sparsity: Array, stream: Array, ene
     return jnp.mean(jnp.abs(rotated) * weight[:, None, None])
 
 
-def _skipped(q: Array, key: Key[Array, ""], sparsity: Array, stream: Array, gradients: Array) -> Array:
-    groups, tokens = _some(key, *stream.shape[:2])
-    own = gradients[groups]
-    square = jnp.sum((own @ q) * q[None], axis=1)  # E[u_i^2] in the rotated basis
-    lost = jnp.square(stream[groups][:, tokens] @ q) * square[:, None]
-    scale = jnp.mean(jnp.trace(gradients, axis1=1, axis2=2))
-    return _lowest(lost, sparsity) / scale
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """What the stream's readers lose; equal ones share a compiled program."""
+
+    depths: Depths
+
+    def __call__(self, q: Array, key: Key[Array, ""], sparsity: Array, stream: Array, gradients: Array) -> Array:
+        groups, tokens = _some(key, *stream.shape[:2])
+        own = gradients[groups]
+        square = jnp.sum((own @ q) * q[None], axis=1)  # E[u_i^2] in the rotated basis
+        lost = jnp.square(stream[groups][:, tokens] @ q) * square[:, None]
+        scale = jnp.mean(jnp.trace(gradients, axis1=1, axis2=2))
+        return _lost(lost, sparsity, self.depths) / scale
 
 
-def _skipped_heads(r: Array, key: Key[Array, ""], sparsity: Array, heads: Array, gradients: Array) -> Array:
-    blocks, tokens = _some(key, *heads.shape[:2])
-    turn, own = r[blocks], gradients[blocks]
-    square = jnp.sum(turn * (own @ turn), axis=-2)  # [blocks, kv_heads, head_dim]
-    rotated = jnp.einsum("btkqd,bkde->btkqe", heads[blocks][:, tokens], turn)
-    lost = jnp.square(rotated) * square[:, None, :, None]
-    scale = jnp.mean(jnp.trace(gradients, axis1=-2, axis2=-1))
-    return _lowest(lost.reshape(len(blocks), len(tokens), -1), sparsity) / scale
+@dataclasses.dataclass(frozen=True)
+class SkippedHeads:
+    """The same of o, by the bases of the key/value groups."""
+
+    depths: Depths
+
+    def __call__(self, r: Array, key: Key[Array, ""], sparsity: Array, heads: Array, gradients: Array) -> Array:
+        blocks, tokens = _some(key, *heads.shape[:2])
+        turn, own = r[blocks], gradients[blocks]
+        square = jnp.sum(turn * (own @ turn), axis=-2)  # [blocks, kv_heads, head_dim]
+        rotated = jnp.einsum("btkqd,bkde->btkqe", heads[blocks][:, tokens], turn)
+        lost = jnp.square(rotated) * square[:, None, :, None]
+        scale = jnp.mean(jnp.trace(gradients, axis1=-2, axis2=-1))
+        return _lost(lost.reshape(len(blocks), len(tokens), -1), sparsity, self.depths) / scale
 
 
-def _lowest(lost: Float[Array, "groups tokens channels"], sparsity: Array) -> Array:
-    """The sum over a token's channels of the share that is lost least, mean over tokens and groups."""
+def _lost(lost: Float[Array, "groups tokens channels"], sparsity: Array, depths: Depths) -> Array:
+    """The sum over a token's channels of the share that is lost least, mean over tokens and groups.
+
+    In planes each channel is read to the depth that is worth its bits: what is left of its energy there and the bits,
+    at the price that leaves the same share of channels unread, are summed.
+    """
     fixed = jax.lax.stop_gradient(lost).reshape(len(lost), -1)
     stride = max(1, fixed.shape[1] // 4096)
     while math.gcd(stride, lost.shape[-1]) > 1:  # or it would meet some channels only
         stride += 1
     few = fixed[:, ::stride]
     edge = jnp.quantile(few, sparsity, axis=1)[:, None, None]
-    return jnp.mean(jnp.sum(jnp.where(jax.lax.stop_gradient(lost) < edge, lost, 0.0), axis=-1))
+    if not depths:
+        return jnp.mean(jnp.sum(jnp.where(jax.lax.stop_gradient(lost) < edge, lost, 0.0), axis=-1))
+    price, least = edge * (1 - depths[0].left) / depths[0].bits, lost
+    for depth in depths:
+        least = jnp.minimum(least, depth.left * lost + price * depth.bits)
+    return jnp.mean(jnp.sum(least, axis=-1))

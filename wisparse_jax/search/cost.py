@@ -11,19 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache
-from wisparse_jax.models.llama import Llama
-from wisparse_jax.search.basis import GROUPS_A_STEP, TOKENS_A_STEP
-from wisparse_jax.search.greedy_path import increments
+from wisparse_jax.models.model import Model
+from wisparse_jax.search.forecast import KINDS, Part
 from wisparse_jax.search.judge import held_out_windows
-from wisparse_jax.search.progress import STARTS, trains
+from wisparse_jax.search.methods import Choice, resolve
+from wisparse_jax.search.problem import BACKWARD
+from wisparse_jax.search.settings import SearchSettings
+from wisparse_jax.search.stages.base import Size, weights_a_token
 from wisparse_jax.search.training import forward_block, step_block
-from wisparse_jax.sparsity.methods import Method
 
-BACKWARD = 3  # a forward and a backward pass, in forward passes
-SOLVE = 8  # Cayley's transform of a matrix, and back, in products of two such matrices
 # A token that is sampled, 16 at a time, in tokens that are read together: SmolLM2-135M on two CPU cores.
 SAMPLED = 5
 # Tokens times weights, some ten seconds of two CPU cores: below, a measurement takes too much of the search's own time.
@@ -31,56 +29,36 @@ LEAST_WORK = 3e11
 WORTH_SAYING = 60.0  # seconds
 
 
-def search_tokens(config: LlamaConfig, method: Method, settings: SearchSettings, targets: int = 1) -> dict[str, float]:
+def search_tokens(config: LlamaConfig, method: Choice, settings: SearchSettings, targets: int = 1) -> dict[str, float]:
     """Tokens through the model in each stage of a search for so many targets, or work as much as that.
 
     A block's share of the model is counted as that share of a token; stages may stop early, so that these are the most.
     """
+    found: dict[str, float] = {}
+    for part in search_parts(config, method, settings, targets):
+        found[part.name] = found.get(part.name, 0.0) + part.tokens
+    return found
+
+
+def search_parts(config: LlamaConfig, method: Choice, settings: SearchSettings, targets: int = 1) -> list[Part]:
+    """The rows of the time table that a search enters, with what each takes."""
     window = min(settings.window, config.context)
     count = -(-settings.tokens // window)
-    held = held_out_windows(count, settings)
-    text, judged, gradients = count * window, held * window, BACKWARD * settings.gradient_tokens
-    found: dict[str, float] = {"statistics": text}
-    if method.basis != "none":
-        found["statistics"] += text
-        found["moments"] = text + gradients
-    if method.basis == "refined":
-        hidden = config.hidden_size
-        # Forward and back: the samples times the basis, each group's gradients for skipped energy, and a solve.
-        step = BACKWARD * GROUPS_A_STEP * TOKENS_A_STEP * hidden**2 + SOLVE * hidden**3
-        skipping = BACKWARD * GROUPS_A_STEP * hidden**3
-        found["basis"] = settings.absolute_steps * step + settings.skipped_steps * (step + skipping)
-        found["basis"] /= _weights(config)
-    if method.gains != "norms":
-        found["gains"] = gradients
-    if method.search_exponents:
-        tries = len(LAYERS) * len(settings.exponents) * settings.exponent_passes
-        found["exponents"] = found["final exponents"] = targets * tries * settings.exponent_tokens
-    steps = np.ceil(settings.max_sparsity / increments(np.asarray(config.layer_weights, float), settings.layer_step))
-    paths = len(LAYERS) * settings.layer_tokens * float(steps.sum())
-    # Targets share the paths where they share the exponents.
-    own = paths * (targets if method.search_exponents else 1)
-    evolved = targets * settings.population * (settings.generations + 1) * settings.block_tokens
-    by_allocator = {
-        "greedy": own,
-        "second-order": gradients,
-        "evolution": own + evolved,
-        "evolution-equal-layers": evolved,
-        "paper": own + targets * settings.paper_offspring * settings.paper_generations * settings.block_tokens,
-    }
-    found["budgets"] = by_allocator.get(method.allocator, 0.0)  # uniform's, and of one that is not known here
-    if trains(method) and held:
-        looks = settings.training_steps / settings.training_every * judged
-        found["training"] = targets * (BACKWARD * settings.training_steps * settings.training_tokens + looks)
-    found["thresholds"] = targets * text
-    if held:
-        # Each judgement is of two models, and the dense one runs with them.
-        times = (method.basis != "none") + (method.gains != "norms")
-        each = (method.allocator in STARTS) + 2 * method.search_exponents
-        found["held out"] = 4 * judged * (times + targets * each)
-        greedy = method.allocator in ("greedy", "evolution") and not method.search_exponents
-        found["comparison"] = targets * 4 * judged + (paths if settings.compare_teal and not greedy else 0.0)
-    return {stage: float(tokens) for stage, tokens in found.items()}
+    stages = tuple(stage.configured(settings) for stage in resolve(method, settings).all_stages)
+    return expected(Size(config, count * window, held_out_windows(count, settings) * window, stages), targets)
+
+
+def expected(size: Size, targets: int) -> list[Part]:
+    """The rows of the time table that a search enters, as often as it does unless a stage is dropped.
+
+    What is done once for all targets belongs to the first of them.
+    """
+    shared = [part for stage in size.stages if stage.shared for part in stage.parts(size)]
+    own = [part for stage in size.stages if not stage.shared for part in stage.parts(size)]
+    first = [part._replace(tokens=part.tokens + part.once, once=0.0) for part in own]
+    # The programs are there by then.
+    other = [part._replace(once=0.0, programs=0) for part in own]
+    return shared + first + other * (targets - 1)
 
 
 class Speed(NamedTuple):
@@ -89,25 +67,43 @@ class Speed(NamedTuple):
     forward: float
     training: float
 
-    def seconds(self, stages: dict[str, float]) -> float:
-        """For the tokens of stages."""
-        return sum(count * (self.training if name == "training" else self.forward) for name, count in stages.items())
+    @property
+    def rates(self) -> dict[str, float]:
+        """Seconds of a token of each kind of work."""
+        return {kind: factor * self.forward for kind, factor in KINDS.items()} | {"training": self.training}
+
+    def seconds(self, parts: Sequence[Part]) -> float:
+        """For all that searches do."""
+        return sum(part.tokens * self.rates[part.kind] for part in parts)
 
 
-def measured_speed(model: Llama) -> Speed:
-    """How fast the model is on the devices that hold it; training by a step of one block."""
+def measured_speed(model: Model, trained: bool = True) -> Speed:
+    """How fast the model is on the devices that hold it; training by a step of one block, if it is trained."""
     forward = seconds_per_token(model)
-    return Speed(forward, training_seconds(model, forward))
+    return Speed(forward, training_seconds(model, forward) if trained else KINDS["training"] * forward)
 
 
-def seconds_per_token(model: Llama) -> float:
+def worth_measuring(config: LlamaConfig, tokens: float) -> bool:
+    """Whether so many tokens take long enough that the model's speed is measured first."""
+    # What several processes measure differs, and all must run the same programs.
+    return tokens * weights_a_token(config) >= LEAST_WORK and jax.process_count() == 1
+
+
+def measured_rates(model: Model, parts: Sequence[Part]) -> dict[str, float] | None:
+    """The rates for a search, measured where there is enough to do; see `Forecast`."""
+    if not worth_measuring(model.config, sum(part.tokens for part in parts)):
+        return None
+    return measured_speed(model, any(part.kind == "training" for part in parts)).rates
+
+
+def seconds_per_token(model: Model) -> float:
     """How long the dense model takes for a token of a window, once compiled."""
     length = min(512, model.config.context)
     tokens = np.arange(length, dtype=np.int32)[None] % model.config.vocab_size
     return _timed(lambda: model(tokens)) / length
 
 
-def training_seconds(model: Llama, forward: float) -> float:
+def training_seconds(model: Model, forward: float) -> float:
     """How long a step of training takes for each of the tokens forwarded that it is counted as.
 
     One block is timed, where the choice of channels, quantiles and sigmoids, takes as long on a CPU as the products;
@@ -130,7 +126,7 @@ def training_seconds(model: Llama, forward: float) -> float:
     def step() -> Any:
         return forward_block(*where, table), step_block(*where, state, table, x, rates)
 
-    head = forward * config.vocab_size * config.hidden_size / _weights(config)
+    head = forward * config.vocab_size * config.hidden_size / weights_a_token(config)
     return _timed(step) * config.num_blocks / (BACKWARD * windows * positions) + head
 
 
@@ -145,7 +141,7 @@ def _timed(run: Callable[[], Any]) -> float:
 
 
 def forecast(
-    model: Llama, methods: Sequence[Method], settings: SearchSettings, targets: int = 1, sampled: int = 0, read: int = 0
+    model: Model, methods: Sequence[Choice], settings: SearchSettings, targets: int = 1, sampled: int = 0, read: int = 0
 ) -> str | None:
     """A line about how long searches will take on this device; None where that is below about a minute.
 
@@ -157,17 +153,16 @@ def forecast(
         sampled: tokens of text that the model writes first.
         read: tokens forwarded besides, to measure plans.
     """
-    searches = [search_tokens(model.config, method, settings, targets) for method in methods]
-    tokens = sum(sum(stages.values()) for stages in searches) + read
-    # What several processes measure differs, and all must run the same programs.
-    if tokens * _weights(model.config) < LEAST_WORK or jax.process_count() > 1:
+    parts = [part for method in methods for part in search_parts(model.config, method, settings, targets)]
+    tokens = sum(part.tokens for part in parts) + read
+    if not worth_measuring(model.config, tokens):
         return None
     forward = seconds_per_token(model)
     if (tokens + SAMPLED * sampled) * forward < WORTH_SAYING / 2:
         return None
-    trained = any("training" in stages for stages in searches)
+    trained = any(part.kind == "training" for part in parts)
     speed = Speed(forward, training_seconds(model, forward) if trained else forward)
-    seconds = sum(map(speed.seconds, searches)) + (read + SAMPLED * sampled) * forward
+    seconds = speed.seconds(parts) + (read + SAMPLED * sampled) * forward
     if seconds < WORTH_SAYING:
         return None
     return f"about {duration(seconds)} on this device, compiling aside ({rounded(tokens)} tokens forwarded)"
@@ -192,8 +187,3 @@ def duration(seconds: float) -> str:
 def _few_digits(number: float) -> str:
     """Whole up to ten, in fives above."""
     return f"{number:.0f}" if number < 10 else f"{5 * round(number / 5)}"
-
-
-def _weights(config: LlamaConfig) -> int:
-    """Weights that a token is multiplied with."""
-    return config.num_blocks * sum(config.layer_weights) + config.vocab_size * config.hidden_size

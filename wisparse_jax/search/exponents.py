@@ -32,7 +32,7 @@ def search_exponents(
     if not np.isin(start, candidates).all():
         raise ValueError(f"start exponents {start.tolist()} are not all among the candidates")
     current = start.copy()
-    taus = statistics.thresholds(current, sparsities)
+    thresholds = statistics.thresholds(current, sparsities)
     # A layer's threshold depends on its own exponent and sparsity alone, so one table serves all passes.
     table = np.array(
         [[statistics.threshold(n, a, float(p)) for a in candidates] for n, p in zip(LAYERS, sparsities, strict=True)]
@@ -42,7 +42,7 @@ def search_exponents(
     for _ in range(passes):
         changed = False
         for i in range(len(LAYERS)):
-            alphas, tries = np.tile(current, (len(candidates), 1)), np.tile(taus, (len(candidates), 1))
+            alphas, tries = np.tile(current, (len(candidates), 1)), np.tile(thresholds, (len(candidates), 1))
             alphas[:, i], tries[:, i] = candidates, table[i]
             values = loss(alphas, tries)
             best, now = int(np.argmin(values)), candidates.index(current[i])
@@ -50,7 +50,7 @@ def search_exponents(
             if not errors:
                 errors.append(float(values[now]))
             changed |= best != now
-            current, taus, error = alphas[best], tries[best], float(values[best])
+            current, thresholds, error = alphas[best], tries[best], float(values[best])
         errors.append(error)
         if not changed:
             break

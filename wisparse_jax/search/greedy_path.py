@@ -68,18 +68,18 @@ def greedy_path(
     share = weights / weights.sum()
     steps = increments(weights, step)
     current = np.zeros(len(LAYERS))
-    taus = statistics.thresholds(exponents, current)
+    thresholds = statistics.thresholds(exponents, current)
     path, errors = [current], [0.0]
     while share @ current < until - 1e-12:
         grown = np.minimum(current + steps, max_sparsity)
-        tries = np.tile(taus, (len(LAYERS), 1))
+        tries = np.tile(thresholds, (len(LAYERS), 1))
         np.fill_diagonal(tries, statistics.thresholds(exponents, grown))
         values = loss(np.tile(exponents, (len(LAYERS), 1)), tries)
         work = share * (grown - current)
         room = work > 1e-12
         cost = np.where(room, (values - errors[-1]) / np.where(room, work, 1.0), np.inf)
         best = int(np.argmin(cost))
-        current, taus = current.copy(), tries[best]
+        current, thresholds = current.copy(), tries[best]
         current[best] = grown[best]
         path.append(current)
         errors.append(float(values[best]))

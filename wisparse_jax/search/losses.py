@@ -7,6 +7,7 @@ have in common before its o projection is computed once.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -18,16 +19,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int
 
 from wisparse_jax.calibration.dense import Calibration
+from wisparse_jax.calibration.settings import Settings, setting
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
-from wisparse_jax.models.divergence import kl_divergence
+from wisparse_jax.models.divergence import divergence_of_states
 from wisparse_jax.models.forward import (
     BlockCache,
     Cache,
     Layout,
     Params,
     after_attention,
-    head,
     hidden_states,
     layout,
     self_attention,
@@ -42,6 +43,13 @@ _BEFORE_ATTENTION = len(INPUT_GROUPS["attn_in"])  # of a block's layers, q, k an
 BlockObjective = Callable[
     [Float64[np.ndarray, "candidates 7"], Float64[np.ndarray, "candidates 7"]], Float64[np.ndarray, " candidates"]
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings(Settings):
+    """Settings of the losses of candidates."""
+
+    chunk: int = setting(8, largest=2**14)  # candidates that are evaluated at once on each device: bounds the memory
 
 
 class BlockLoss:
@@ -211,7 +219,7 @@ def _own_divergences(
         def one(alpha: Array, tau: Array) -> Array:
             rules = [block_rules(own, alpha[b], tau[b]) for b, own in enumerate(gains)]
             out, _ = hidden_states(config, params, ids[None], where, [_row(c) for c in kv], rules)
-            return jnp.mean(kl_divergence(head(params, dense), head(params, out[0])))
+            return jnp.mean(divergence_of_states(params, dense, out[0]))
 
         return _each(one, candidates)
 

@@ -11,22 +11,24 @@ from typing import Any
 
 import jax
 
+from kernels_pallas.formats import FORMATS
 from wisparse_jax import __version__
 from wisparse_jax.arguments import check_seed
 from wisparse_jax.calibration.dense import Calibration, Tokens
-from wisparse_jax.calibration.settings import SearchSettings
 from wisparse_jax.calibration.sparse_run import sparse_thresholds
 from wisparse_jax.calibration.variety import check_variety
 from wisparse_jax.errors import PlanError, WisparseError
-from wisparse_jax.models.basis import is_rounded
 from wisparse_jax.models.fingerprint import model_fingerprint
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.tokens import token_windows
 from wisparse_jax.search.judge import FEWEST_WINDOWS, held_out_windows
+from wisparse_jax.search.methods import DEFAULT, PLANES, Choice, Method, get_method
+from wisparse_jax.search.methods import resolve as resolve
 from wisparse_jax.search.problem import Table
-from wisparse_jax.search.stages import Search
-from wisparse_jax.search.state import SearchState, identity_of
-from wisparse_jax.sparsity.methods import DEFAULT, Method, get_method
+from wisparse_jax.search.search import Search
+from wisparse_jax.search.settings import SearchSettings
+from wisparse_jax.search.stages import Planes
+from wisparse_jax.search.state import Place, SearchState, identity_of
 from wisparse_jax.sparsity.plan import SparsityPlan
 
 STEP = 0.005  # of the sparsity that keeps a KL
@@ -34,15 +36,17 @@ GUESSES = 4  # plans whose sparsity is told from the KL of those before; then ha
 
 
 def calibrate(
-    model: Llama,
+    model: Model,
     tokens: Tokens,
     sparsity: float = 0.5,
-    method: str = DEFAULT,
+    method: Choice = DEFAULT,
     seed: int = 0,
     settings: SearchSettings | None = None,
     progress: bool = False,
     text: str = "tokens given by the caller",
-    state: str | Path | None = None,
+    state: str | Path | Place | None = None,
+    bits: float | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> SparsityPlan:
     """Search a plan for the model on calibration text.
 
@@ -50,13 +54,17 @@ def calibrate(
         model: the dense model.
         tokens: windows of calibration text, token ids; the last of them are held out.
         sparsity: the share of channels to skip, averaged over all block linears weighted by parameter count.
-        method: one of `METHODS`.
+        method: one of `METHODS`, by name or as it is; or an allocator, for the default method with it.
         seed: of the samples and searches.
         settings: the search's budget; None for the defaults.
         progress: show a progress bar on standard error.
         text: where the tokens come from, for the plan's record.
         state: folder to keep what is found in, so that a killed search goes on to the same plan; it stays, for the
             caller to remove (`remove_state`) once the plan is saved.
+        bits: in place of `sparsity`, the bits to read of a weight in planes, scales counted; the default method is
+            "planes" then. `SparsityPlan.at_bits` gives the plan of any others.
+        kinds: of text, one a window, by any names: a part of the method has to help each kind that weighs a tenth of
+            the held-out windows.
 
     Warns:
         UserWarning: the text is degenerate, see `calibration.check_variety`: the plan will fit no other.
@@ -64,40 +72,61 @@ def calibrate(
     Raises:
         WisparseError: unknown method, a sparsity that the settings do not allow, or tokens the model cannot read.
     """
-    return calibrate_targets(model, tokens, [sparsity], method, seed, settings, progress, text, state)[0]
+    if bits is not None:
+        method = PLANES if method == DEFAULT else method
+        sparsity = sparsity_of_bits(bits, method)
+    return calibrate_targets(model, tokens, [sparsity], method, seed, settings, progress, text, state, kinds)[0]
+
+
+def sparsity_of_bits(bits: float, method: Choice) -> float:
+    """The share of the stored bits that is not read when so many of a weight's are, scales counted.
+
+    Raises:
+        WisparseError: bits beyond those that are stored, or a method without planes.
+    """
+    planes = [stage for stage in get_method(method).stages if isinstance(stage, Planes)]
+    if not planes:
+        raise WisparseError(f"bits = {bits}: expected a method for weights in planes, such as planes, found {method}")
+    stored = sum(FORMATS[planes[0].format].plane_bits)
+    if not 0 < bits <= stored:
+        raise WisparseError(f"bits = {bits}: expected a number above 0, at most {stored:g}")
+    return 1 - bits / stored
 
 
 def calibrate_targets(
-    model: Llama,
+    model: Model,
     tokens: Tokens,
     sparsities: Sequence[float],
-    method: str = DEFAULT,
+    method: Choice = DEFAULT,
     seed: int = 0,
     settings: SearchSettings | None = None,
     progress: bool = False,
     text: str = "tokens given by the caller",
-    state: str | Path | None = None,
+    state: str | Path | Place | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> list[SparsityPlan]:
     """A plan for every target, in one run that shares what does not depend on it; arguments as in `calibrate`."""
     settings = SearchSettings() if settings is None else settings
     for sparsity in sparsities:
         check_sparsity(sparsity, settings)
-    search = _begin(model, tokens, method, seed, settings, progress, text, state, list(sparsities))
+    sparsities = [sparsity + 0.0 for sparsity in sparsities]  # of -0.0 it makes 0.0
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, list(sparsities), kinds)
     plans = [search.plan(sparsity) for sparsity in sparsities]
     search.close()
     return plans
 
 
 def calibrate_to_divergence(
-    model: Llama,
+    model: Model,
     tokens: Tokens,
     max_kl: float,
-    method: str = DEFAULT,
+    method: Choice = DEFAULT,
     seed: int = 0,
     settings: SearchSettings | None = None,
     progress: bool = False,
     text: str = "tokens given by the caller",
-    state: str | Path | None = None,
+    state: str | Path | Place | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> SparsityPlan:
     """The plan of the largest sparsity, to 0.005, whose KL on held-out windows is at most `max_kl`, nats per token.
 
@@ -111,7 +140,7 @@ def calibrate_to_divergence(
     if not 0 < max_kl < float("inf"):
         raise WisparseError(f"max-kl = {max_kl}: expected a positive number of nats per token")
     check_amount(len(tokens), settings, held_out=True)
-    search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"])
+    search = _begin(model, tokens, method, seed, settings, progress, text, state, [f"KL {max_kl}"], kinds)
     highest = int(settings.max_sparsity / STEP + 1e-9)
     rough, near = {0: 0.0}, (0, highest + 1)  # KL by steps of sparsity; those that keep the bound, and not
     while near[1] - near[0] > 1:
@@ -145,50 +174,53 @@ def _steps_between(kl: float, wanted: float, rough: dict[int, float], near: tupl
 
 
 def _steps(count: int) -> float:
+    """The sparsity of a number of steps."""
     return round(count * STEP, 6)
 
 
 def _begin(
-    model: Llama,
+    model: Model,
     tokens: Tokens,
-    method: str,
+    method: Choice,
     seed: int,
     settings: SearchSettings,
     progress: bool,
     text: str,
-    state: str | Path | None,
+    state: str | Path | Place | None,
     targets: list[Any],
+    kinds: Sequence[str] | None,
 ) -> Search:
+    """Check everything that can be refused, and run what all targets share; `targets` tell a kept search's state."""
     seed = check_seed(seed)
     chosen = resolve(method, settings)
     windows = token_windows(model.config, tokens)
     check_searchable(model, chosen)
     check_amount(len(windows), settings, windows.shape[1])
+    kinds = () if kinds is None else tuple(kinds)
+    if kinds and len(kinds) != len(windows):
+        raise WisparseError(f"kinds: expected one for each of {len(windows)} windows, found {len(kinds)}")
     try:
         check_variety(windows, model.config.vocab_size)
     except WisparseError as error:
         warnings.warn(f"calibration: {error}", stacklevel=4)
     identity = identity_of(
-        model_fingerprint(model), str(model.dtype), windows, targets, method, seed, dataclasses.asdict(settings),
-        __version__, [d.device_kind for d in jax.local_devices()],
+        model_fingerprint(model), str(model.dtype), windows, targets, repr(chosen), seed, dataclasses.asdict(settings),
+        kinds, __version__, [d.device_kind for d in jax.local_devices()],
     )  # fmt: skip
-    kept = SearchState(None if state is None else Path(state), identity)
-    return Search(model, windows, chosen, seed, settings, progress, text, kept, len(targets))
+    kept = SearchState(Place.of(state), identity)
+    return Search(model, windows, chosen, seed, settings, progress, text, kept, len(targets), kinds)
 
 
-def check_searchable(model: Llama, method: Method) -> None:
+def check_searchable(model: Model, method: Method) -> None:
     """Refuse a model that no plan of the method can be searched for.
 
     Raises:
-        WisparseError: folded into a basis, or rounded where the method looks for a basis.
+        WisparseError: folded into a basis, or what a stage of the method cannot work on.
     """
     if model.basis_digest is not None:
         raise WisparseError("expected the model as it was: this one is folded into the basis of a plan")
-    if method.basis != "none" and is_rounded(model.params):
-        raise WisparseError(
-            f"{method.name} looks for a basis, which rounded weights cannot be folded into: calibrate the model as it "
-            "was, and run the plan with --weights int8"
-        )
+    for stage in method.stages:
+        stage.check(model, method.name)
 
 
 def check_amount(windows: int, settings: SearchSettings, length: int | None = None, held_out: bool = False) -> None:
@@ -219,21 +251,6 @@ def check_sparsity(sparsity: float, settings: SearchSettings) -> None:
         raise WisparseError(f"sparsity = {sparsity}: expected a number from 0 to {settings.max_sparsity}{hint}")
 
 
-def resolve(method: str, settings: SearchSettings) -> Method:
-    """The method with the parts that the settings switch."""
-    chosen = get_method(method)
-    switched: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("basis", "gains", "allocator") if getattr(settings, name) != "method"
-    }
-    if settings.biases != "method":
-        switched["biases"] = settings.biases == "on"
-    if settings.gains in ("gradients", "trained") and not chosen.search_exponents:
-        switched["exponent"] = 1.0  # at 0 gains count for nothing
-    return dataclasses.replace(
-        chosen, search_exponents=chosen.search_exponents and settings.search_exponents, **switched
-    )
-
-
 def with_budgets(calibration: Calibration, plan: SparsityPlan, sparsities: Table) -> SparsityPlan:
     """The plan with other sparsities of its layers; thresholds are those that realise them on the calibration text.
 
@@ -254,6 +271,6 @@ def with_budgets(calibration: Calibration, plan: SparsityPlan, sparsities: Table
         raise PlanError(f"sparsities: expected {plan.sparsities.shape} numbers from 0 to 1")
     if plan.gains is not None:
         calibration = calibration.with_gains(plan.gains)
-    found = sparse_thresholds(calibration, plan.exponents, sparsities, plan.biases)
-    made = dataclasses.replace(plan, sparsities=sparsities, thresholds=found.taus, realised=found.realised, held_out={})
-    return dataclasses.replace(made, target=made.mean_sparsity)
+    thresholds, realised = sparse_thresholds(calibration, plan.exponents, sparsities, plan.biases)
+    plan = dataclasses.replace(plan, sparsities=sparsities, thresholds=thresholds, realised=realised, held_out={})
+    return dataclasses.replace(plan, target=plan.mean_sparsity)

@@ -5,53 +5,89 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.gradients import layer_costs
-from wisparse_jax.calibration.settings import SearchSettings
-from wisparse_jax.models.config import LAYERS
-from wisparse_jax.search.greedy_path import Path, greedy_path
-from wisparse_jax.search.losses import BlockLoss, DivergenceLoss
+from wisparse_jax.calibration.settings import GradientSettings, Settings, setting
+from wisparse_jax.models.config import LAYERS, LlamaConfig
+from wisparse_jax.search.greedy_path import Path, greedy_path, increments
+from wisparse_jax.search.losses import BlockLoss, DivergenceLoss, LossSettings
 from wisparse_jax.search.state import SearchState, Spent, identity_of
 from wisparse_jax.sparsity.budget import project_to_mean
 
 Table = Float64[np.ndarray, "blocks 7"]
-Progress = Callable[[Iterable[int]], Iterable[int]]
+Progress = Callable[..., Iterable[int]]  # `Progress.steps`
+BACKWARD = 3  # a forward and a backward pass, in forward passes
 LEVELS = 39  # points of a cost curve, 0.025 apart: budgets end on them
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class BudgetSettings(LossSettings, GradientSettings):
+    """Settings of what allocators may ask."""
+
+    max_sparsity: float = setting(0.95, share=True)  # of any layer
+    block_tokens: int = setting(4_096)  # sparse positions on which the divergence of candidates is measured
+    # sparsity that one step of a greedy path adds to the largest layer
+    layer_step: float = setting(0.02, share=True, least=1e-4)
+    layer_tokens: int = setting(2_048)  # sparse positions on which the errors of a path's steps are measured
+
+
+class LayerKey(NamedTuple):
+    """Which layer a budget is of; `plane` counts the parts of a weight that have budgets of their own."""
+
+    block: int
+    name: str
+    plane: int = 0
+
+
+class Evidence:
+    """What has been computed for exponents of one run, whatever the target."""
+
+    def __init__(self) -> None:
+        self.paths: list[Path] | None = None
+        self.costs: Float64[np.ndarray, "blocks 7 levels"] | None = None
+        self.loss: DivergenceLoss | None = None
+
+
+@dataclasses.dataclass(eq=False)
 class BudgetProblem:
     """Sparsities of every layer, their mean over weights the target, that lose least.
 
     An allocator asks for what it needs: the KL of candidates, the greedy path of every block, second-order costs. Each
-    answer is computed when it is first asked for, serves every later target, and is counted in `spent`.
+    answer is computed when it is first asked for, serves the same problem at every target, and is counted in `spent`.
     """
 
     calibration: Calibration
     exponents: Table
-    settings: SearchSettings
+    settings: Settings
     seed: int
-    progress: Progress = iter
+    progress: Progress = lambda numbers, tokens=None: numbers
     spent: Spent = dataclasses.field(default_factory=Spent)
     state: SearchState = dataclasses.field(default_factory=SearchState)
     target: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Name what is kept after the exponents and the basis that it is for."""
-        basis = self.calibration.basis
-        self._prefix = identity_of(self.exponents, None if basis is None else basis.digest())[:8]
-        self.aim(self.target)
+    known: Evidence = dataclasses.field(default_factory=Evidence)
 
     def aim(self, target: float) -> BudgetProblem:
-        """The same problem at another target; what does not depend on it is not computed again."""
-        self.target = target
-        self._journal = self.state.journal(f"{self._prefix} populations {target:g}")
-        return self
+        """The problem at another target; what does not depend on it is shared, not computed again."""
+        return dataclasses.replace(self, target=target)
+
+    @cached_property
+    def _settings(self) -> BudgetSettings:
+        return BudgetSettings.of(self.settings)
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What the names of kept answers begin with: a digest of the exponents and the basis that they are for."""
+        basis = self.calibration.basis
+        return identity_of(self.exponents, None if basis is None else basis.digest())[:8]
+
+    @cached_property
+    def _journal(self) -> Callable[[Callable[[np.ndarray], np.ndarray], np.ndarray], np.ndarray]:
+        return self.state.journal(f"{self._prefix} populations {self.target:g}")
 
     @property
     def blocks(self) -> int:
@@ -64,9 +100,28 @@ class BudgetProblem:
         return np.asarray(self.calibration.config.layer_weights, np.float64)
 
     @property
+    def layers(self) -> list[LayerKey]:
+        """Every layer that has a budget, in the order of `shares` and `curves`."""
+        return [LayerKey(block, name) for block in range(self.blocks) for name in LAYERS]
+
+    @property
+    def shares(self) -> Float64[np.ndarray, " layers"]:
+        """What a layer counts in the mean: its weights, in bits, over those of all layers."""
+        return np.tile(self.weights / self.weights.sum() / self.blocks, self.blocks)
+
+    @property
+    def curves(self) -> Float64[np.ndarray, "layers levels"]:
+        """The `costs` of every one of `layers`."""
+        return self.costs.reshape(-1, len(self.levels))
+
+    def table(self, sparsities: Float64[np.ndarray, " layers"]) -> Table:
+        """The sparsities of `layers` as a table of blocks and layer names."""
+        return sparsities.reshape(self.blocks, -1)
+
+    @property
     def max_sparsity(self) -> float:
-        """Of any layer."""
-        return self.settings.max_sparsity
+        """The largest sparsity that any layer may have."""
+        return self._settings.max_sparsity
 
     @property
     def levels(self) -> Float64[np.ndarray, " levels"]:
@@ -79,33 +134,31 @@ class BudgetProblem:
         return self._journal(self._ask, sparsities)
 
     def _ask(self, sparsities: Float64[np.ndarray, "candidates blocks 7"]) -> Float64[np.ndarray, " candidates"]:
-        taus = [s.thresholds(self.exponents[b], sparsities[:, b]) for b, s in enumerate(self.calibration.statistics)]
-        return self._divergence(self.exponents, np.stack(taus, axis=1))
+        statistics = enumerate(self.calibration.statistics)
+        thresholds = [block.thresholds(self.exponents[b], sparsities[:, b]) for b, block in statistics]
+        return self._divergence(self.exponents, np.stack(thresholds, axis=1))
 
-    @cached_property
+    @property
     def _divergence(self) -> DivergenceLoss:
-        return DivergenceLoss(self.calibration, self.settings.block_tokens, self.settings.chunk)
+        if self.known.loss is None:
+            self.known.loss = DivergenceLoss(self.calibration, self._settings.block_tokens, self._settings.chunk)
+        return self.known.loss
 
-    @cached_property
+    @property
     def paths(self) -> list[Path]:
         """Every block's greedy path of layer sparsities, from dense to as sparse as may be, with the block errors."""
-        found = []
-        for b in self.progress(range(self.blocks)):
-            made = self.state.keep(f"{self._prefix} path {b}", lambda b=b: self._path(b), self.spent)
-            found.append(Path(made["sparsities"], made["errors"]))
-        return found
+        if self.known.paths is None:
+            paths = []
+            for b in self.progress(range(self.blocks), path_tokens(self.calibration.config, self._settings)):
+                path = self.state.keep(f"{self._prefix} path {b}", lambda b=b: self._path(b), self.spent)
+                paths.append(Path(path["sparsities"], path["errors"]))
+            self.known.paths = paths
+        return self.known.paths
 
     def _path(self, b: int) -> dict[str, np.ndarray]:
-        loss = BlockLoss(self.calibration, b, self.settings.layer_tokens, self.settings.chunk)
-        path = greedy_path(
-            loss,
-            self.calibration.statistics[b],
-            self.exponents[b],
-            self.weights,
-            self.max_sparsity,
-            self.settings.layer_step,
-            self.max_sparsity,
-        )
+        settings, statistics = self._settings, self.calibration.statistics[b]
+        loss, most = BlockLoss(self.calibration, b, settings.layer_tokens, settings.chunk), settings.max_sparsity
+        path = greedy_path(loss, statistics, self.exponents[b], self.weights, most, settings.layer_step, most)
         self.spent.tokens += len(path.errors) * len(LAYERS) * loss.tokens
         return path._asdict()
 
@@ -113,17 +166,18 @@ class BudgetProblem:
         """The layer sparsities that block budgets get: the points of the greedy paths where they are met."""
         return np.stack([path.at(self.weights, budgets[:, b]) for b, path in enumerate(self.paths)], axis=1)
 
-    @cached_property
+    @property
     def costs(self) -> Float64[np.ndarray, "blocks 7 levels"]:
         """The second-order cost of every layer at every one of `levels`, nats per token; they add up over layers."""
-        tokens = self.settings.gradient_tokens
+        if self.known.costs is None:
+            self.known.costs = self.state.keep(f"{self._prefix} costs {LEVELS}", self._costs, self.spent)["costs"]
+        return self.known.costs
 
-        def make() -> dict[str, np.ndarray]:
-            found = layer_costs(self.calibration, self.exponents, self.levels, tokens, self.seed)
-            self.spent.tokens += 3 * tokens
-            return {"costs": found}
-
-        return self.state.keep(f"{self._prefix} costs {LEVELS}", make, self.spent)["costs"]
+    def _costs(self) -> dict[str, np.ndarray]:
+        tokens = self._settings.gradient_tokens
+        costs = layer_costs(self.calibration, self.exponents, self.levels, tokens, self.seed)
+        self.spent.tokens += BACKWARD * tokens
+        return {"costs": costs}
 
     def predicted(self, sparsities: Table) -> float:
         """The KL that the second-order costs add up to."""
@@ -131,7 +185,7 @@ class BudgetProblem:
         return float(sum(np.interp(sparsities[b, i], self.levels, self.costs[b, i]) for b, i in cells))
 
     def uniform(self) -> Table:
-        """The target everywhere."""
+        """The table that has the target everywhere."""
         return np.full((self.blocks, len(LAYERS)), self.target)
 
     def within_budget(
@@ -150,4 +204,7 @@ class Allocation:
     history: dict[str, Any]
 
 
-Allocator = Callable[[BudgetProblem], Allocation]
+def path_tokens(config: LlamaConfig, settings: BudgetSettings) -> float:
+    """Tokens through the model that the greedy paths of all blocks take: a block's share of it counts as that share."""
+    steps = np.ceil(settings.max_sparsity / increments(np.asarray(config.layer_weights, float), settings.layer_step))
+    return len(LAYERS) * settings.layer_tokens * float(steps.sum())

@@ -27,8 +27,8 @@ from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.sparse_run import Biases
 from wisparse_jax.calibration.statistics import tau_between
 from wisparse_jax.models.config import LAYERS, LlamaConfig
-from wisparse_jax.models.divergence import kl_divergence
-from wisparse_jax.models.forward import BlockCache, Params, block, head, layout, rms_norm, top_params
+from wisparse_jax.models.divergence import divergence_of_states
+from wisparse_jax.models.forward import BlockCache, Params, block, layout, rms_norm, top_params
 from wisparse_jax.models.mesh import on_host
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -95,8 +95,8 @@ def train(
     rates: tuple[float, float],
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> tuple[Trained, list[float]]:
-    """What of least held-out KL Adam meets, and that KL at the start and after every so many steps.
+) -> tuple[Trained, Float64[np.ndarray, "looks windows"]]:
+    """What of least held-out KL Adam meets, and each window's KL at the start and after every so many steps.
 
     Args:
         training: the dense run on the windows to learn from.
@@ -109,30 +109,33 @@ def train(
         rates: learning rates of the gains' logarithms and of the biases, at the start; they fall to 0 by a cosine, and
             one of 0 leaves its part as it is.
         seed: of the windows of each step.
-        progress: around the numbers of the looks.
+        progress: around the numbers of the steps.
     """
     windows, positions = training.tokens.shape
     batch = max(1, min(windows, tokens // positions))
     table = jnp.asarray(sparsities, jnp.float32)
     own = [{"gains": gains, "biases": biases} for gains, biases in zip(*start, strict=True)]
     states = [optax.scale_by_adam().init(part) for part in own]
-    best, least = own, _held_out_divergence(held_out, own, table, batch)
-    curve, stale = [least], 0
-    rng = np.random.default_rng(seed)
-    for look in progress(range(-(-steps // every))):
+    best, curve, stale = own, [_held_out_divergences(held_out, own, table, batch)], 0
+    least = curve[0].mean()
+    rng, before = np.random.default_rng(seed), own
+    ticks = iter(progress(range(steps)))
+    for look in range(-(-steps // every)):
         if stale >= PATIENCE:
-            continue
-        for step in range(look * every, min(steps, (look + 1) * every)):
+            break
+        for step, _ in zip(range(look * every, min(steps, (look + 1) * every)), ticks, strict=False):
+            # What the bar says is done is done, but for one step that the device has at hand.
+            jax.block_until_ready(before)
+            before = own
             rows = np.sort(rng.choice(windows, batch, replace=False))
             fall = 0.5 * (1.0 + np.cos(np.pi * step / steps))
             scaled = {"gains": jnp.float32(rates[0] * fall), "biases": jnp.float32(rates[1] * fall)}
             own, states = _step(training, own, states, table, rows, scaled)
-        value = _held_out_divergence(held_out, own, table, batch)
-        curve.append(value)
-        stale = 0 if value < least else stale + 1
-        if value < least:
-            best, least = own, value
-    return Trained([part["gains"] for part in best], [part["biases"] for part in best]), curve
+        curve.append(_held_out_divergences(held_out, own, table, batch))
+        stale += 1
+        if curve[-1].mean() < least:
+            best, least, stale = own, curve[-1].mean(), 0
+    return Trained([part["gains"] for part in best], [part["biases"] for part in best]), np.stack(curve)
 
 
 def _step(
@@ -162,16 +165,18 @@ def _forward(calibration: Calibration, own: list[Any], table: Array, rows: np.nd
     return xs
 
 
-def _held_out_divergence(calibration: Calibration, own: list[Any], table: Array, batch: int) -> float:
-    """The mean KL over the windows, every window counted once."""
-    sums, count = 0.0, len(calibration.tokens)
+def _held_out_divergences(
+    calibration: Calibration, own: list[Any], table: Array, batch: int
+) -> Float64[np.ndarray, " windows"]:
+    """The mean KL of each window."""
+    parts, count = [], len(calibration.tokens)
     for at in range(0, count, batch):
-        # The last batch is filled up with its own last window, which counts once.
+        # The last batch is filled up with its own last window.
         rows = np.minimum(np.arange(at, at + batch), count - 1)
         x = _forward(calibration, own, table, rows)[-1]
         values = _divergence(calibration.config, top_params(calibration.params), x, calibration.hidden[rows])
-        sums += float(np.sum(on_host(values).astype(np.float64)[: count - at]))
-    return sums / count
+        parts.append(on_host(values).astype(np.float64)[: count - at])
+    return np.concatenate(parts)
 
 
 def _run_block(
@@ -229,7 +234,7 @@ def _divergence(
 ) -> Float[Array, " windows"]:
     """KL(dense || sparse) of each window; `dense` is normed already."""
     out = rms_norm(x, top["norm"], config.norm_eps)
-    return jnp.mean(kl_divergence(head(top, dense), head(top, out)), axis=1)
+    return jnp.mean(divergence_of_states(top, dense, out), axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

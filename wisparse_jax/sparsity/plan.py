@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from wisparse_jax.errors import PlanError
+from wisparse_jax.files import expanded
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.config import LAYERS, LlamaConfig
+from wisparse_jax.sparsity.planes import PlaneCurves, check_curves
 
 PLAN_FILE = "plan.json"
 HISTORY_FILE = "history.json"
@@ -32,6 +34,9 @@ class SparsityPlan:
     `|x_i| * max(g_i^alpha, 1e-4) >= tau`; `g` is `||W_i||` of the (folded) weights unless `gains` says otherwise. The
     sparsities' mean, weighted by each layer's number of weights (`layer_weights`), is `target`; `realised` is what the
     thresholds skip on the text that set them, which is the same but for activations that tie.
+
+    With `planes` the plan is for weights in planes, and the curves decide all: sparsities are shares of the stored bits
+    that are not read, thresholds those of each layer's first plane, and `at_bits` gives the plan of other bits.
     """
 
     method: str
@@ -46,6 +51,7 @@ class SparsityPlan:
     basis: Basis | None = None
     gains: list[Vectors] | None = None
     biases: list[Vectors] | None = None
+    planes: PlaneCurves | None = None
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     held_out: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -69,12 +75,49 @@ class SparsityPlan:
         weights = np.asarray(self.layer_weights, np.float64)
         return self.sparsities @ (weights / weights.sum())
 
+    @property
+    def bits(self) -> float | None:
+        """The bits that are read of a weight on average, scales counted; None but for a plan for planes."""
+        return None if self.planes is None else (1 - self.target) * self.planes.stored_bits
+
+    def weights(self, asked: str | None) -> str | None:
+        """The format that the block linears are rounded to for the plan: its own if it is for planes, or what is asked.
+
+        Raises:
+            PlanError: another one than its own is asked for.
+        """
+        if self.planes is None:
+            return asked
+        if asked not in (None, self.planes.format):
+            raise PlanError(f"weights = {asked!r}: the plan is for {self.planes.format} weights")
+        return self.planes.format
+
+    def at_bits(self, bits: float) -> SparsityPlan:
+        """The plan of the same planes that reads so many bits of a weight, scales counted; nothing is searched.
+
+        Raises:
+            PlanError: not a plan for planes, or bits beyond what its curves reach.
+        """
+        if self.planes is None:
+            raise PlanError(
+                f"bits = {bits}: expected a plan for planes, found one of {self.method}, which has one rate"
+            )
+        if not isinstance(bits, int | float) or not bits > 0:
+            raise PlanError(f"bits = {bits}: expected a positive number")
+        target = 1 - bits / self.planes.stored_bits
+        skipped = self.planes.skipped(self.layer_weights, target)
+        sparsities = self.planes.layer_shares(skipped)
+        first = self.planes.thresholds(skipped)[:, :, 0]
+        return dataclasses.replace(
+            self, target=target, sparsities=sparsities, realised=sparsities, thresholds=first, held_out={}
+        )
+
     def held_out_rows(self) -> list[tuple[str, str, str, str]]:
         """What was measured on held-out windows, for a table: the plan as "plan" or what it was compared with,
         perplexity, KL in nats per token, realised sparsity; a dash for what is no number."""
 
         def shown(value: Any, digits: int) -> str:
-            return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
+            return f"{value:z.{digits}f}" if isinstance(value, int | float) else "-"
 
         return [
             (name, shown(row.get("perplexity"), 2), shown(row.get("kl"), 4), shown(row.get("sparsity"), 4))
@@ -118,6 +161,11 @@ class SparsityPlan:
             for b, block in enumerate(vectors or ()):
                 for name, vector in block.items():
                     expected[f"{field}[{b}].{name}"] = vector, config.layer_shapes[name][axis : axis + 1]
+        if self.planes is not None:
+            count = len(self.planes.plane_bits)
+            for b, block in enumerate(self.planes.gains):
+                for name, vectors in block.items():
+                    expected[f"planes.gains[{b}].{name}"] = vectors, (count, config.layer_shapes[name][0])
         for name, (tensor, shape) in expected.items():
             if tuple(tensor.shape) != shape:
                 raise PlanError(f"{name}: expected the model's shape {shape}, found {tuple(tensor.shape)}")
@@ -130,7 +178,7 @@ class SparsityPlan:
         """
         from wisparse_jax.sparsity.storage import write_plan
 
-        write_plan(self, Path(path))
+        write_plan(self, expanded(path))
 
     def push(self, repository: str, base_model: str | None = None, private: bool = False) -> str:
         """Upload the plan to the hub, with a generated card; the repository `org/name` is made if there is none.
@@ -180,6 +228,8 @@ def check_numbers(plan: SparsityPlan) -> None:
         raise PlanError(f"target: expected a finite number from 0 to 1, found {plan.target!r}")
     if any(not 1 <= weight < 2**53 for weight in plan.layer_weights):
         raise PlanError(f"layer_weights: expected numbers of weights, found {plan.layer_weights}")
+    if plan.planes is not None:
+        check_curves(plan.planes, len(plan.exponents))
     if not abs(plan.mean_sparsity - plan.target) <= 1e-6:
         raise PlanError(f"blocks: their mean sparsity is {plan.mean_sparsity:.6f}, but target = {plan.target}")
 

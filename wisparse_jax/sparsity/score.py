@@ -21,15 +21,16 @@ from wisparse_jax.models.rules import BlockRules, ChannelRule
 
 SCORE_FLOOR = 1e-4
 
-# Layer name -> g of each input channel, float32 [in].
-ChannelGains = dict[str, Float[Array, "_"]]
+# Layer name -> g of each input channel, float32 [in], or of each plane [planes, in].
+ChannelGains = dict[str, Float[Array, "..."]]
 
 
 @jax.jit
 def channel_norms(
-    kernel: Num[Array, "in_channels _"], scale: Num[Array, "..."] | None = None
+    kernel: Num[Array, "in_channels _"] | tuple[Num[Array, "in_channels _"], ...],
+    scale: Num[Array, "..."] | None = None,
 ) -> Float[Array, " in_channels"]:
-    """`||W_i||_2` of every input channel, in float32; the scale is that of an int8 or int4 kernel."""
+    """`||W_i||_2` of every input channel, in float32; kernel and scale are the values and scales of a `Weight`."""
     return jnp.sqrt(jnp.sum(jnp.square(Weight(kernel, scale).wide()), axis=1))
 
 
@@ -41,7 +42,9 @@ def model_norms(params: dict[str, Any]) -> list[ChannelGains]:
     ]
 
 
-def score_weights(gains: Float[Array, " in_channels"], exponent: Float[Array, ""]) -> Float[Array, " in_channels"]:
+def score_weights(
+    gains: Float[Array, "*planes in_channels"], exponent: Float[Array, ""]
+) -> Float[Array, "*planes in_channels"]:
     """`max(g_i^alpha, 1e-4)`: what multiplies |x_i| in the score."""
     return jnp.maximum(gains**exponent, SCORE_FLOOR)
 
@@ -53,6 +56,8 @@ def channel_thresholds(
     return tau / score_weights(gains, exponent)
 
 
-def block_rules(gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7"]) -> BlockRules:
-    """The rules of a block's seven layers, given in the order of `LAYERS`."""
-    return {name: ChannelRule(channel_thresholds(gains[name], exponents[i], taus[i])) for i, name in enumerate(LAYERS)}
+def block_rules(gains: ChannelGains, exponents: Float[Array, "7"], thresholds: Float[Array, "7"]) -> BlockRules:
+    """The rules of a block's seven layers; exponents and thresholds on the score are in the order of `LAYERS`."""
+    return {
+        name: ChannelRule(channel_thresholds(gains[name], exponents[i], thresholds[i])) for i, name in enumerate(LAYERS)
+    }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wisparse_jax.errors import PlanError
+from wisparse_jax.files import expanded
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.sparsity.plan import HISTORY_FILE, PLAN_FILE, TENSORS_FILE, SparsityPlan
 from wisparse_jax.sparsity.storage import plan_files
@@ -27,7 +28,7 @@ def plan_folder(name: str | Path) -> Path:
     from wisparse_jax.models.hub import explained, is_hub_id, snapshot
 
     if not is_hub_id(name):
-        return Path(name)
+        return expanded(name)
     with explained(f"{name}: no such folder here, and as a hub id", PlanError):
         folder = snapshot(str(name), (PLAN_FILE, TENSORS_FILE, HISTORY_FILE))
     if not (folder / PLAN_FILE).exists():

@@ -3,7 +3,8 @@
 Exponents and thresholds are written with as many digits as float32, in which they are used, needs; shares with six
 decimals, records with six digits: rounding changes nothing that a model computes.
 
-Format 1 had plan.json alone, with the history in it; it is still read. docs/plan-format.md describes both.
+Format 1 had plan.json alone, with the history in it; it is still read. Plans for planes are of format 3, all others of
+2. docs/plan-format.md describes them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.formats import FORMATS
 from wisparse_jax.errors import PlanError
 from wisparse_jax.files import check_regular, new_folder, read_bytes, read_json
 from wisparse_jax.models.basis import Basis
@@ -33,11 +35,14 @@ from wisparse_jax.sparsity.plan import (
     check_basis,
     check_numbers,
 )
+from wisparse_jax.sparsity.planes import PlaneCurves
 
-FORMAT, READABLE = 2, (1, 2)
+FORMAT, WITH_PLANES, READABLE = 2, 3, (1, 2, 3)
 LARGEST_JSON = 16 << 20
 _TABLES: tuple[str, ...] = ("exponents", "sparsities", "thresholds", "realised")
 _WIDTH = 120  # characters of a line of JSON
+_CURVES = ("levels", "taus", "costs")
+_PLANE_GAIN = "plane_gain"
 _VECTORS = {"gains": "gain", "biases": "bias"}  # field of a plan -> name of its tensors
 
 
@@ -51,7 +56,7 @@ class _Layer:
 
 @dataclasses.dataclass
 class _File:
-    """plan.json, of either format."""
+    """What a plan.json holds, in any of its formats."""
 
     format: int
     method: str
@@ -67,6 +72,7 @@ class _File:
     held_out: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: dict[str, Any] = dataclasses.field(default_factory=dict)
     tensors: str | None = None  # sha256 of the file of tensors
+    planes: str | None = None  # the weight format, of a plan for planes
 
 
 def plan_files(plan: SparsityPlan) -> dict[str, bytes]:
@@ -98,15 +104,17 @@ def read_plan(path: Path) -> SparsityPlan:
     folder = path.parent if path.name == PLAN_FILE and os.path.isfile(path) else path
     file = folder / PLAN_FILE
     if not os.path.lexists(file):  # os.path's questions have an answer for a name of any length
-        found = "no such folder"
+        there = "no such folder"
         if os.path.exists(path):
-            found = f"no {PLAN_FILE} in it" if path.is_dir() else "a file"
-        raise PlanError(f"{path}: expected a plan folder, found {found}")
+            there = f"no {PLAN_FILE} in it" if path.is_dir() else "a file"
+        raise PlanError(f"{path}: expected a plan folder, found {there}")
     head = read_json(file, dict[str, Any], PlanError, LARGEST_JSON)
     if "format" not in head:
         raise PlanError(f"{file}: format: missing; this is not a sparsity plan")
     if head["format"] not in READABLE:
-        raise PlanError(f"{file}: format = {head['format']!r}: this version reads formats {READABLE[0]} and {FORMAT}")
+        raise PlanError(
+            f"{file}: format = {head['format']!r}: this version reads formats {', '.join(map(str, READABLE))}"
+        )
     raw: _File = read_json(file, _File, PlanError, LARGEST_JSON)
     history = folder / HISTORY_FILE
     if os.path.lexists(history):
@@ -116,7 +124,13 @@ def read_plan(path: Path) -> SparsityPlan:
         check_numbers(plan)
     except PlanError as error:
         raise PlanError(f"{file}: {error}") from None
-    return plan if raw.tensors is None else _with_tensors(plan, folder / TENSORS_FILE, raw.tensors)
+    if (raw.format == WITH_PLANES) != (raw.planes is not None) or (raw.planes is not None and raw.tensors is None):
+        raise PlanError(
+            f"{file}: planes: expected a weight format, and tensors, in plans of format {WITH_PLANES} alone"
+        )
+    if raw.tensors is None:
+        return plan
+    return _with_tensors(plan, folder / TENSORS_FILE, raw.tensors, raw.planes)
 
 
 def _short(value: Any) -> Any:
@@ -168,11 +182,13 @@ def _as_json(plan: SparsityPlan, digest: str | None) -> dict[str, Any]:
         }
         for b in range(len(plan.exponents))
     ]
-    stated = {name: getattr(plan, name) for name in ("method", "target", "version", "fingerprint", "seed")}
+    identity = {name: getattr(plan, name) for name in ("method", "target", "version", "fingerprint", "seed")}
     records = {name: _short(getattr(plan, name)) for name in ("held_out", "calibration", "timings")}
     weights = dict(zip(LAYERS, plan.layer_weights, strict=True))
     rest = {"settings": plan.settings, "tensors": digest, "layer_weights": weights, "blocks": blocks}
-    return {"format": FORMAT, **stated, **records, **rest}
+    if plan.planes is not None:
+        return {"format": WITH_PLANES, **identity, **records, "planes": plan.planes.format, **rest}
+    return {"format": FORMAT, **identity, **records, **rest}
 
 
 def _parse(raw: _File) -> SparsityPlan:
@@ -205,16 +221,20 @@ def _parse(raw: _File) -> SparsityPlan:
 
 def _tensors(plan: SparsityPlan) -> dict[str, np.ndarray]:
     """What of a plan goes into its file of tensors."""
-    out = {}
+    out: dict[str, Any] = {}
     if plan.basis is not None:
         out |= {f"basis.{name}": getattr(plan.basis, name) for name in Basis._fields}
+    if plan.planes is not None:
+        out |= {f"planes.{name}": getattr(plan.planes, name) for name in _CURVES}
+        for b, block in enumerate(plan.planes.gains):
+            out |= {f"blocks.{b}.{layer}.{_PLANE_GAIN}": block[layer] for layer in LAYERS}
     for field, name in _VECTORS.items():
         for b, block in enumerate(getattr(plan, field) or ()):
             out |= {f"blocks.{b}.{layer}.{name}": block[layer] for layer in LAYERS}
     return {name: np.ascontiguousarray(np.asarray(value, np.float32)) for name, value in out.items()}
 
 
-def _with_tensors(plan: SparsityPlan, file: Path, digest: str) -> SparsityPlan:
+def _with_tensors(plan: SparsityPlan, file: Path, digest: str, planes: str | None) -> SparsityPlan:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -231,14 +251,16 @@ def _with_tensors(plan: SparsityPlan, file: Path, digest: str) -> SparsityPlan:
             raise PlanError(f"{file}: tensor {name}: expected finite float32 numbers")
         size = value.shape[-1] if value.ndim else 0
         expected = {"basis.stream": (size, size), "basis.heads": (len(plan.exponents), *value.shape[1:2], size, size)}
-        if value.shape != expected.get(name, (size,)):
+        # `check_curves` and the model tell the shapes of those for planes.
+        for_planes = name.startswith("planes.") or name.endswith(f".{_PLANE_GAIN}")
+        if not for_planes and value.shape != expected.get(name, (size,)):
             raise PlanError(f"{file}: tensor {name}: expected another shape, found {list(value.shape)}")
-    made: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     names = {f"basis.{name}" for name in Basis._fields}
     if names <= set(tensors):
-        made["basis"] = Basis(*(jnp.asarray(tensors.pop(f"basis.{name}")) for name in Basis._fields))
-        check_basis(made["basis"], str(file))
-    for field, kind in _VECTORS.items():
+        parts["basis"] = Basis(*(jnp.asarray(tensors.pop(f"basis.{name}")) for name in Basis._fields))
+        check_basis(parts["basis"], str(file))
+    for field, kind in (_VECTORS | {"planes": _PLANE_GAIN}).items():
         vectors: list[Vectors] = []
         for b in range(len(plan.exponents)):
             keys = {layer: f"blocks.{b}.{layer}.{kind}" for layer in LAYERS}
@@ -246,7 +268,26 @@ def _with_tensors(plan: SparsityPlan, file: Path, digest: str) -> SparsityPlan:
                 vectors.append({layer: jnp.asarray(tensors.pop(key)) for layer, key in keys.items()})
         if vectors and len(vectors) != len(plan.exponents):
             raise PlanError(f"{file}: tensors blocks.*.{kind}: expected those of {len(plan.exponents)} blocks")
-        made[field] = vectors or None
+        parts[field] = vectors or None
+    if planes is not None:
+        parts["planes"] = _curves(file, planes, tensors, parts["planes"])
     if tensors:
         raise PlanError(f"{file}: tensor {sorted(tensors)[0]!r} is unexpected, or others that go with it are missing")
-    return dataclasses.replace(plan, **made)
+    whole = dataclasses.replace(plan, **parts)
+    try:
+        check_numbers(whole)
+    except PlanError as error:
+        raise PlanError(f"{file}: {error}") from None
+    return whole
+
+
+def _curves(file: Path, planes: str, tensors: dict[str, np.ndarray], gains: list[dict[str, Any]] | None) -> PlaneCurves:
+    """The curves of a plan for planes, taken out of its tensors."""
+    offered = [name for name, one in FORMATS.items() if len(one.plane_bits) > 1]
+    if planes not in offered:
+        raise PlanError(f"{file}: planes = {planes!r}: expected {' or '.join(offered)}")
+    names = {name: f"planes.{name}" for name in _CURVES}
+    if gains is None or not set(names.values()) <= set(tensors):
+        raise PlanError(f"{file}: expected the tensors {', '.join(names.values())} and blocks.*.{_PLANE_GAIN}")
+    arrays = {name: tensors.pop(key).astype(np.float64) for name, key in names.items()}
+    return PlaneCurves(format=planes, gains=gains, **arrays)

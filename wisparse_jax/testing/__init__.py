@@ -1,5 +1,7 @@
-"""What tests share, ours and users': a tiny model, numbers, a count of compilations, lowering for a pretended GPU."""
+"""What tests share, ours and users': a tiny model, prose, a count of compilations, lowering for a pretended GPU."""
 
+from wisparse_jax.testing.commands import PROSE as PROSE
+from wisparse_jax.testing.commands import run as run
 from wisparse_jax.testing.compilations import count_compilations as count_compilations
 from wisparse_jax.testing.compilations import jit_as_written as jit_as_written
 from wisparse_jax.testing.folders import write_tiny_folder as write_tiny_folder

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.llama import Llama
+from wisparse_jax.models.model import Model
 from wisparse_jax.models.rope import Rope
 
 _BASE = LlamaConfig(
@@ -34,8 +34,7 @@ def tiny_config(**changes: Any) -> LlamaConfig:
     return dataclasses.replace(_BASE, **changes)
 
 
-def tiny_model(config: LlamaConfig | None = None, seed: int = 0) -> Llama:
+def tiny_model(config: LlamaConfig | None = None, seed: int = 0) -> Model:
     """A random model whose matrices are large enough that its tokens are not all alike."""
     config = tiny_config() if config is None else config
-    params = Llama(config, nnx.Rngs(seed)).params
-    return Llama.from_params(config, jax.tree.map(lambda w: w * 8 if w.ndim == 2 else w, params))
+    return jax.tree.map(lambda w: w * 8 if w.ndim == 2 else w, Model.random(config, nnx.Rngs(seed)))

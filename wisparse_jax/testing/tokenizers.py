@@ -13,7 +13,7 @@ NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def byte_level() -> Tokenizer:
-    """As Llama 3 and Qwen: every byte a letter, a space part of the word after it."""
+    """A tokenizer as Llama 3's and Qwen's: every byte a letter, a space part of the word after it."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet, "he", "ll", "Ġt"])}
     tokenizer = Tokenizer(models.BPE(vocab, [("h", "e"), ("l", "l"), ("Ġ", "t")]))
@@ -23,7 +23,7 @@ def byte_level() -> Tokenizer:
 
 
 def sentence_piece() -> Tokenizer:
-    """As Llama 2: a space is put before a text and taken away from its beginning; unknown characters are bytes."""
+    """A tokenizer as Llama 2's: a space goes before a text, and comes off again; unknown characters are bytes."""
     vocab = {token: i for i, token in enumerate([*SPECIAL, *(f"<0x{b:02X}>" for b in range(256))])}
     for token in ["▁", *"abcdefghijklmnopqrstuvwxyz0126.,", "he", "▁t", "▁two"]:
         vocab[token] = len(vocab)
@@ -38,7 +38,7 @@ def sentence_piece() -> Tokenizer:
 
 
 def metaspace() -> Tokenizer:
-    """As Mistral: the same by a pre-tokenizer."""
+    """A tokenizer as Mistral's: the same by a pre-tokenizer."""
     tokenizer = sentence_piece()
     tokenizer.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
@@ -53,7 +53,7 @@ def metaspace_decoder() -> Tokenizer:
 
 
 def word_pieces() -> Tokenizer:
-    """With the end of a word marked, which is a space unless nothing follows."""
+    """A tokenizer with the end of a word marked, which is a space unless nothing follows."""
     letters = "abcdefghijklmnopqrstuvwxyz0126.,☃"
     vocab = {token: i for i, token in enumerate([*SPECIAL, *letters, *(f"{c}</w>" for c in letters)])}
     tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", end_of_word_suffix="</w>"))

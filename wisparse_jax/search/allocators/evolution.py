@@ -8,42 +8,50 @@ once (evosax) keeps its best candidate, and every candidate is evaluated with th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from wisparse_jax.models.config import LAYERS
-from wisparse_jax.search.problem import Allocation, BudgetProblem
+from wisparse_jax.calibration.settings import Settings, setting
+from wisparse_jax.search.allocators.registry import allocator
+from wisparse_jax.search.problem import Allocation, BudgetProblem, BudgetSettings
 
-Budgets = Float64[np.ndarray, "candidates blocks"]
-Layers = Callable[[Budgets], Float64[np.ndarray, "candidates blocks 7"]]
+ALGORITHMS = ("CR_FM_NES", "SNES")  # of evosax, which has more: a name is all that another one takes
 
 
+@dataclasses.dataclass(frozen=True)
+class EvolutionSettings(Settings):
+    """Settings of the evolution of block budgets (Alg. 3)."""
+
+    algorithm: str = setting("CR_FM_NES", choices=lambda: ALGORITHMS)
+    population: int = setting(
+        32, largest=2**14, expected=("an even number, at least 4", lambda count: count % 2 == 0 and count >= 4)
+    )
+    generations: int = setting(60, largest=10**5)
+    initial_std: float = setting(0.05, share=True)  # of the candidates' sparsities around uniform
+
+
+def _tokens(settings: Settings) -> float:
+    evolved = EvolutionSettings.of(settings)
+    return float(evolved.population * (evolved.generations + 1) * BudgetSettings.of(settings).block_tokens)
+
+
+@allocator("evolution", starts_from="greedy", asks=("paths",), tokens=_tokens)
 def evolution(problem: BudgetProblem) -> Allocation:
     """Block budgets evolved, each candidate with the layers of its blocks' greedy paths; TEAL's budget is one."""
-    budget, history = evolve(problem, problem.on_paths)
+    budget, history = evolve(problem)
     return Allocation(problem.on_paths(budget[None])[0], history)
 
 
-def evolution_of_equal_layers(problem: BudgetProblem) -> Allocation:
-    """Block budgets evolved, all layers of a block alike; the uniform budget is one candidate."""
-    budget, history = evolve(problem, equal_layers)
-    return Allocation(equal_layers(budget[None])[0], history)
+def evolve(problem: BudgetProblem) -> tuple[Float64[np.ndarray, " blocks"], dict[str, Any]]:
+    """The block sparsities of least divergence found, their mean the target.
 
-
-def equal_layers(budgets: Budgets) -> Float64[np.ndarray, "candidates blocks 7"]:
-    """The same sparsity for all layers of a block."""
-    return np.repeat(budgets[:, :, None], len(LAYERS), axis=2)
-
-
-def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, " blocks"], dict[str, Any]]:
-    """The block sparsities of least divergence found, their mean the target; `layers` gives what is evaluated.
-
-    Every candidate is moved onto the budget before it is evaluated; the uniform one is a candidate, so the result is
-    never worse than it on the tokens of the search.
+    Every candidate is moved onto the budget, and evaluated with the layers of its blocks' greedy paths; the uniform one
+    is a candidate, so the result is never worse than it on the tokens of the search.
 
     Returns:
         The best budget, and the history: the uniform divergence, the best of each generation, and the evaluations.
@@ -53,7 +61,7 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
 
     from wisparse_jax.models.keys import random_key
 
-    settings, blocks = problem.settings, problem.blocks
+    settings, blocks = EvolutionSettings.of(problem.settings), problem.blocks
     best, zero = np.full(blocks, problem.target), jnp.zeros(blocks, jnp.float32)
     if blocks == 1:
         return best, {"uniform": None, "best": [], "evaluations": 0}
@@ -63,14 +71,14 @@ def evolve(problem: BudgetProblem, layers: Layers) -> tuple[Float64[np.ndarray, 
         params = strategy.default_params.replace(std_init=settings.initial_std)
         # Types as `tell` returns them, or its next call is compiled anew.
         state = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), strategy.init(start, zero, params))
-    least = uniform = float(problem.divergence(layers(np.tile(best, (settings.population, 1))))[0])
+    least = uniform = float(problem.divergence(problem.on_paths(np.tile(best, (settings.population, 1))))[0])
     curve: list[float] = []
     for _ in problem.progress(range(settings.generations)):
         key, ask, tell = jax.random.split(key, 3)
         with _promotion():
             moves, state = strategy.ask(ask, state, params)
         candidates = problem.within_budget(problem.target + np.asarray(moves, np.float64))
-        values = problem.divergence(layers(candidates))
+        values = problem.divergence(problem.on_paths(candidates))
         # A strategy ranks or sums what it is told: infinity would spoil its sums.
         told = np.where(np.isfinite(values), values, 10 * values[np.isfinite(values)].max())
         with _promotion():

@@ -7,17 +7,36 @@ block have one sparsity meanwhile. Sparsities are whole numbers of units, so tha
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
 
-from wisparse_jax.search.allocators.evolution import equal_layers
-from wisparse_jax.search.problem import Allocation, BudgetProblem
+import numpy as np
+from jaxtyping import Float64
+
+from wisparse_jax.calibration.settings import Settings, setting
+from wisparse_jax.models.config import LAYERS
+from wisparse_jax.search.allocators.registry import allocator
+from wisparse_jax.search.problem import Allocation, BudgetProblem, BudgetSettings
 
 UNIT = 0.005
 
 
+@dataclasses.dataclass(frozen=True)
+class PaperSettings(Settings):
+    """Settings of the paper's evolution."""
+
+    paper_generations: int = setting(400, largest=10**5)
+    paper_offspring: int = setting(64, largest=2**14)
+
+
+def _tokens(settings: Settings) -> float:
+    evolved = PaperSettings.of(settings)
+    return float(evolved.paper_offspring * evolved.paper_generations * BudgetSettings.of(settings).block_tokens)
+
+
+@allocator("paper", asks=("paths",), tokens=_tokens)
 def paper(problem: BudgetProblem) -> Allocation:
     """The parent of the last generation, with the layers of the greedy paths."""
-    settings, blocks = problem.settings, problem.blocks
+    settings, blocks = PaperSettings.of(problem.settings), problem.blocks
     rng = np.random.default_rng(problem.seed)
     highest = int(problem.max_sparsity / UNIT + 1e-9)
     units = _as_units(problem.target, blocks, highest)
@@ -30,6 +49,13 @@ def paper(problem: BudgetProblem) -> Allocation:
     budget = problem.within_budget(units[None] * UNIT)
     evaluations = settings.paper_generations * settings.paper_offspring
     return Allocation(problem.on_paths(budget)[0], {"best": curve, "evaluations": evaluations})
+
+
+def equal_layers(
+    budgets: Float64[np.ndarray, "candidates blocks"],
+) -> Float64[np.ndarray, "candidates blocks 7"]:
+    """The same sparsity for all layers of a block."""
+    return np.repeat(budgets[:, :, None], len(LAYERS), axis=2)
 
 
 def _as_units(target: float, blocks: int, highest: int) -> np.ndarray:
