@@ -35,7 +35,7 @@ def main() -> None:
     text = sample_windows(model, windows=16, length=settings.window, seed=1)
     result = ws.evaluate(model, text, {name: ws.apply(model, plan) for name, plan in plans.items()})
     for name, score in result.sparse.items():
-        kl = score.divergence
+        kl = score.kl
         print(f"{name:13s} mean sparsity {plans[name].mean_sparsity:.6f}  KL {kl.mean:.4f} ± {kl.error:.4f}")
 
 

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_search.py demo --out docs/benchmarks/search.md
 
-Every candidate is the KL divergence of the whole model at its own block budgets, on the same tokens. Where there are
+Every candidate is the KL of the whole model at its own block budgets, on the same tokens. Where there are
 several devices, each has the whole model and some of the candidates, and one device alone stands beside all of them.
 """
 
@@ -29,7 +29,7 @@ from wisparse_jax.models.loading import load
 from wisparse_jax.models.model import Model
 from wisparse_jax.presets import shapes
 from wisparse_jax.search import SearchSettings
-from wisparse_jax.search.losses import DivergenceLoss
+from wisparse_jax.search.losses import KLLoss
 from wisparse_jax.sparsity.budget import project_to_mean
 from wisparse_jax.testing import count_compilations
 
@@ -78,19 +78,19 @@ def main() -> None:
         """Fresh thresholds of random budgets around 50 %."""
         rows = [project_to_mean(row, weights, 0.5) for row in 0.5 + 0.05 * rng.normal(size=(args.population, blocks))]
         budgets = np.repeat(np.stack(rows)[:, :, None], len(LAYERS), axis=2)
-        taus = [s.thresholds(exponents[b], budgets[:, b]) for b, s in enumerate(calibration.statistics)]
-        return np.stack(taus, axis=1)
+        thresholds = [s.thresholds(exponents[b], budgets[:, b]) for b, s in enumerate(calibration.statistics)]
+        return np.stack(thresholds, axis=1)
 
     rows, reference = [], None
     devices = jax.local_devices()
     some = [devices[:1], devices] if len(devices) > 1 else [devices]
     for chunk, used in [(1, devices[:1]), *((chunk, used) for chunk in args.chunks for used in some)]:
-        loss = DivergenceLoss(calibration, args.tokens, chunk, used)
+        loss = KLLoss(calibration, args.tokens, chunk, used)
 
-        def run(taus: np.ndarray, chunk: int = chunk, loss: DivergenceLoss = loss) -> np.ndarray:
+        def run(thresholds: np.ndarray, chunk: int = chunk, loss: KLLoss = loss) -> np.ndarray:
             if chunk == 1:
-                return np.concatenate([loss(exponents, row[None]) for row in taus])
-            return loss(exponents, taus)
+                return np.concatenate([loss(exponents, row[None]) for row in thresholds])
+            return loss(exponents, thresholds)
 
         first = time.perf_counter()
         run(population())
@@ -98,9 +98,9 @@ def main() -> None:
         seconds = []
         with count_compilations() as compilations:
             for _ in range(args.repeats):
-                taus = population()
+                thresholds = population()
                 started = time.perf_counter()
-                run(taus)
+                run(thresholds)
                 seconds.append(time.perf_counter() - started)
         rate = args.population / float(np.median(seconds))
         reference = reference or rate

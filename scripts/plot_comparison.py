@@ -90,7 +90,7 @@ def _file_name(name: str) -> str:
 
 
 def figures(rows: list[Row]) -> Iterator[tuple[str, Any]]:
-    """Names and figures."""
+    """The figures to draw, by the names of their files."""
     for (model, calibration, evaluation), own in grouped(rows, ("model", "calibration", "evaluation")):
         texts, name = f"{calibration} → {evaluation}", Path(str(model)).name
         where = f"{name} {calibration} {evaluation}"

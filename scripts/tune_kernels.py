@@ -97,7 +97,7 @@ def candidates(args: Arguments, size_in: int, sizes_out: tuple[int, ...], batch:
 
 
 def weight_kind(args: Arguments) -> str:
-    """What the products read."""
+    """The format of the weights that the products read."""
     return args.dtype if args.weights == "stored" else args.weights
 
 

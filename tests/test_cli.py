@@ -445,7 +445,7 @@ def test_a_search_says_how_long_it_will_take_unless_it_goes_on(files, capsys, mo
     forecast = Mock(return_value="about a year")
     monkeypatch.setattr("wisparse_jax.search.cost.forecast", forecast)
     monkeypatch.setattr("wisparse_jax.search.calibrate_targets", Mock(side_effect=KeyboardInterrupt))
-    monkeypatch.setattr("wisparse_jax.search.calibrate_to_divergence", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("wisparse_jax.search.calibrate_to_kl", Mock(side_effect=KeyboardInterrupt))
     command = "calibrate {f}/timed --out {f}/long --config {f}/settings.yaml --method teal"
     asked = []
     for options in (

@@ -59,7 +59,7 @@ def results(demo_text, tmp_path_factory):
         folder = program.run_demo(tmp_path_factory.mktemp("demo") / "out")
     figures = json.loads((folder / "evaluation.json").read_text())
     (evaluation,) = measured
-    assert all(figures[name]["kl"] == pytest.approx(evaluation.sparse[name].divergence.mean) for name in METHODS)
+    assert all(figures[name]["kl"] == pytest.approx(evaluation.sparse[name].kl.mean) for name in METHODS)
     return plans, evaluation
 
 
@@ -88,7 +88,7 @@ def test_the_papers_method_does_not_lose_to_teal(results):
 
 
 def test_the_new_method_is_far_below_teal(results):
-    kl = {name: score.divergence.mean for name, score in results[1].sparse.items()}
+    kl = {name: score.kl.mean for name, score in results[1].sparse.items()}
     assert kl["wisparse-plus"] < 0.6 * kl["teal"], kl
 
 

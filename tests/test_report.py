@@ -13,7 +13,7 @@ from wisparse_jax.report.figures import drawable
 from wisparse_jax.report.page import write_report
 from wisparse_jax.sparsity import SparsityPlan
 
-DRAWN = ("budgets", "exponents", "divergence", "predicted", "convergence", "stages")
+DRAWN = ("budgets", "exponents", "held_out_kl", "predicted", "convergence", "stages")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

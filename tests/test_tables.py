@@ -47,7 +47,7 @@ def test_a_row_of_figures_is_a_line() -> None:
 def test_shares_beside_those_of_the_rival() -> None:
     """A line a plan within the width, with the longest names that methods have."""
     found = scores("teal", "wisparse-plus", "wisparse-paper")
-    half = dataclasses.replace(found.sparse["teal"], kl=found.sparse["teal"].kl / 2)
+    half = dataclasses.replace(found.sparse["teal"], window_kl=found.sparse["teal"].window_kl / 2)
     rivals = {"wisparse-plus": "teal", "wisparse-paper": "teal"}
     text = shown(tables.share_table(dataclasses.replace(found, rivals=rivals, matched=dict.fromkeys(rivals, half))))
     (line,) = [line for line in text.splitlines() if line.startswith("│ wisparse-plus ")]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wisparse_jax.search import SearchSettings as SearchSettings
     from wisparse_jax.search import calibrate as calibrate
     from wisparse_jax.search import calibrate_targets as calibrate_targets
-    from wisparse_jax.search import calibrate_to_divergence as calibrate_to_divergence
+    from wisparse_jax.search import calibrate_to_kl as calibrate_to_kl
     from wisparse_jax.search import remove_state as remove_state
     from wisparse_jax.search import with_budgets as with_budgets
     from wisparse_jax.sparsity import SparsityPlan as SparsityPlan
@@ -59,7 +59,7 @@ _HOME = {
     "run_dense": "calibration",
     "calibrate": "search",
     "calibrate_targets": "search",
-    "calibrate_to_divergence": "search",
+    "calibrate_to_kl": "search",
     "remove_state": "search",
     "with_budgets": "search",
     "load": "sparsity",

@@ -44,7 +44,7 @@ def decode_step(
     x: Float[Array, "batch hidden"],
     blocks: Sequence[Mapping[str, Any]],
     cache: Sequence[tuple[Slots, Slots]],
-    limits: Sequence[Mapping[str, Float[Array, "lists _"]]],
+    thresholds: Sequence[Mapping[str, Float[Array, "lists _"]]],
     angles: tuple[Float[Array, "batch half"], Float[Array, "batch half"]],
     slot: Int[Array, ""],
     start: Int[Array, " batch"],
@@ -64,7 +64,7 @@ def decode_step(
         blocks: of each decoder block "kernel", "scale" where the format has some (`Weight`), and "bias" or not, of
             q, k, v, o, gate, up and down; "attn_norm" and "mlp_norm"; "q_norm" and "k_norm" or neither.
         cache: keys and values of each, of which slots start .. slot - 1 are read and `slot` is written.
-        limits: thresholds of each by input group: "attn_in", "attn_out", "mlp_in", "mlp_mid"; a list for each layer of
+        thresholds: of each by input group: "attn_in", "attn_out", "mlp_in", "mlp_mid"; a list for each layer of
             the group, of a weight of planes as many for each layer.
         angles: cosines and sines of the tokens' rotary angles.
         slot: where the tokens stand.
@@ -82,7 +82,7 @@ def decode_step(
         ValueError: an implementation that cannot run here, or not such blocks.
     """
     chosen = choose(implementation, interpret, OFFERED)
-    arguments = (x, blocks, cache, limits, angles, slot, start, windows, eps)
+    arguments = (x, blocks, cache, thresholds, angles, slot, start, windows, eps)
     if chosen == "mosaic":
         x, new, counts = fused_step(*arguments, fused_config, interpret, factors)
         return Step(x, new, counts, [])

@@ -14,8 +14,8 @@ from kernels_pallas.implementation import processors
 
 
 def fused_step(
-    x: Array, blocks: Sequence[Mapping[str, Any]], cache: Any, limits: Any, angles: tuple[Array, Array], slot: Array,
-    start: Array, windows: Sequence[int | None], eps: float, config: FusedConfig | None, interpret: bool,
+    x: Array, blocks: Sequence[Mapping[str, Any]], cache: Any, thresholds: Any, angles: tuple[Array, Array],
+    slot: Array, start: Array, windows: Sequence[int | None], eps: float, config: FusedConfig | None, interpret: bool,
     factors: Array | None,
 ) -> tuple[Array, list[tuple[Array, Array]], list[dict[str, Array]]]:  # fmt: skip
     """See `decode_step`: the stream, the caches, and the counts."""
@@ -27,7 +27,7 @@ def fused_step(
         some = slice(first, first + config.depth)
         with jax.named_scope(f"blocks_{first}"):
             x, own, kept, exchange = fused_blocks(
-                x, blocks[some], cache[some], limits[some], angles, slot, start, windows[some], eps, exchange,
+                x, blocks[some], cache[some], thresholds[some], angles, slot, start, windows[some], eps, exchange,
                 first + 2, config, interpret, factors,
             )  # fmt: skip
         new += own

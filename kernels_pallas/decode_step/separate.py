@@ -33,20 +33,20 @@ class SeparateStep:
         self.kept: list[dict[str, Kept]] = []  # of each block, by group
 
     def run(
-        self, x: Array, blocks: Sequence[Mapping[str, Any]], cache: Any, limits: Any, angles: tuple[Array, Array],
+        self, x: Array, blocks: Sequence[Mapping[str, Any]], cache: Any, thresholds: Any, angles: tuple[Array, Array],
         slot: Array, start: Array, windows: Sequence[int | None], eps: float,
     ) -> tuple[Array, list[tuple[Array, Array]]]:  # fmt: skip
         """The residual stream after all blocks, and their caches."""
         parts, bias, new = None, None, []
         rows = {group: config.rows for group, config in self.configs.items()}
-        for i, (block, own, thresholds, window) in enumerate(zip(blocks, cache, limits, windows, strict=True)):
+        for i, (block, own, levels, window) in enumerate(zip(blocks, cache, thresholds, windows, strict=True)):
             self.kept.append({})
             form = Weight.of(block["q"]).format
             select: dict[str, Any] = self.select | {"nested": Nested(len(form.planes), form.alone)}
             biases = {name: block[name].get("bias") for names in LAYERS_OF.values() for name in names}
             with jax.named_scope(f"block_{i}"):
                 x, kept = select_norm(
-                    x, parts, bias, block["attn_norm"], eps, thresholds["attn_in"], rows["attn_in"], **select
+                    x, parts, bias, block["attn_norm"], eps, levels["attn_in"], rows["attn_in"], **select
                 )
                 query, key, value = self.multiply(block, "attn_in", kept)
                 norms = HeadNorms(block["q_norm"], block["k_norm"]) if "q_norm" in block else None
@@ -56,15 +56,15 @@ class SeparateStep:
                 )  # fmt: skip
                 new.append((keys, values))
                 kept = select_attention(
-                    partial, highest, total, thresholds["attn_out"], rows["attn_out"], x.dtype, **select
+                    partial, highest, total, levels["attn_out"], rows["attn_out"], x.dtype, **select
                 )
                 (parts,) = self.multiply(block, "attn_out", kept)
                 x, kept = select_norm(
-                    x, parts, biases["o"], block["mlp_norm"], eps, thresholds["mlp_in"], rows["mlp_in"], **select
+                    x, parts, biases["o"], block["mlp_norm"], eps, levels["mlp_in"], rows["mlp_in"], **select
                 )
                 gate, up = self.multiply(block, "mlp_in", kept)
                 kept = select_gated(
-                    gate, up, biases["gate"], biases["up"], thresholds["mlp_mid"], rows["mlp_mid"], x.dtype,
+                    gate, up, biases["gate"], biases["up"], levels["mlp_mid"], rows["mlp_mid"], x.dtype,
                     **select,
                 )  # fmt: skip
                 (parts,), bias = self.multiply(block, "mlp_mid", kept), biases["down"]

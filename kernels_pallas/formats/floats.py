@@ -37,7 +37,7 @@ class Bfloat16(Float):
     multiplied = "bf16"
 
     def constants(self, m: Machine[Any]) -> list[Any]:
-        """None."""
+        """No constants: float weights are multiplied as they are."""
         return []
 
     def pairs(self, m: Machine[Any], rows: list[list[Any]], constants: list[Any]) -> Iterator[tuple[int, list[Any]]]:

@@ -123,7 +123,7 @@ class Planes(Format):
         ]
 
     def _repeated(self, values: Any, scales: Array) -> Float[Array, "in_channels out"]:
-        """Every weight's scale."""
+        """The scale of every weight: each scale repeated over the columns that share it."""
         return jnp.repeat(scales.T.astype(jnp.float32), GROUP, axis=1)[:, : self.shape(values)[1]]
 
 

@@ -59,7 +59,7 @@ def fused_blocks(
     x: Float[Array, "1 hidden"],
     blocks: Sequence[Block],
     cache: Cache,
-    limits: Sequence[Mapping[str, Float[Array, "layers _"]]],
+    thresholds: Sequence[Mapping[str, Float[Array, "layers _"]]],
     angles: tuple[Float[Array, "1 half"], Float[Array, "1 half"]],
     slot: Int[Array, ""],
     start: Int[Array, " 1"],
@@ -78,7 +78,7 @@ def fused_blocks(
         blocks: of each decoder block "kernel", "scale" where the format has some (`Weight`), and "bias" or not, of
             q, k, v, o, gate, up and down; "attn_norm" and "mlp_norm"; "q_norm" and "k_norm" or neither.
         cache: keys and values of each, of which slots start .. slot - 1 are read and `slot` is written.
-        limits: thresholds of each by input group: "attn_in", "attn_out", "mlp_in", "mlp_mid"; of a weight of planes as
+        thresholds: of each by input group: "attn_in", "attn_out", "mlp_in", "mlp_mid"; of a weight of planes as
             many rows for each layer.
         angles: cosines and sines of the token's rotary angles.
         slot: where the token stands.
@@ -122,12 +122,12 @@ def fused_blocks(
     if factors is not None:
         inputs["factor"] = factors
     changed = {"exchange": exchange}
-    for b, (block, own, thresholds) in enumerate(zip(blocks, cache, limits, strict=True)):
+    for b, (block, own, levels) in enumerate(zip(blocks, cache, thresholds, strict=True)):
         changed |= {f"keys_{b}": own[0], f"values_{b}": own[1]}
         for name in block_arrays(shape):
             kind, _, layer = name.partition("_")
-            if kind == "limits":
-                inputs[f"{name}_{b}"] = thresholds[layer]
+            if kind == "thresholds":
+                inputs[f"{name}_{b}"] = levels[layer]
             elif kind in ("scale", "bias"):
                 inputs[f"{name}_{b}"] = block[layer][kind]
             elif layer in LAYER_NAMES:

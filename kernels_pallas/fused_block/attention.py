@@ -133,7 +133,7 @@ class Attention(Base):
         return [*tops, *sums, *out]
 
     def put_piece(self, state: list[Any]) -> None:
-        """Leave the warp's part."""
+        """Store the warp's part of the sum in shared memory."""
         m, dim, group = self.m, self.shape.head_dim, self.shape.group
         g, t = self.lane // QUAD, self.lane % QUAD
         for query in range(2):

@@ -34,12 +34,12 @@ class LaneChannels:
     channel: Any
     active: Any  # whether any lane of the warp has channels
     valid: Any  # whether this lane has
-    limits: list[Any]  # of both lists, bits
+    thresholds: list[Any]  # of both lists, bits
     gains: list[Any]  # of the norm, in pairs
     scales: list[list[Any]]  # of each list, in pairs
     values: list[Any] = dataclasses.field(default_factory=list)  # in pairs
     entries: list[Any] = dataclasses.field(default_factory=list)
-    later_limits: list[list[Any]] = dataclasses.field(default_factory=list)  # as limits, of each later plane
+    later_thresholds: list[list[Any]] = dataclasses.field(default_factory=list)  # as thresholds, of each later plane
     masks: list[Any] = dataclasses.field(default_factory=list)  # of each plane, which of the channels of both lists
     before: list[Any] = dataclasses.field(default_factory=list)  # of each plane
 

@@ -22,9 +22,9 @@ class Inputs(Attention):
         m = self.m
         # What is asked for first comes while the CTA waits for its inputs.
         self.factor = m.as_float(m.load(self.at["factor"])) if "factor" in self.at else None
-        first = self.address("limits_attn_in", task.phase) + task.limits
-        rows = first, first + task.second_limits
-        limit_rows = [row + task.next_plane * k if k else row for k in range(self.planes) for row in rows]
+        first = self.address("thresholds_attn_in", task.phase) + task.thresholds
+        rows = first, first + task.second_thresholds
+        threshold_rows = [row + task.next_plane * k if k else row for k in range(self.planes) for row in rows]
         gain = m.select(self.opening, self.address("attn_norm"), self.address("mlp_norm"))
         normed, zero = task.normed.equals(1), m.integer(0)
         scales = self.scale_rows(task)
@@ -36,19 +36,26 @@ class Inputs(Attention):
             active = ((self.warp * WARP) + number * self.threads) * CHANNELS_AT_ONCE < task.channels
 
             def words(channel: Any = channel) -> list[Any]:
-                limits = [word for r in limit_rows for word in m.load_four(r + channel * 4)]
+                thresholds = [word for r in threshold_rows for word in m.load_four(r + channel * 4)]
                 own = [word for row in scales for word in m.load_two(row + channel * 2)]
-                return limits + m.load_two(gain + m.select(normed, channel, zero) * 2) + own
+                return thresholds + m.load_two(gain + m.select(normed, channel, zero) * 2) + own
 
             # On their way before anything is waited for.
             both, many = 2 * CHANNELS_AT_ONCE, 2 * CHANNELS_AT_ONCE * self.planes + 2 + 2 * len(scales)
             found = m.cond(active, "i" * many, words, lambda many=many: [zero] * many)
-            limits = [found[both * k : both * (k + 1)] for k in range(self.planes)]
+            thresholds = [found[both * k : both * (k + 1)] for k in range(self.planes)]
             gains, own = found[both * self.planes :][:2], found[both * self.planes + 2 :]
             pairs = [own[k : k + 2] for k in range(0, len(own), 2)]
             rounds.append(
                 LaneChannels(
-                    offset, channel, active, first < task.channels, limits[0], gains, pairs, later_limits=limits[1:]
+                    offset,
+                    channel,
+                    active,
+                    first < task.channels,
+                    thresholds[0],
+                    gains,
+                    pairs,
+                    later_thresholds=thresholds[1:],
                 )
             )
         scale = self.scale_of(task) if self.format.column_scales else None
@@ -115,7 +122,7 @@ class Inputs(Attention):
         return m.select(has, bias, m.float32(0.0))
 
     def recall(self, task: Any, rounds: list[LaneChannels]) -> list[Any]:
-        """Attention, merged, in pairs."""
+        """The attention's outputs, merged over its splits, as pairs of bfloat16."""
         m, out = self.m, []
         self.merge(task)
         merged = self.cuts["attn_out"].channels

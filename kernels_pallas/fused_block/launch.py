@@ -22,7 +22,7 @@ Made = tuple[dict[str, jax.Array], dict[str, jax.Array]]
 
 
 def outputs(shape: FusedShape, config: FusedConfig, depth: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a launch makes."""
+    """The shapes and dtypes of the arrays that a launch writes."""
     return {
         "new_x": jax.ShapeDtypeStruct((1, shape.hidden), jnp.bfloat16),
         "counts": jax.ShapeDtypeStruct((depth, COUNTS * shape.planes, most_splits(shape, config)), jnp.int32),

@@ -116,10 +116,10 @@ class Lists(Base):
         zero, first = m.integer(0), (1 << CHANNELS_AT_ONCE) - 1
         both = m.select(self.gating, m.integer(first << CHANNELS_AT_ONCE | first), m.integer(first))
         above, marked = m.select(round_.valid, both, zero), []
-        for limits in (round_.limits, *round_.later_limits):
+        for thresholds in (round_.thresholds, *round_.later_thresholds):
             mask = zero
-            for k, limit in enumerate(limits):
-                keep = m.absolute(m.as_float(values[k % CHANNELS_AT_ONCE])) >= self.threshold(limit)
+            for k, threshold in enumerate(thresholds):
+                keep = m.absolute(m.as_float(values[k % CHANNELS_AT_ONCE])) >= self.times_factor(threshold)
                 mask = mask | m.select(keep, m.integer(1 << k), zero)
             above = mask & above  # no plane without those above it
             marked += [above, m.popcount(above & first) | (m.popcount(above >> CHANNELS_AT_ONCE) << 16)]
@@ -135,9 +135,9 @@ class Lists(Base):
             largest.append(most)
         return [*entries, *marked, *largest]
 
-    def threshold(self, limit: Any) -> Any:
-        """The float of a limit's bits, times the factor where there is one."""
-        number = self.m.as_float(limit)
+    def times_factor(self, threshold: Any) -> Any:
+        """The float of the bits of a threshold, times the factor where there is one."""
+        number = self.m.as_float(threshold)
         return number if self.factor is None else number * self.factor
 
     def mask_of(self, number: int, mask: Any) -> Any:

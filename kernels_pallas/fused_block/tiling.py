@@ -86,12 +86,12 @@ class FusedShape:
 
     @property
     def format(self) -> Format:
-        """Of the weights."""
+        """The format of the weights."""
         return FORMATS[self.kind]
 
     @property
     def planes(self) -> int:
-        """Of a weight; each has rows, limits and counts of its own."""
+        """Of a weight; each has rows, thresholds and counts of its own."""
         return len(self.format.planes)
 
     @property
@@ -101,12 +101,12 @@ class FusedShape:
 
     @property
     def each(self) -> int:
-        """Columns of a vector."""
+        """Columns that one vector load of a lane brings."""
         return LOAD * 8 // self.bits
 
     @property
     def attended(self) -> int:
-        """Features of the queries."""
+        """Features of all query heads together."""
         return self.heads * self.head_dim
 
     @property
@@ -179,7 +179,7 @@ def block_arrays(shape: FusedShape) -> dict[str, int]:
     """The arrays that every decoder block has of its own, and their index in its row of addresses."""
     names = [f"kernel_{n}" for n in ENTERED]
     names += [f"plane{k}_{n}" for k in range(1, shape.planes) for n in ENTERED]
-    names += [f"limits_{group}" for group in PHASES]
+    names += [f"thresholds_{group}" for group in PHASES]
     names += [f"scale_{n}" for n in ENTERED] if shape.format.scaled else []
     names += ["attn_norm", "mlp_norm", "keys", "values"]
     names += ["q_norm", "k_norm"] if shape.qk_norm else []
@@ -207,8 +207,8 @@ class Task(NamedTuple):
     source: int  # the mailbox of the input's first channels
     squares: int  # the mailbox of the first sum of the stream's squares
     normed: int  # 1 if the input is the normed stream
-    limits: int  # bytes before the layer's thresholds
-    second_limits: int  # bytes from these to up's
+    thresholds: int  # bytes before the layer's thresholds
+    second_thresholds: int  # bytes from these to up's
     behind: int  # 1 if the input was sent under the flag of the decoder block before
     phase: int
     step: int  # entries of a list that the CTA takes at once
@@ -235,5 +235,5 @@ def lists(shape: FusedShape, config: FusedConfig) -> int:
 
 
 def most_splits(shape: FusedShape, config: FusedConfig) -> int:
-    """Of any product."""
+    """The largest number of splits of any product."""
     return max(p.splits for p in products(shape, config).values())

@@ -26,11 +26,11 @@ class Machine(Protocol[V]):
         ...
 
     def integer(self, value: int) -> V:
-        """A constant."""
+        """An integer constant, the same in every lane."""
         ...
 
     def float32(self, value: float) -> V:
-        """A float constant."""
+        """A float32 constant, the same in every lane."""
         ...
 
     def device(self, ref: Any) -> V:
@@ -62,7 +62,7 @@ class Machine(Protocol[V]):
         ...
 
     def absolute(self, a: V) -> V:
-        """Of a float."""
+        """The absolute value of a float."""
         ...
 
     def fma(self, a: V, b: V, c: V) -> V:
@@ -70,7 +70,7 @@ class Machine(Protocol[V]):
         ...
 
     def exp(self, a: V) -> V:
-        """Of a float, approximately."""
+        """The natural exponential of a float, to the precision of the hardware's instruction."""
         ...
 
     def reciprocal_root(self, a: V) -> V:

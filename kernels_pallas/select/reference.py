@@ -26,8 +26,8 @@ def select_reference(
     padding = ((0, 0), (0, chunks * rows - size))
     values = jnp.pad(x, padding)
     # Channels that pad the last chunk are below any threshold.
-    limits = jnp.pad(own, ((0, 0), *padding), constant_values=jnp.inf)
-    keeps = jnp.abs(values.astype(jnp.float32))[None] >= limits
+    padded = jnp.pad(own, ((0, 0), *padding), constant_values=jnp.inf)
+    keeps = jnp.abs(values.astype(jnp.float32))[None] >= padded
     shape = (len(thresholds), batch, chunks, rows)
     keeps = keeps.reshape(shape)
     kept = keeps.any(axis=1)

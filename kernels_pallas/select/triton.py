@@ -36,9 +36,9 @@ def _write(
     real = (layer < layers)[:, None] & (channel < size)[None, :]
 
     # All loads before any arithmetic.
-    limits = plt.load(thresholds.at[layer[:, None], channel[None, :]], mask=real, other=jnp.inf)
+    own_thresholds = plt.load(thresholds.at[layer[:, None], channel[None, :]], mask=real, other=jnp.inf)
     times = [factors[0][b] for b in range(len(values))] if factors else [None] * len(values)
-    first, later = real, limits
+    first, later = real, own_thresholds
     if nested.alone != 1:  # of a first plane, the next one's
         first = real & (layer % nested.planes == 0)[:, None]
         later = plt.load(thresholds.at[layer[:, None] + 1, channel[None, :]], mask=first, other=0.0)
@@ -46,7 +46,7 @@ def _write(
     def reached(v: Any, line: Any, factor: Any) -> Any:
         return jnp.abs(v.astype(jnp.float32))[None, :] >= (line if factor is None else line * factor)
 
-    own = [reached(v, limits, factor) & real for v, factor in zip(values, times, strict=True)]
+    own = [reached(v, own_thresholds, factor) & real for v, factor in zip(values, times, strict=True)]
     any_keeps = functools.reduce(jnp.logical_or, own).astype(jnp.int32)
     before = jnp.cumsum(any_keeps, axis=1)
     count = jnp.sum(any_keeps, axis=1)

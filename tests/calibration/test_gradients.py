@@ -12,7 +12,7 @@ from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.forward import head, hidden_states, layout
 from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.search import SearchSettings
-from wisparse_jax.search.losses import DivergenceLoss
+from wisparse_jax.search.losses import KLLoss
 from wisparse_jax.search.problem import BudgetProblem
 from wisparse_jax.testing import tiny_config, tiny_model
 
@@ -66,8 +66,8 @@ def test_the_cost_of_a_layer_is_that_of_its_errors_against_its_gradients(calibra
     assert found[0] == 0 and found[1] < found[2] < found[3]
     for level, cost in zip(levels, found, strict=True):
         # A threshold of the table is itself a score, which rounding keeps or skips.
-        tau = calibration.statistics[b].threshold(name, 0.5, level) * np.array([1 - 1e-6, 1 + 1e-6])
-        skipped = [np.where(score < one, x, 0) @ weight for one in tau]
+        threshold = calibration.statistics[b].threshold(name, 0.5, level) * np.array([1 - 1e-6, 1 + 1e-6])
+        skipped = [np.where(score < one, x, 0) @ weight for one in threshold]
         expected = [0.5 * np.mean(np.sum(gradient * error, axis=1) ** 2) for error in skipped]
         assert min(abs(cost - one) for one in expected) <= 2e-3 * cost
 
@@ -104,15 +104,15 @@ def test_costs_of_a_dead_layer_are_zero(tiny_model, tiny_tokens):
 
 
 @pytest.mark.long
-def test_costs_predict_the_divergence_of_plans(demo, demo_text):
+def test_costs_predict_the_kl_of_plans(demo, demo_text):
     """Within 25 % for random plans of little sparsity on the trained model, and in their order."""
     settings = SearchSettings(gradient_tokens=2048, statistics_tokens=2048, block_tokens=2048)
     calibration = run_dense(demo, demo_text["calibration"][:8], settings)
     problem = BudgetProblem(calibration, np.zeros((8, 7)), settings, 0, target=0.2)
     rng = np.random.default_rng(0)
     plans = [np.clip(rng.uniform(0.1, 0.3) + rng.uniform(-0.1, 0.1, (8, 7)), 0, 1) for _ in range(6)]
-    taus = [sparse_thresholds(calibration, problem.exponents, plan).taus for plan in plans]
-    measured = DivergenceLoss(calibration, 2048, 3)(problem.exponents, np.stack(taus))
+    thresholds = [sparse_thresholds(calibration, problem.exponents, plan).values for plan in plans]
+    measured = KLLoss(calibration, 2048, 3)(problem.exponents, np.stack(thresholds))
     predicted = np.array([problem.predicted(plan) for plan in plans])
     assert np.abs(predicted / measured - 1).max() < 0.25, (predicted, measured)
     assert np.corrcoef(predicted, measured)[0, 1] > 0.95

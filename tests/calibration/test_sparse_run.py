@@ -72,8 +72,8 @@ def test_what_is_realised_is_what_is_said(name, exponent):
     exponents = np.full((3, 7), exponent)
     sparsities = np.random.default_rng(0).uniform(0.2, 0.8, (3, 7))
     found = sparse_thresholds(calibration, exponents, sparsities)
-    assert np.isfinite(found.taus).all() and (found.taus >= 0).all()
-    by_layer, mean = realised(calibration, threshold_rules(calibration.gains, exponents, found.taus))
+    assert np.isfinite(found.values).all() and (found.values >= 0).all()
+    by_layer, mean = realised(calibration, threshold_rules(calibration.gains, exponents, found.values))
     weights = np.asarray(config.layer_weights) / sum(config.layer_weights)
     assert abs(mean - (found.realised @ weights).mean()) < 0.002
     np.testing.assert_allclose(by_layer, found.realised, atol=0.004)
@@ -94,14 +94,14 @@ def test_biases_change_what_later_layers_meet(tiny_model, tiny_tokens):
     biases = [{n: 0.5 * jax.random.normal(jax.random.key(b), shapes[n][1:]) for n in LAYERS} for b in range(3)]
     exponents, sparsities = np.zeros((3, 7)), np.full((3, 7), 0.5)
     plain, biased = (sparse_thresholds(calibration, exponents, sparsities, own) for own in (None, biases))
-    assert plain.taus[0, 0] == biased.taus[0, 0] and (np.abs(plain.taus - biased.taus)[1:] > 1e-4).all()
-    rules = with_biases(threshold_rules(calibration.gains, exponents, biased.taus), biases)
+    assert plain.values[0, 0] == biased.values[0, 0] and (np.abs(plain.values - biased.values)[1:] > 1e-4).all()
+    rules = with_biases(threshold_rules(calibration.gains, exponents, biased.values), biases)
     np.testing.assert_allclose(realised(calibration, rules)[0], 0.5, atol=0.004)
 
 
 def test_a_sparsity_of_zero_keeps_everything(tiny_model, tiny_tokens):
     found = sparse_thresholds(run_dense(tiny_model, tiny_tokens), np.ones((3, 7)), np.zeros((3, 7)))
-    assert (found.taus == 0).all() and (found.realised == 0).all()
+    assert (found.values == 0).all() and (found.realised == 0).all()
 
 
 def test_many_scores_are_sampled_evenly(tiny_model, tiny_tokens, monkeypatch):
@@ -117,5 +117,5 @@ def test_many_scores_are_sampled_evenly(tiny_model, tiny_tokens, monkeypatch):
     jax.clear_caches()
     found = sparse_thresholds(calibration, exponents, sparsities)
     jax.clear_caches()
-    by_layer, _ = realised(calibration, threshold_rules(calibration.gains, exponents, found.taus))
+    by_layer, _ = realised(calibration, threshold_rules(calibration.gains, exponents, found.values))
     np.testing.assert_allclose(by_layer, 0.5, atol=0.1)

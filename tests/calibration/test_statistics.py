@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wisparse_jax.calibration.statistics import GROUP_OF, STEPS, BlockStatistics, spaced_tokens, tau_between
+from wisparse_jax.calibration.statistics import GROUP_OF, STEPS, BlockStatistics, spaced_tokens, threshold_between
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 
 
@@ -21,10 +21,10 @@ def statistics():
 @settings(max_examples=60, deadline=None)
 @given(layer=st.sampled_from(LAYERS), alpha=st.sampled_from([0.0, 0.5, 1.3]), sparsity=st.floats(0, 1))
 def test_the_threshold_skips_its_share_of_the_scores(statistics, layer, alpha, sparsity):
-    tau = statistics.threshold(layer, alpha, sparsity)
+    threshold = statistics.threshold(layer, alpha, sparsity)
     gains = np.asarray(statistics.gains[layer])
     scores = np.asarray(statistics.samples[GROUP_OF[layer]]) * np.maximum(gains ** np.float32(alpha), 1e-4)
-    skipped = (scores < np.float32(tau)).mean()
+    skipped = (scores < np.float32(threshold)).mean()
     # Between two steps of the table it is interpolated.
     assert abs(skipped - sparsity) <= 1 / scores.size + 1 / STEPS + 1e-9
 
@@ -45,7 +45,7 @@ def test_many_candidates_at_once_are_the_single_ones(statistics):
     np.testing.assert_array_equal(statistics.thresholds(alphas, grid), rows)
 
 
-between = jax.jit(tau_between)
+between = jax.jit(threshold_between)
 # Few distinct values, so that many tie; zeros among them.
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]) | st.floats(0, 8, width=32), min_size=12, max_size=12)
 
@@ -55,11 +55,11 @@ SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]) | st.floats(0, 8, 
 def test_a_threshold_lies_between_scores_and_skips_the_share_that_it_says(scores, sparsity):
     values = np.asarray(scores, np.float32)
     values[values < 1e-30] = 0  # XLA's CPU programs take denormal numbers for 0
-    tau, share = (float(a) for a in between(jnp.asarray(values), jnp.float32(sparsity)))
-    assert np.isfinite(tau) and (values < tau).mean() == pytest.approx(share, abs=1e-7)
-    below, above = values[values < tau], values[values >= tau]
+    threshold, share = (float(a) for a in between(jnp.asarray(values), jnp.float32(sparsity)))
+    assert np.isfinite(threshold) and (values < threshold).mean() == pytest.approx(share, abs=1e-7)
+    below, above = values[values < threshold], values[values >= threshold]
     if len(below) and len(above) and np.nextafter(below.max(), np.float32(np.inf)) < above.min():
-        assert below.max() < tau < above.min()
+        assert below.max() < threshold < above.min()
     # No other set of whole ties comes closer to what was asked, but for zeros, which cost nothing to skip.
     wanted = round(float(np.float32(sparsity) * np.float32(len(values))))
     possible = {int((values < v).sum()) for v in values} | {len(values)}
@@ -71,8 +71,8 @@ def test_a_threshold_lies_between_scores_and_skips_the_share_that_it_says(scores
 def test_no_sparsity_skips_nothing_and_all_of_it_everything():
     scores = jnp.asarray([0.0, 0.0, 1.0, 2.0])
     assert [float(a) for a in between(scores, jnp.float32(0))] == [0.0, 0.0]
-    tau, share = between(scores, jnp.float32(1))
-    assert float(share) == 1 and 2 < float(tau) < np.inf
+    threshold, share = between(scores, jnp.float32(1))
+    assert float(share) == 1 and 2 < float(threshold) < np.inf
 
 
 def test_scores_that_are_all_equal_are_skipped_together_or_not_at_all():
@@ -82,8 +82,8 @@ def test_scores_that_are_all_equal_are_skipped_together_or_not_at_all():
 
 
 def test_zeros_beyond_the_share_are_skipped_too():
-    tau, share = between(jnp.asarray([0.0] * 7 + [1.0, 2.0, 3.0]), jnp.float32(0.5))
-    assert float(share) == pytest.approx(0.7) and 0 < float(tau) < 1
+    threshold, share = between(jnp.asarray([0.0] * 7 + [1.0, 2.0, 3.0]), jnp.float32(0.5))
+    assert float(share) == pytest.approx(0.7) and 0 < float(threshold) < 1
 
 
 def test_scores_that_differ_in_their_last_bit_are_told_apart():
@@ -91,8 +91,8 @@ def test_scores_that_differ_in_their_last_bit_are_told_apart():
     for _ in range(11):
         scores = np.append(scores, np.nextafter(scores[-1], np.float32(2)))
     for count in range(1, 12):
-        tau, share = (np.float32(a) for a in between(jnp.asarray(scores), jnp.float32(count / 12)))
-        assert (scores < tau).sum() == count and abs(share - count / 12) < 1e-7
+        threshold, share = (np.float32(a) for a in between(jnp.asarray(scores), jnp.float32(count / 12)))
+        assert (scores < threshold).sum() == count and abs(share - count / 12) < 1e-7
 
 
 def test_of_two_equal_scores_half_is_both():

@@ -45,11 +45,11 @@ def test_only_the_sparse_share_is_scored_after_a_dense_start(sparse, tiny_tokens
     assert halves.scored_positions == 48 // 2 - 1
     # What comes before the sparse positions is dense, so it is the same whatever the plan.
     full = evaluate(sparse, tiny_tokens, sparse_prefill=1.0)
-    assert halves.sparse["plan"].divergence.mean != full.sparse["plan"].divergence.mean
+    assert halves.sparse["plan"].kl.mean != full.sparse["plan"].kl.mean
     # All of a window is all but its first positions.
     assert full.scored_positions == 48 - DENSE_FIRST - 1
     same = evaluate(sparse, tiny_tokens, sparse_prefill=1 - DENSE_FIRST / 48, dense_first=0)
-    np.testing.assert_array_equal(same.sparse["plan"].kl, full.sparse["plan"].kl)
+    np.testing.assert_array_equal(same.sparse["plan"].window_kl, full.sparse["plan"].window_kl)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -62,7 +62,7 @@ def test_a_known_dense_run_gives_the_same_figures(sparse, tiny_tokens, share, mo
         sparse, tiny_tokens, sparse_prefill=share, known=[DenseRun(run.params, run.inputs[-1], run.caches)]
     )
     np.testing.assert_allclose(found.dense.nll, expected.dense.nll, rtol=1e-5)
-    np.testing.assert_allclose(found.sparse["plan"].kl, expected.sparse["plan"].kl, rtol=1e-4)
+    np.testing.assert_allclose(found.sparse["plan"].window_kl, expected.sparse["plan"].window_kl, rtol=1e-4)
 
 
 def test_the_share_can_be_held_as_in_generation(tiny_model, tiny_tokens, sparse):
@@ -75,7 +75,7 @@ def test_the_share_can_be_held_as_in_generation(tiny_model, tiny_tokens, sparse)
     # Twenty tokens are few for the control to settle in.
     assert 0.45 < held["off"].sparsity.mean < loose["off"].sparsity.mean - 0.03
     assert (held["off"].token_sparsity[:, 0] == loose["off"].token_sparsity[:, 0]).all()  # factors begin at 1
-    assert held["plan"].divergence.mean == pytest.approx(loose["plan"].divergence.mean, rel=0.2)
+    assert held["plan"].kl.mean == pytest.approx(loose["plan"].kl.mean, rel=0.2)
     assert held["off"].layer_sparsity.shape == (tiny_blocks(sparse), 7) and held["off"].nll.shape == (8,)
     rules = Model(tiny_model.config, tiny_model.params, sparse.rules)
     with pytest.raises(WisparseError, match="rules: hold: expected a model with its plan"):
@@ -88,7 +88,7 @@ def test_a_target_that_is_met_by_every_token_is_the_plain_run(tiny_model, tiny_t
     plan = dataclasses.replace(sparse.plan, target=1.0, sparsities=np.ones_like(nothing), thresholds=nothing)
     model = apply(tiny_model, plan)
     loose, held = (evaluate(model, tiny_tokens, hold=hold).sparse["plan"] for hold in (False, True))
-    np.testing.assert_allclose(held.kl, loose.kl, rtol=1e-4)
+    np.testing.assert_allclose(held.window_kl, loose.window_kl, rtol=1e-4)
     np.testing.assert_allclose(held.nll, loose.nll, rtol=1e-5)
     np.testing.assert_array_equal(held.layer_sparsity, loose.layer_sparsity)
 
@@ -127,7 +127,7 @@ def test_batching_does_not_change_the_figures(sparse, tiny_tokens, monkeypatch):
     whole = evaluate(sparse, tiny_tokens)
     monkeypatch.setattr("wisparse_jax.evaluation.quality.TOKENS_AT_ONCE", 48 * 3)
     parts = evaluate(sparse, tiny_tokens)  # batches of 3 and 1
-    np.testing.assert_allclose(parts.sparse["plan"].kl, whole.sparse["plan"].kl, rtol=1e-4)
+    np.testing.assert_allclose(parts.sparse["plan"].window_kl, whole.sparse["plan"].window_kl, rtol=1e-4)
     assert parts.tokens == whole.tokens
 
 
@@ -145,7 +145,7 @@ def test_paired_difference_is_over_windows(sparse, tiny_model, tiny_tokens):
     )
     found = evaluate(tiny_model, tiny_tokens, {"a": sparse, "b": other})
     gap = found.paired("a", "b")
-    differences = found.sparse["a"].kl - found.sparse["b"].kl
+    differences = found.sparse["a"].window_kl - found.sparse["b"].window_kl
     assert gap.mean == pytest.approx(differences.mean()) and gap.mean > 0
     assert gap.error == pytest.approx(differences.std(ddof=1) / 2)
 
@@ -161,7 +161,7 @@ def test_a_folded_model_is_scored_after_a_dense_start_of_its_own():
         for basis in (still._replace(heads=turn), Basis(jnp.linalg.qr(jnp.eye(32)[::-1] + 0.1)[0], turn)):
             folded = Model(folded_config(config), fold(config, model.params, basis))
             result = evaluate(model, tokens, {"folded": folded})
-            assert result.sparse["folded"].divergence.mean < 1e-6
+            assert result.sparse["folded"].kl.mean < 1e-6
             np.testing.assert_allclose(result.sparse["folded"].nll, result.dense.nll, rtol=1e-4)
 
 

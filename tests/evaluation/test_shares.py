@@ -32,18 +32,21 @@ def test_a_plan_is_scored_at_its_rivals_share(plans, tiny_model, tiny_tokens):
     found = evaluate(tiny_model, tiny_tokens, plans, rivals=rivals_of(plans))
     assert found.rivals == {"off": "teal"} and set(found.matched) == {"off"}
     teal, off, at = found.sparse["teal"], found.sparse["off"], found.matched["off"]
-    assert off.sparsity.mean > teal.sparsity.mean + 0.05 and off.divergence.mean > 1.3 * teal.divergence.mean
+    assert off.sparsity.mean > teal.sparsity.mean + 0.05 and off.kl.mean > 1.3 * teal.kl.mean
     assert abs(at.sparsity.mean - teal.sparsity.mean) < CLOSE
     assert (
-        found.ratio("off") == pytest.approx(at.divergence.mean / teal.divergence.mean) == pytest.approx(1, abs=0.1)
+        found.ratio("off") == pytest.approx(at.kl.mean / teal.kl.mean) == pytest.approx(1, abs=0.1)
     )  # a tiny model has few channels
     assert math.isnan(found.ratio("teal"))
 
     gap = found.paired("off", "teal")
-    assert gap.mean == pytest.approx((at.kl - teal.kl).mean()) and abs(gap.mean) < 0.15 * (off.kl - teal.kl).mean()
-    assert found.paired("few", "teal").mean == pytest.approx((found.sparse["few"].kl - teal.kl).mean())
+    assert (
+        gap.mean == pytest.approx((at.window_kl - teal.window_kl).mean())
+        and abs(gap.mean) < 0.15 * (off.window_kl - teal.window_kl).mean()
+    )
+    assert found.paired("few", "teal").mean == pytest.approx((found.sparse["few"].window_kl - teal.window_kl).mean())
     out = found.as_json("off")
-    assert (out["rival"], out["kl"], out["kl_at_rival"]) == ("teal", off.divergence.mean, at.divergence.mean)
+    assert (out["rival"], out["kl"], out["kl_at_rival"]) == ("teal", off.kl.mean, at.kl.mean)
     assert (out["sparsity_at_rival"], out["kl_of_rival"]) == (at.sparsity.mean, found.ratio("off"))
     assert not {"rival", "kl_at_rival"} & set(found.as_json("teal"))
 
@@ -51,8 +54,10 @@ def test_a_plan_is_scored_at_its_rivals_share(plans, tiny_model, tiny_tokens):
 def test_what_is_measured_without_rivals_stays_the_same(plans, tiny_model, tiny_tokens):
     alone, found = (evaluate(tiny_model, tiny_tokens, plans, rivals=rivals) for rivals in (None, rivals_of(plans)))
     for name in plans:
-        np.testing.assert_array_equal(alone.sparse[name].kl, found.sparse[name].kl)
-    assert alone.paired("off", "teal").mean == pytest.approx((alone.sparse["off"].kl - alone.sparse["teal"].kl).mean())
+        np.testing.assert_array_equal(alone.sparse[name].window_kl, found.sparse[name].window_kl)
+    assert alone.paired("off", "teal").mean == pytest.approx(
+        (alone.sparse["off"].window_kl - alone.sparse["teal"].window_kl).mean()
+    )
 
 
 def test_teal_is_the_rival_of_its_target_and_otherwise_the_first_plan(plans, tiny_model):

@@ -22,7 +22,7 @@ class RealBlock(NamedTuple):
     cache: Any
     cos: Any
     sin: Any
-    limits: Any  # layer -> the thresholds at which it skips half of its channels in these texts
+    thresholds: Any  # layer -> the thresholds at which it skips half of its channels in these texts
     inputs: Any  # layer -> its input in the dense model, [sequences, in]
 
 
@@ -52,12 +52,12 @@ def real_block(demo, demo_text):
         for before in params["blocks"][:index]:
             x, _, _ = run(before, x)
         _, cache, record = run(own, x)
-        limits = {}
+        thresholds = {}
         for name, inputs in record.items():
             norms = channel_norms(own[name]["kernel"], own[name].get("scale"))
             scores = jnp.abs(inputs).astype(jnp.float32) * norms[None, None]
-            limits[name] = channel_thresholds(norms, jnp.float32(1), jnp.median(scores))
+            thresholds[name] = channel_thresholds(norms, jnp.float32(1), jnp.median(scores))
         last = {name: inputs[:, -1] for name, inputs in record.items()}
-        return RealBlock(own, x[:, -1], cache, where.cos[:, -1], where.sin[:, -1], limits, last)
+        return RealBlock(own, x[:, -1], cache, where.cos[:, -1], where.sin[:, -1], thresholds, last)
 
     return made

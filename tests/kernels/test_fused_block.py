@@ -49,7 +49,7 @@ def arguments(
     sizes = {"q": (hidden, attended), "k": (hidden, kv), "v": (hidden, kv), "o": (attended, hidden)}
     sizes |= {"gate": (hidden, inner), "up": (hidden, inner), "down": (inner, hidden)}
     groups = {"attn_in": (3, hidden), "attn_out": (1, attended), "mlp_in": (2, hidden), "mlp_mid": (1, inner)}
-    blocks, cache, limits = [], [], []
+    blocks, cache, thresholds = [], [], []
     for _ in range(depth):
         block: dict[str, Any] = {}
         for name, (size_in, size_out) in sizes.items():
@@ -79,17 +79,17 @@ def arguments(
         planes = np.arange(len(FORMATS[weights].planes))[None, :, None]
         share = 1 - (planes + 1) / (planes.size + 1)
         keeps = {g: np.where(rng.random((n, 1, size)) < share, 0.0, np.inf) for g, (n, size) in groups.items()}
-        keeps = {g: limits.reshape(-1, limits.shape[2]) for g, limits in keeps.items()}
-        limits.append({g: jnp.asarray(t.astype(np.float32)) for g, t in keeps.items()})
+        keeps = {g: thresholds.reshape(-1, thresholds.shape[2]) for g, thresholds in keeps.items()}
+        thresholds.append({g: jnp.asarray(t.astype(np.float32)) for g, t in keeps.items()})
     angle = rng.uniform(0, 6, (1, dim // 2))
     angles = tuple(jnp.asarray(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
     place = jnp.int32(slot), jnp.full(1, start, jnp.int32)
-    return normal(1, hidden), blocks, cache, limits, angles, *place, [window] * depth, EPS
+    return normal(1, hidden), blocks, cache, thresholds, angles, *place, [window] * depth, EPS
 
 
 def changed(inputs: Any, **values: Any) -> Any:
     """The same with other values."""
-    names = ["x", "blocks", "cache", "limits", "angles", "slot", "start", "windows", "eps"]
+    names = ["x", "blocks", "cache", "thresholds", "angles", "slot", "start", "windows", "eps"]
     return tuple((dict(zip(names, inputs, strict=True)) | values)[name] for name in names)
 
 
@@ -130,13 +130,13 @@ def whole(layer):
     return kernel.astype(np.float64) * np.asarray(layer.get("scale", 1.0), np.float64)
 
 
-def written_out(x, blocks, cache, limits, angles, slot, start, windows, eps):
+def written_out(x, blocks, cache, thresholds, angles, slot, start, windows, eps):
     """The blocks in float64, rounded to bfloat16 where the model rounds; the stream, the caches, and the counts."""
     cos, sin = (np.asarray(a, np.float64)[0] for a in angles)
     slot, stream, caches, counts = int(slot), rounded(x)[0], [], []
 
     def products(b, group, value, *names):
-        keeps = np.abs(value) >= np.asarray(limits[b][group])
+        keeps = np.abs(value) >= np.asarray(thresholds[b][group])
         counts[b][group] = keeps.sum(1).tolist()
         out = []
         for keep, name in zip(keeps.reshape(len(names), -1, keeps.shape[1]), names, strict=True):
@@ -198,7 +198,7 @@ def assert_each_sum_is_right(inputs, config=None):
     one block starts here from what the kernel left in its mailboxes, and may be off by no more than its float32
     additions are. On the tensor cores a weight stands with its format's surplus, which is taken off afterwards.
     """
-    x, (block,), _, (limits,), *_ = inputs
+    x, (block,), _, (thresholds,), *_ = inputs
     shape = block_shape(block, inputs[2][0][0].shape[3], EPS)
     config = config or (CONFIG if shape.format.group is None else NARROW)
     new_x, ((_, values),), _, exchange = run(inputs, config)
@@ -219,7 +219,7 @@ def assert_each_sum_is_right(inputs, config=None):
 
     def product(group, value, doubt, *names):
         """The sums in float64, and how far off they may be."""
-        keeps = (np.abs(value) >= np.asarray(limits[group])).reshape(len(names), shape.planes, -1)
+        keeps = (np.abs(value) >= np.asarray(thresholds[group])).reshape(len(names), shape.planes, -1)
         steps = [Task(*fields).step for fields in work[:, PHASES.index(group)] if Task(*fields).working]
         # Additions one after the other of a lane, to its sums and to those of the values, and the subtraction.
         additions = 2 + sum(-(-value.size // splits[group] * n // min(steps)) + 1 for n in {1, shape.planes - 1} - {0})
@@ -331,7 +331,7 @@ def test_sums_before_they_are_rounded(weights, seed):
     """With all channels kept, and with half of them."""
     inputs = arguments(weights=weights, seed=seed)
     assert_each_sum_is_right(inputs)
-    assert_each_sum_is_right(changed(inputs, limits=[{g: jnp.zeros_like(t) for g, t in inputs[3][0].items()}]))
+    assert_each_sum_is_right(changed(inputs, thresholds=[{g: jnp.zeros_like(t) for g, t in inputs[3][0].items()}]))
 
 
 def test_blocks_one_after_the_other():
@@ -363,34 +363,34 @@ def test_so_are_the_other_implementations_of_a_step(implementation, case, triton
 @pytest.mark.parametrize("kept", ["all", "none", "one"])
 def test_all_none_and_one_kept(kept, weights):
     inputs = arguments(weights=weights)
-    limits = {g: jnp.full_like(t, 0.0 if kept == "all" else jnp.inf) for g, t in inputs[3][0].items()}
+    thresholds = {g: jnp.full_like(t, 0.0 if kept == "all" else jnp.inf) for g, t in inputs[3][0].items()}
     if kept == "one":
-        limits = {g: t.at[:, 37].set(0.0) for g, t in limits.items()}
-    assert_right(changed(inputs, limits=[limits]), tolerance=ONE_ULP if weights == "int4+2+2" else 1e-3)
+        thresholds = {g: t.at[:, 37].set(0.0) for g, t in thresholds.items()}
+    assert_right(changed(inputs, thresholds=[thresholds]), tolerance=ONE_ULP if weights == "int4+2+2" else 1e-3)
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4", "int4+2+2"])
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
 def test_infinities_and_no_numbers_come_out_as_the_references(number, weights):
     inputs = arguments(weights=weights)
-    (keys, values), limits = inputs[2][0], inputs[3][0]
-    keeps = limits | {"attn_out": limits["attn_out"].at[0, 5].set(0.0)}
-    assert_right(changed(inputs, cache=[(keys, values.at[0, 7, 0, 5].set(number))], limits=[keeps]))
-    assert_right(changed(inputs, cache=[(keys.at[0, 7, 0, 5].set(number), values)], limits=[keeps]))
+    (keys, values), thresholds = inputs[2][0], inputs[3][0]
+    keeps = thresholds | {"attn_out": thresholds["attn_out"].at[0, 5].set(0.0)}
+    assert_right(changed(inputs, cache=[(keys, values.at[0, 7, 0, 5].set(number))], thresholds=[keeps]))
+    assert_right(changed(inputs, cache=[(keys.at[0, 7, 0, 5].set(number), values)], thresholds=[keeps]))
     assert_right(changed(inputs, x=inputs[0].at[0, 3].set(number)))
 
 
 def test_real_thresholds_keep_what_the_reference_keeps():
     inputs = arguments(hidden=256, inner=704)
     rng = np.random.default_rng(1)
-    limits = {g: jnp.asarray(rng.uniform(0.2, 1.2, t.shape).astype(np.float32)) for g, t in inputs[3][0].items()}
-    limits |= {g: limits[g] / 4 for g in ("attn_out", "mlp_mid")}  # what comes there is smaller
-    inputs = changed(inputs, limits=[limits])
+    thresholds = {g: jnp.asarray(rng.uniform(0.2, 1.2, t.shape).astype(np.float32)) for g, t in inputs[3][0].items()}
+    thresholds |= {g: thresholds[g] / 4 for g in ("attn_out", "mlp_mid")}  # what comes there is smaller
+    inputs = changed(inputs, thresholds=[thresholds])
     (found,), (expected,) = run(inputs)[2], written_out(*inputs)[2]
     for group, counts in expected.items():
         # Values that are rounded the other way may cross a threshold.
         assert np.abs(np.asarray(found[group]).sum(1) - counts).max() <= 2
-        assert 0.1 * limits[group].shape[1] < min(counts) and max(counts) < 0.9 * limits[group].shape[1]
+        assert 0.1 * thresholds[group].shape[1] < min(counts) and max(counts) < 0.9 * thresholds[group].shape[1]
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
@@ -401,14 +401,14 @@ def test_it_is_a_block_of_the_demo_model(real_block, weights, index):
     Of int4 a value times its scale is rounded to a float16, and so some sums to the other bfloat16.
     """
     real = real_block(weights, index)
-    limits = {}
+    thresholds = {}
     for group, layers in INPUT_GROUPS.items():
-        keeps = [jnp.abs(real.inputs[n][0]).astype(jnp.float32) >= real.limits[n] for n in layers]
-        limits[group] = jnp.where(jnp.stack(keeps), 0.0, jnp.inf)
+        keeps = [jnp.abs(real.inputs[n][0]).astype(jnp.float32) >= real.thresholds[n] for n in layers]
+        thresholds[group] = jnp.where(jnp.stack(keeps), 0.0, jnp.inf)
     keys, values = (a[:1] for a in real.cache)
     place = jnp.int32(keys.shape[1] - 1), jnp.zeros(1, jnp.int32), [None]
     angles = real.cos[:1], real.sin[:1]
-    inputs = real.x[:1], [real.params], [(keys, values)], [limits], angles, *place, EPS
+    inputs = real.x[:1], [real.params], [(keys, values)], [thresholds], angles, *place, EPS
     assert_right(inputs, tolerance=5e-3 if weights == "int4" else 1e-3)
 
 
@@ -418,19 +418,20 @@ def test_a_factor_is_of_all_thresholds(weights, implementation):
     """Bit for bit what the thresholds times the factor give, and other channels than without."""
     inputs, factor = arguments(weights=weights), jnp.full(1, 1.37, jnp.float32)
     rng = np.random.default_rng(4)
-    limits = {g: jnp.asarray(rng.uniform(0.1, 1.2, t.shape).astype(np.float32)) for g, t in inputs[3][0].items()}
-    limits |= {g: limits[g] / 4 for g in ("attn_out", "mlp_mid")}
+    thresholds = {g: jnp.asarray(rng.uniform(0.1, 1.2, t.shape).astype(np.float32)) for g, t in inputs[3][0].items()}
+    thresholds |= {g: thresholds[g] / 4 for g in ("attn_out", "mlp_mid")}
     config = CONFIG if FORMATS[weights].group is None else NARROW
     how = {"implementation": implementation} | (HOW if implementation == "mosaic" else {})
 
-    def counts_and_stream(limits, factors=None):
-        step = decode_step(*changed(inputs, limits=[limits]), factors=factors, fused_config=config, **how)
+    def counts_and_stream(thresholds, factors=None):
+        step = decode_step(*changed(inputs, thresholds=[thresholds]), factors=factors, fused_config=config, **how)
         return *(np.asarray(step.counts[0][group]) for group in PHASES), np.asarray(step.x.astype(jnp.float32))
 
-    found, expected = counts_and_stream(limits, factor), counts_and_stream({g: t * 1.37 for g, t in limits.items()})
+    found = counts_and_stream(thresholds, factor)
+    expected = counts_and_stream({g: t * 1.37 for g, t in thresholds.items()})
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert all((a.sum() < b.sum()) for a, b in zip(found[:4], counts_and_stream(limits)[:4], strict=True))
+    assert all((a.sum() < b.sum()) for a, b in zip(found[:4], counts_and_stream(thresholds)[:4], strict=True))
 
 
 def test_launches_one_after_the_other_share_an_exchange():

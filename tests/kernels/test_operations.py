@@ -31,7 +31,7 @@ every_dtype = pytest.mark.parametrize("weights", ["float32", "bfloat16"])
 
 
 def thresholds(real, group):
-    return jnp.stack([real.limits[name] for name in INPUT_GROUPS[group]])
+    return jnp.stack([real.thresholds[name] for name in INPUT_GROUPS[group]])
 
 
 def sums(real, *names):

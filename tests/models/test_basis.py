@@ -15,8 +15,8 @@ from wisparse_jax.inference import generate
 from wisparse_jax.models.basis import Basis, fold, folded_config, identity_basis
 from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.divergence import kl_divergence
 from wisparse_jax.models.fingerprint import flat
+from wisparse_jax.models.kl import kl_divergence
 from wisparse_jax.models.loading import load
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.quantise import quantise, round_params

@@ -20,7 +20,7 @@ from wisparse_jax.models.config import LAYERS, LlamaConfig, read_config
 from wisparse_jax.models.forward import empty_cache, logits
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import ChannelRule, Rules
-from wisparse_jax.search.losses import _divergences
+from wisparse_jax.search.losses import _kl_of_candidates
 
 SPARSE, WINDOWS, CANDIDATES = 32, 4, 8
 
@@ -87,6 +87,6 @@ def test_the_loss_of_a_population(config: LlamaConfig) -> None:
     candidates = tuple(numbers(2, CANDIDATES // 2, 2, 7) for _ in range(2))
     tokens = numbers(WINDOWS, SPARSE, dtype=jnp.int32)
     text, (out,) = lowered(
-        lambda *args: _divergences(config, 32, None, *args), params, gains, tokens, hidden, caches, candidates
+        lambda *args: _kl_of_candidates(config, 32, None, *args), params, gains, tokens, hidden, caches, candidates
     )
     assert (out.shape, out.dtype) == ((CANDIDATES,), jnp.float32) and bfloat16_products(text) >= 2 * 9 + 1

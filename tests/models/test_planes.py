@@ -38,7 +38,7 @@ def test_every_plane_is_worth_its_bits_on_a_trained_model(demo, demo_text):
     models = {name: quantise(demo, name) for name in ("int8", "int4", KIND)}
     models |= {f"{planes} planes": planes_read(small, planes) for planes in (1, 2, 3)}
     result = ws.evaluate(demo, demo_text["held_out"][:4], models).sparse
-    kl = {name: score.divergence.mean for name, score in result.items()}
+    kl = {name: score.kl.mean for name, score in result.items()}
     one, two, three = (kl[f"{planes} planes"] for planes in (1, 2, 3))
     assert kl[KIND] < 3 * kl["int8"] and three == pytest.approx(kl[KIND], rel=0.02)
     assert 3 * three < two < one / 6 and one < 1.5 * kl["int4"]

@@ -103,7 +103,7 @@ def test_a_plan_for_the_model_applies_to_its_rounded_form(tiny_model, tiny_plan,
     sparse = ws.apply(small, tiny_plan)
     models = {"rounded": small, "both": sparse, "plan": ws.apply(tiny_model, tiny_plan)}
     result = ws.evaluate(tiny_model, tiny_tokens, models)
-    kl = {name: score.divergence.mean for name, score in result.sparse.items()}
+    kl = {name: score.kl.mean for name, score in result.sparse.items()}
     assert 0 < kl["rounded"] < kl["plan"] and kl["rounded"] < kl["both"]
     assert result.sparse["rounded"].sparsity.mean == 0 and abs(result.sparse["both"].sparsity.mean - 0.5) < 0.1
 

@@ -10,7 +10,7 @@ import wisparse_jax
 from wisparse_jax.calibration import run_dense
 from wisparse_jax.search import SearchSettings
 from wisparse_jax.search.allocators import get_allocator
-from wisparse_jax.search.losses import DivergenceLoss
+from wisparse_jax.search.losses import KLLoss
 from wisparse_jax.search.problem import BudgetProblem
 from wisparse_jax.testing import tiny_model
 
@@ -23,15 +23,16 @@ calibration, exponents = run_dense(model, tokens, settings), np.zeros((3, 7))
 rng = np.random.default_rng(0)
 for count in (1, 5, 19):
     budgets = rng.uniform(0.2, 0.8, (count, 3, 7))
-    taus = np.stack([s.thresholds(exponents[b], budgets[:, b]) for b, s in enumerate(calibration.statistics)], axis=1)
-    one, all_ = (DivergenceLoss(calibration, 48, 2, devices)(exponents, taus) for devices in (jax.devices()[:1], None))
+    tables = [s.thresholds(exponents[b], budgets[:, b]) for b, s in enumerate(calibration.statistics)]
+    thresholds = np.stack(tables, axis=1)
+    one, all_ = (KLLoss(calibration, 48, 2, devices)(exponents, thresholds) for devices in (jax.devices()[:1], None))
     np.testing.assert_allclose(all_, one, rtol=1e-6)
     assert len(one) == count and (one > 0).all()
 
 
 def plan(devices):
     problem = BudgetProblem(calibration, exponents, settings, 0)
-    problem.__dict__["_divergence"] = DivergenceLoss(calibration, 48, 2, devices)
+    problem.__dict__["_kl_loss"] = KLLoss(calibration, 48, 2, devices)
     return get_allocator("evolution")(problem).sparsities
 
 

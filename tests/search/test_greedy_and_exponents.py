@@ -29,7 +29,7 @@ def test_exponents_find_the_minimum_of_a_coupled_loss_and_never_raise_it():
     best = np.array([0.0, 0.5, 1.0, 1.5, 0.25, 0.75, 1.25])
     grid = tuple(np.arange(0, 1.51, 0.25))
 
-    def loss(alphas, taus):
+    def loss(alphas, thresholds):
         d = alphas - best
         return (d**2).sum(axis=1) + 0.3 * d[:, 0] * d[:, 1]
 
@@ -49,14 +49,14 @@ def test_every_layer_is_tried_at_its_own_sparsity():
     """Whatever the candidates are, a layer's threshold is that of its own sparsity."""
     own, seen = np.linspace(0.1, 0.7, 7), []
 
-    def loss(alphas, taus):
-        seen.append(taus)
+    def loss(alphas, thresholds):
+        seen.append(thresholds)
         return (alphas - 0.5).__pow__(2).sum(axis=1)
 
     found, _ = search_exponents(loss, IDENTITY, np.zeros(7), own, (0.0, 0.5, 1.0), 2)
     np.testing.assert_array_equal(found, 0.5)
-    for taus in seen:
-        np.testing.assert_array_equal(taus, np.tile(own, (3, 1)))
+    for thresholds in seen:
+        np.testing.assert_array_equal(thresholds, np.tile(own, (3, 1)))
 
 
 def test_a_thresholds_share_of_the_error_is_that_of_its_exponent():
@@ -71,8 +71,8 @@ def test_a_thresholds_share_of_the_error_is_that_of_its_exponent():
 
     own = np.linspace(0.1, 0.7, 7)
 
-    def loss(alphas, taus):
-        np.testing.assert_allclose(taus, alphas + own)
+    def loss(alphas, thresholds):
+        np.testing.assert_allclose(thresholds, alphas + own)
         return ((alphas - 1) ** 2).sum(axis=1)
 
     found, errors = search_exponents(loss, Rising({}, {}), np.zeros(7), own, (0.0, 0.5, 1.0), 3)
@@ -81,7 +81,7 @@ def test_a_thresholds_share_of_the_error_is_that_of_its_exponent():
 
 
 def layer_loss(costs):
-    return lambda alphas, taus: (costs * WEIGHTS / WEIGHTS.sum() * taus**2).sum(axis=1)
+    return lambda alphas, thresholds: (costs * WEIGHTS / WEIGHTS.sum() * thresholds**2).sum(axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,13 @@ def test_a_candidate_that_overflows_is_never_chosen():
     """Losses come with infinity in place of what is not a number; a layer whose every step overflows stays dense."""
     costs = np.array([1.0, 2.0, 9.0, 1.0, 3.0, 3.0, 1.0])
 
-    def loss(alphas, taus):
-        return np.where(taus[:, 0] > 0, np.inf, layer_loss(costs)(alphas, taus))
+    def loss(alphas, thresholds):
+        return np.where(thresholds[:, 0] > 0, np.inf, layer_loss(costs)(alphas, thresholds))
 
     found = greedy_path(loss, IDENTITY, np.zeros(7), WEIGHTS, 0.5, 0.02, 0.95)
     assert found.sparsities[:, 0].max() == 0 and np.isfinite(found.errors).all()
 
-    def only_half(alphas, taus):
+    def only_half(alphas, thresholds):
         return np.where(alphas == 0.5, 0.0, np.inf).sum(axis=1)
 
     best, _ = search_exponents(only_half, IDENTITY, np.full(7, 0.5), np.full(7, 0.5), (0.0, 0.5, 1.0), 2)

@@ -16,7 +16,7 @@ from wisparse_jax.search import (
     SearchSettings,
     calibrate,
     calibrate_targets,
-    calibrate_to_divergence,
+    calibrate_to_kl,
     pipeline,
     with_budgets,
 )
@@ -156,7 +156,7 @@ def test_held_out_windows_are_the_last_and_stand_beside_the_baselines(tiny_model
     held = plan.held_out
     assert held["windows"] == 1 and plan.calibration["held_out_windows"] == 1 and plan.calibration["tokens"] == 3 * 48
     score = ws.evaluate(ws.apply(tiny_model, plan), tiny_tokens[3:])
-    assert held["plan"]["kl"] == pytest.approx(score.sparse["plan"].divergence.mean, rel=1e-4)
+    assert held["plan"]["kl"] == pytest.approx(score.sparse["plan"].kl.mean, rel=1e-4)
     assert held["plan"]["perplexity"] == pytest.approx(score.sparse["plan"].perplexity.mean, rel=1e-4)
     assert held["dense_perplexity"] == pytest.approx(score.dense.perplexity.mean, rel=1e-4)
     for name in ("uniform", "teal"):
@@ -206,13 +206,13 @@ def test_targets_share_their_stages(tiny_model, tiny_tokens, monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "off"), [("teal", 1.0), ("uniform", 1.6), ("uniform", 0.6)])
-def test_the_largest_sparsity_that_keeps_a_divergence(tiny_model, tiny_tokens, monkeypatch, method, off):
+def test_the_largest_sparsity_that_keeps_a_kl(tiny_model, tiny_tokens, monkeypatch, method, off):
     """Of plans as they are in the end: what is trained, or searched, for a target may halve its KL, or add to it."""
-    rough = Search.held_out_divergence
-    monkeypatch.setattr(Search, "held_out_divergence", lambda *args: off * rough(*args))
+    rough = Search.held_out_kl
+    monkeypatch.setattr(Search, "held_out_kl", lambda *args: off * rough(*args))
     whole = calibrate(tiny_model, tiny_tokens, 0.5, method, settings=QUICK).held_out["plan"]["kl"]
     bound = 0.8 * whole
-    plan = calibrate_to_divergence(tiny_model, tiny_tokens, bound, method, settings=QUICK)
+    plan = calibrate_to_kl(tiny_model, tiny_tokens, bound, method, settings=QUICK)
     assert 0 < plan.target < 0.5 and plan.held_out["plan"]["kl"] <= bound
     further = calibrate(tiny_model, tiny_tokens, plan.target + pipeline.STEP, method, settings=QUICK)
     assert further.held_out["plan"]["kl"] > bound
@@ -221,7 +221,7 @@ def test_the_largest_sparsity_that_keeps_a_divergence(tiny_model, tiny_tokens, m
 @pytest.mark.parametrize(("bound", "target"), [(5e-324, 0.0), (1.7e308, 0.3)])
 def test_a_bound_that_every_plan_keeps_or_none(tiny_model, tiny_tokens, bound, target):
     settings = dataclasses.replace(QUICK, max_sparsity=0.302)
-    assert calibrate_to_divergence(tiny_model, tiny_tokens, bound, "uniform", settings=settings).target == target
+    assert calibrate_to_kl(tiny_model, tiny_tokens, bound, "uniform", settings=settings).target == target
 
 
 def test_the_tries_for_a_bound_are_few_whatever_the_curve(tiny_model, tiny_tokens, monkeypatch):
@@ -233,14 +233,14 @@ def test_the_tries_for_a_bound_are_few_whatever_the_curve(tiny_model, tiny_token
         return Mock(ws.SparsityPlan, target=target, held_out={"plan": {"kl": -1e-9 if target < 0.9 else 1.0}})
 
     monkeypatch.setattr(Search, "plan", plan)
-    monkeypatch.setattr(Search, "held_out_divergence", lambda _, target: target)
-    assert calibrate_to_divergence(tiny_model, tiny_tokens, 0.1, "uniform", settings=QUICK).target == 0.895
+    monkeypatch.setattr(Search, "held_out_kl", lambda _, target: target)
+    assert calibrate_to_kl(tiny_model, tiny_tokens, 0.1, "uniform", settings=QUICK).target == 0.895
     assert len(tried) < 14
 
 
-def test_a_bound_on_the_divergence_needs_held_out_windows(tiny_model, tiny_tokens):
+def test_a_bound_on_kl_needs_held_out_windows(tiny_model, tiny_tokens):
     with pytest.raises(WisparseError, match="max-kl needs held-out windows"):
-        calibrate_to_divergence(tiny_model, tiny_tokens[:3], 0.1, "uniform", settings=QUICK)
+        calibrate_to_kl(tiny_model, tiny_tokens[:3], 0.1, "uniform", settings=QUICK)
 
 
 def test_other_budgets_get_their_own_thresholds(tiny_model, tiny_tokens):

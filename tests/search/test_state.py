@@ -13,7 +13,7 @@ import pytest
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.interruption import goes_on_from, last_words
 from wisparse_jax.search import SearchSettings, calibrate, problem
-from wisparse_jax.search.losses import DivergenceLoss
+from wisparse_jax.search.losses import KLLoss
 from wisparse_jax.search.stages import Comparison, basis, exponents, score, training
 from wisparse_jax.search.state import Place, SearchState, identity_of, remove_state
 
@@ -42,7 +42,7 @@ STAGES = {
     "gains": (score, "gradient_gains", 1),
     "exponents": (exponents, "search_exponents", 2),
     "paths": (problem, "greedy_path", 2),
-    "populations": (DivergenceLoss, "__call__", 8),
+    "populations": (KLLoss, "__call__", 8),
     "final exponents": (exponents, "search_exponents", 5),
     "training": (training, "train", 1),
     "held out": (Comparison, "run", 1),
@@ -115,7 +115,7 @@ def test_a_killed_search_goes_on_to_the_same_plan(tiny_model, tiny_tokens, tmp_p
     for name, calls in whole[1].items():
         # The call that was killed is made again, and up to four populations that were not written yet.
         again = before.get(name, 0) + after.get(name, 0) - calls
-        assert 0 <= again <= (5 if name.startswith("DivergenceLoss") else 1), (name, again)
+        assert 0 <= again <= (5 if name.startswith("KLLoss") else 1), (name, again)
 
 
 def test_another_search_does_not_take_over_the_state(tiny_model, tiny_tokens, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def runs(tiny_model, tiny_tokens):
 
 
 @pytest.mark.parametrize("part", ["log_gains", "biases"])
-def test_each_part_alone_lowers_the_divergence(runs, part):
+def test_each_part_alone_lowers_kl(runs, part):
     """Judged on the windows that it learns from: tiny random models have nothing to generalise."""
     training, _ = runs
     shape = (training.config.num_blocks, len(LAYERS))
@@ -76,3 +76,19 @@ def test_the_best_that_was_met_on_held_out_windows_comes_back(runs):
     mean = curve.mean(axis=1)
     assert mean[0] == mean.min() and len(curve) == 5  # the start, and as many looks as patience has
     assert all(not np.asarray(row[name]).any() for row in found.biases for name in LAYERS)
+
+
+def test_a_last_batch_is_filled_up_with_other_windows(tiny_model, tiny_tokens):
+    """Thresholds are those of the batch: copies of its last window would make them that window's own."""
+    settings = SearchSettings(statistics_tokens=64)
+    training = run_dense(tiny_model, tiny_tokens[:2], settings)  # windows of 24 sparse positions, two a batch
+    shape = (training.config.num_blocks, len(LAYERS))
+
+    def looks(*windows):
+        held_out = run_dense_on(training, tiny_tokens[np.array(windows)], settings, 0)
+        start = start_of(training, np.ones(shape))
+        return train(training, held_out, start, np.full(shape, 0.5), 0, 48, 1, (0.0, 0.0), seed=0)[1][0]
+
+    three = looks(0, 1, 2)
+    np.testing.assert_allclose(three, [*looks(0, 1), looks(2, 0)[0]], rtol=1e-5)
+    assert abs(three[2] / looks(2, 2)[0] - 1) > 1e-3

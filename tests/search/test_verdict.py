@@ -103,4 +103,4 @@ def test_uniform_planes_read_the_same_share_of_every_layer(demo, demo_text):
     for name, score in found.items():
         assert score.sparsity.mean == pytest.approx(float(name), abs=0.03)
         assert np.ptp(score.layer_sparsity) < 0.15
-    assert 0 < found["0.5"].divergence.mean < 0.7 * found["0.63"].divergence.mean < 0.3
+    assert 0 < found["0.5"].kl.mean < 0.7 * found["0.63"].kl.mean < 0.3

@@ -24,10 +24,12 @@ def some_curves(seed=0):
     shape = (BLOCKS, len(LAYERS), 4, len(LEVELS) - 1)
     steps = rng.exponential(1.0, shape) * np.array([1, 0.1, 0.01, 0.001])[:, None]
     start = np.zeros((*shape[:3], 1))
-    costs, taus = (np.concatenate([start, np.cumsum(part, -1)], -1) for part in (steps, rng.exponential(0.1, shape)))
+    costs, thresholds = (
+        np.concatenate([start, np.cumsum(part, -1)], -1) for part in (steps, rng.exponential(0.1, shape))
+    )
     gains = [{name: jnp.asarray(rng.uniform(0.5, 2, (4, 8)), jnp.float32) for name in LAYERS} for _ in range(BLOCKS)]
-    levels, taus, costs = (a.astype(np.float32).astype(np.float64) for a in (LEVELS, taus, costs))
-    return PlaneCurves(KIND, levels, taus, costs, gains)
+    levels, thresholds, costs = (a.astype(np.float32).astype(np.float64) for a in (LEVELS, thresholds, costs))
+    return PlaneCurves(KIND, levels, thresholds, costs, gains)
 
 
 @pytest.mark.parametrize("bits", [1.0, 2.3, 3.3, 5.0, 8.125])
@@ -39,7 +41,7 @@ def test_a_budget_reads_as_many_bits_as_are_asked_for(bits):
     read = ((1 - skipped) @ np.array(curves.plane_bits) * shares).sum()
     assert read == pytest.approx(bits) and ((skipped >= 0) & (skipped <= 1)).all()
     np.testing.assert_allclose(1 - (curves.layer_shares(skipped) * shares).sum(), bits / 8.125)
-    assert (curves.thresholds(skipped)[skipped == 0] == 0).all()
+    assert (curves.thresholds_at(skipped)[skipped == 0] == 0).all()
 
 
 def test_no_exchange_of_bits_between_planes_is_cheaper():
@@ -72,7 +74,7 @@ def test_no_plane_is_read_without_those_above_it():
     [
         ({"levels": LEVELS[::-1].copy()}, "planes.levels: expected shares that ascend"),
         ({"costs": some_curves().costs[..., ::-1].copy()}, "planes.costs: expected finite numbers"),
-        ({"taus": some_curves().taus[:, :, :3]}, r"planes.taus: expected the shape \[2, 7, 4, 29\]"),
+        ({"thresholds": some_curves().thresholds[:, :, :3]}, r"planes.thresholds: expected the shape \[2, 7, 4, 29\]"),
     ],
 )
 def test_curves_that_are_none_are_refused(change, message):
@@ -104,7 +106,7 @@ def test_one_plan_serves_every_number_of_bits(demo, demo_text, plan, tmp_path):
     rounded = models["4.3"].params["blocks"][0]["q"]["kernel"]
     assert all(one.params["blocks"][0]["q"]["kernel"] is rounded for one in models.values())
     result = ws.evaluate(demo, demo_text["held_out"][:4], models).sparse
-    kl = [result[name].divergence.mean for name in asked]
+    kl = [result[name].kl.mean for name in asked]
     assert kl[0] < kl[1] / 2 < kl[2] / 4
     for name, value in zip(asked, kl, strict=True):
         skipped = plan.planes.skipped(plan.layer_weights, asked[name].target)

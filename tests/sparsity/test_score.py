@@ -14,12 +14,14 @@ def test_thresholding_the_activation_is_thresholding_the_score(seed, alpha, shar
     weight = (rng.standard_normal((16, 8)) * rng.gamma(1.0, 1.0, (16, 1))).astype(np.float32)
     norms = np.linalg.norm(weight.astype(np.float64), axis=1)
     score = np.abs(x) * np.maximum(norms**alpha, 1e-4)
-    tau = np.quantile(score, share)
-    thresholds = channel_thresholds(channel_norms(jnp.asarray(weight)), jnp.float32(alpha), jnp.float32(tau))
+    threshold = np.quantile(score, share)
+    thresholds = channel_thresholds(channel_norms(jnp.asarray(weight)), jnp.float32(alpha), jnp.float32(threshold))
     kept = np.abs(x) >= np.asarray(thresholds)
-    clear = np.abs(score - tau) > 1e-5 * tau  # a score within float32 rounding of tau may go either way
+    clear = (
+        np.abs(score - threshold) > 1e-5 * threshold
+    )  # a score within float32 rounding of threshold may go either way
     assert clear.mean() > 0.9
-    np.testing.assert_array_equal(kept[clear], (score >= tau)[clear])
+    np.testing.assert_array_equal(kept[clear], (score >= threshold)[clear])
 
 
 def test_a_channel_of_zero_weights_is_scored_at_the_floor():

@@ -302,8 +302,8 @@ def counting_step(config: LlamaConfig, kind: str, batch: int) -> Callable[..., A
         where, rules = layout(config, batch, 1, slot, start), rules_of(thresholds)
         hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules, records)
         kept = [
-            jnp.stack([keep_mask(own[n][:, 0], limits[n]).any(axis=0).sum(-1).reshape(-1) for n in LAYERS])
-            for own, limits in zip(records, thresholds, strict=True)
+            jnp.stack([keep_mask(own[n][:, 0], levels[n]).any(axis=0).sum(-1).reshape(-1) for n in LAYERS])
+            for own, levels in zip(records, thresholds, strict=True)
         ]
         return jnp.argmax(head(params, hidden[:, 0]), -1).astype(jnp.int32), cache, jnp.stack(kept)
 

@@ -117,14 +117,16 @@ def calibrated(
         thresholds = []
         for b in range(config.num_blocks):
             read = {g: jnp.stack([s[b][g] for s in seen]) for g in INPUT_GROUPS}
-            taus = {n: jnp.quantile(read[GROUP_OF[n]], jnp.asarray(table[b, i])) for i, n in enumerate(LAYERS)}
-            thresholds.append({n: _for_all_channels(tau, config.layer_shapes[n][0]) for n, tau in taus.items()})
+            shared = {n: jnp.quantile(read[GROUP_OF[n]], jnp.asarray(table[b, i])) for i, n in enumerate(LAYERS)}
+            thresholds.append(
+                {n: _for_all_channels(threshold, config.layer_shapes[n][0]) for n, threshold in shared.items()}
+            )
     return thresholds
 
 
-def _for_all_channels(taus: Float[Array, "*planes"], channels: int) -> Float[Array, "*planes in_channels"]:
+def _for_all_channels(thresholds: Float[Array, "*planes"], channels: int) -> Float[Array, "*planes in_channels"]:
     """The thresholds of every channel."""
-    return jnp.broadcast_to(taus[..., None], (*taus.shape, channels))
+    return jnp.broadcast_to(thresholds[..., None], (*thresholds.shape, channels))
 
 
 def spread_shares(plan: SparsityPlan, blocks: int) -> Float64[np.ndarray, "blocks 7 *planes"]:

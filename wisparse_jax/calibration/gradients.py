@@ -157,29 +157,29 @@ def layer_costs(
     plan. From at least `tokens` sparse positions.
     """
     config = calibration.config
-    taus = np.zeros((config.num_blocks, len(LAYERS), len(levels)))
+    thresholds = np.zeros((config.num_blocks, len(LAYERS), len(levels)))
     for b, statistics in enumerate(calibration.statistics):
         grid = np.repeat(levels[:, None], len(LAYERS), axis=1)
-        taus[b] = statistics.thresholds(exponents[b], grid).T
-    return costs_at(calibration, calibration.gains, exponents, taus, tokens, seed)
+        thresholds[b] = statistics.thresholds(exponents[b], grid).T
+    return costs_at(calibration, calibration.gains, exponents, thresholds, tokens, seed)
 
 
 def costs_at(
     calibration: Calibration,
     gains: list[ChannelGains],
     exponents: Float64[np.ndarray, "blocks 7"],
-    taus: Float64[np.ndarray, "blocks 7 *planes levels"],
+    thresholds: Float64[np.ndarray, "blocks 7 *planes levels"],
     tokens: int,
     seed: int,
     planes: Blocks | None = None,
 ) -> Float64[np.ndarray, "blocks 7 *planes levels"]:
     """The same at thresholds on the score that ascend; with `planes`, and gains of each, of not reading each plane."""
-    sums = [jnp.zeros(taus.shape[1:])] * len(taus)
+    sums = [jnp.zeros(thresholds.shape[1:])] * len(thresholds)
     count = 0
     # Other labels than the gains and the basis were found with.
     for b, made in walk_gradients(calibration, tokens, seed, draw=1, planes=planes):
         count += b == 0
-        table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, taus)]
+        table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, thresholds)]
         sums[b] = sums[b] + _level_costs(made, gains[b], *table)
     costs = np.stack([on_host(one).astype(np.float64) for one in sums]) / count
     return np.maximum.accumulate(costs, axis=-1)
@@ -187,16 +187,21 @@ def costs_at(
 
 @jax.jit
 def _level_costs(
-    made: BlockGradients, gains: ChannelGains, exponents: Float[Array, "7"], taus: Float[Array, "7 *planes levels"]
+    made: BlockGradients,
+    gains: ChannelGains,
+    exponents: Float[Array, "7"],
+    thresholds: Float[Array, "7 *planes levels"],
 ) -> Float[Array, "7 *planes levels"]:
     rows = []
     for i, name in enumerate(LAYERS):
         x, u = made.inputs[GROUP_OF[name]], made.gradients[name]
         if u.ndim == 2:
-            rows.append(_costs_of(x, u, gains[name], exponents[i], taus[i]))
+            rows.append(_costs_of(x, u, gains[name], exponents[i], thresholds[i]))
         else:
-            planes = zip(u, gains[name], taus[i], strict=True)
-            rows.append(jnp.stack([_costs_of(x, own, gain, exponents[i], tau) for own, gain, tau in planes]))
+            planes = zip(u, gains[name], thresholds[i], strict=True)
+            rows.append(
+                jnp.stack([_costs_of(x, own, gain, exponents[i], threshold) for own, gain, threshold in planes])
+            )
     return jnp.stack(rows)
 
 
@@ -205,11 +210,11 @@ def _costs_of(
     u: Float[Array, "tokens in_channels"],
     gain: Float[Array, " in_channels"],
     exponent: Float[Array, ""],
-    taus: Float[Array, " levels"],
+    thresholds: Float[Array, " levels"],
 ) -> Float[Array, " levels"]:
     score, part = jnp.abs(x) * score_weights(gain, exponent)[None], x * u
 
-    def cost(tau: Array) -> Array:
-        return 0.5 * jnp.mean(jnp.square(jnp.sum(jnp.where(score < tau, part, 0.0), axis=-1)))
+    def cost(threshold: Array) -> Array:
+        return 0.5 * jnp.mean(jnp.square(jnp.sum(jnp.where(score < threshold, part, 0.0), axis=-1)))
 
-    return lax.map(cost, taus)
+    return lax.map(cost, thresholds)

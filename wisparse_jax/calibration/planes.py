@@ -68,18 +68,20 @@ def plane_curves(
         gains = [{name: jnp.ones_like(gain) for name, gain in block.items()} for block in gains]
     ones, count = np.ones(len(LAYERS)), len(gains[0][LAYERS[0]])
     grid = np.repeat(LEVELS[:, None], len(LAYERS), axis=1)
-    taus = np.zeros((len(gains), len(LAYERS), count, len(LEVELS)))
+    thresholds = np.zeros((len(gains), len(LAYERS), count, len(LEVELS)))
     for b, own in enumerate(calibration.statistics):
         for k in range(count):
             scored = BlockStatistics(own.samples, {name: gains[b][name][k] for name in LAYERS})
-            taus[b, :, k] = scored.thresholds(ones, grid).T
-    costs = costs_at(calibration, gains, np.ones(taus.shape[:2]), taus, tokens, seed, planes)
+            thresholds[b, :, k] = scored.thresholds(ones, grid).T
+    costs = costs_at(calibration, gains, np.ones(thresholds.shape[:2]), thresholds, tokens, seed, planes)
     costs -= costs[..., :1]
     if magnitudes:
         share = np.asarray(calibration.config.layer_weights, np.float64)[None, :, None, None]
         costs = costs.sum(axis=(0, 1), keepdims=True) * (share / share.sum() / len(costs))
-        costs = np.broadcast_to(costs, taus.shape)
-    return PlaneCurves(kind, LEVELS.astype(np.float32).astype(np.float64), _as_saved(taus), _as_saved(costs), gains)
+        costs = np.broadcast_to(costs, thresholds.shape)
+    return PlaneCurves(
+        kind, LEVELS.astype(np.float32).astype(np.float64), _as_saved(thresholds), _as_saved(costs), gains
+    )
 
 
 def _as_saved(values: np.ndarray) -> np.ndarray:
@@ -104,8 +106,8 @@ def uniform_planes(calibration: Calibration, kind: str, target: float) -> Model:
             # Of the price of a unit of energy the square root: the shares unread rise with it.
             prices = np.sort(np.concatenate([table / ratio for ratio in ratios]))
             unread = bits @ [np.interp(prices * ratio, table, steps) for ratio in ratios]
-            taus = ratios * prices[min(int(np.searchsorted(unread, target)), len(prices) - 1)]
+            thresholds = ratios * prices[min(int(np.searchsorted(unread, target)), len(prices) - 1)]
             gains = jnp.broadcast_to(statistics.gains[name], (len(bits), *statistics.gains[name].shape))
-            block[name] = ChannelRule(plane_thresholds(gains, taus))
+            block[name] = ChannelRule(plane_thresholds(gains, thresholds))
         rules.append(block)
     return Model(config, quantise_params(calibration.params, kind), rules)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float64
 
 from kernels_pallas.weight import Weight
 from wisparse_jax.calibration.dense import Calibration
-from wisparse_jax.calibration.statistics import spaced_tokens, tau_between
+from wisparse_jax.calibration.statistics import spaced_tokens, threshold_between
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS, LlamaConfig
 from wisparse_jax.models.forward import BlockCache, Params, after_attention, layout, rms_norm, self_attention
 from wisparse_jax.models.mesh import on_host
@@ -27,10 +27,10 @@ from wisparse_jax.sparsity.score import ChannelGains, score_weights
 Biases = list[dict[str, Float[Array, "_"]]]
 
 
-class Thresholds(NamedTuple):
+class ScoreThresholds(NamedTuple):
     """Of every layer: its threshold on the score (the paper's tau), and the share of scores below it on the text."""
 
-    taus: Float64[np.ndarray, "blocks 7"]
+    values: Float64[np.ndarray, "blocks 7"]
     realised: Float64[np.ndarray, "blocks 7"]
 
 
@@ -40,7 +40,7 @@ def sparse_thresholds(
     sparsities: Float64[np.ndarray, "blocks 7"],
     biases: Biases | None = None,
     more: Calibration | None = None,
-) -> Thresholds:
+) -> ScoreThresholds:
     """The thresholds that realise the sparsities on the calibration text, layer after layer.
 
     Args:
@@ -55,16 +55,17 @@ def sparse_thresholds(
     """
     config, first = calibration.config, calibration.dense_positions
     runs = [calibration] if more is None else [calibration, more]
-    x, taus, realised = jnp.concatenate([run.inputs[0] for run in runs]), [], []
+    x, thresholds, realised = jnp.concatenate([run.inputs[0] for run in runs]), [], []
     for b, weights in enumerate(calibration.params["blocks"]):
         cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(run.caches[b] for run in runs))
         table = [jnp.asarray(a[b], jnp.float32) for a in (exponents, sparsities)]
         bias = None if biases is None else biases[b]
         arguments = weights, x, cache, calibration.gains[b], *table, bias
-        x, tau, share = _sparse_block(config, config.windows[b], first, *arguments)
-        taus.append(tau)
+        x, threshold, share = _sparse_block(config, config.windows[b], first, *arguments)
+        thresholds.append(threshold)
         realised.append(share)
-    return Thresholds(*(np.stack([on_host(row).astype(np.float64) for row in rows]) for rows in (taus, realised)))
+    tables = [[on_host(row).astype(np.float64) for row in rows] for rows in (thresholds, realised)]
+    return ScoreThresholds(*map(np.stack, tables))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -82,7 +83,7 @@ def _sparse_block(
 ) -> tuple[Float[Array, "windows positions hidden"], Float[Array, "7"], Float[Array, "7"]]:
     """The block's sparse output, and each layer's threshold and realised sparsity."""
     where = layout(config, x.shape[0], x.shape[1], first)
-    taus, shares = {}, {}
+    thresholds, shares = {}, {}
     # Keeps all until a layer's turn comes: its input depends on the layers before it alone.
     rules: BlockRules = {
         name: ChannelRule(jnp.zeros(Weight.of(params[name]).shape[0]), None if biases is None else biases[name])
@@ -95,8 +96,8 @@ def _sparse_block(
         for name in INPUT_GROUPS[group]:
             i = LAYERS.index(name)
             weights = score_weights(gains[name], exponents[i])
-            taus[name], shares[name] = tau_between((rows * weights[None]).ravel(), sparsities[i])
-            rules[name] = rules[name]._replace(thresholds=taus[name] / weights)
+            thresholds[name], shares[name] = threshold_between((rows * weights[None]).ravel(), sparsities[i])
+            rules[name] = rules[name]._replace(thresholds=thresholds[name] / weights)
 
     settle("attn_in", rms_norm(x, params["attn_norm"], config.norm_eps))
     attention, _ = self_attention(config, window, params, x, where, cache, rules)
@@ -106,4 +107,4 @@ def _sparse_block(
         after_attention(config, params, x, attention, rules, record)  # of this only the reader's input is computed
         settle(group, record[reader])
     out = after_attention(config, params, x, attention, rules)
-    return out, jnp.stack([taus[name] for name in LAYERS]), jnp.stack([shares[name] for name in LAYERS])
+    return out, jnp.stack([thresholds[name] for name in LAYERS]), jnp.stack([shares[name] for name in LAYERS])

@@ -80,7 +80,7 @@ def spaced_tokens(tokens: int, channels: int) -> slice:
     return slice(None, None, max(1, min(-(-tokens * channels // LARGEST_SORT), tokens // FEWEST_TOKENS)))
 
 
-def tau_between(
+def threshold_between(
     scores: Float[Array, " scores"], sparsity: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """A threshold between two of the scores, and the share of them below it; to be called inside a jit.
@@ -108,6 +108,6 @@ def tau_between(
     low, high = (lax.bitcast_convert_type(bound, jnp.float32) for bound in (below, above))
     high = jnp.where(above == _LARGEST, 2 * low + 1, high)
     middle = low + 0.5 * (high - low)
-    tau = jnp.where(middle > low, middle, high)
+    threshold = jnp.where(middle > low, middle, high)
     none = (wanted < 1) | (skipped < 1)
-    return jnp.where(none, 0.0, tau), jnp.where(none, 0.0, skipped / bits.size)
+    return jnp.where(none, 0.0, threshold), jnp.where(none, 0.0, skipped / bits.size)

@@ -64,7 +64,7 @@ class Benchmark:
     """Print one JSON object and nothing else."""
 
     def run(self) -> None:
-        """Time and print."""
+        """Time the decode steps and print the table."""
         import jax
 
         from wisparse_jax.benchmark import Options, benchmark

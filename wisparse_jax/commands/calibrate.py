@@ -61,7 +61,7 @@ class Calibrate(OnDevices):
         from wisparse_jax.models.mesh import make_mesh
         from wisparse_jax.processes import is_first
         from wisparse_jax.report.tables import console, plan_table
-        from wisparse_jax.search import calibrate_targets, calibrate_to_divergence
+        from wisparse_jax.search import calibrate_targets, calibrate_to_kl
         from wisparse_jax.search.cost import forecast
         from wisparse_jax.search.methods import DEFAULT, PLANES
         from wisparse_jax.search.pipeline import (
@@ -129,7 +129,7 @@ class Calibrate(OnDevices):
         if self.max_kl is None:
             plans = calibrate_targets(model, windows, sparsities, name, self.seed, settings, **options)
         else:
-            plans = [calibrate_to_divergence(model, windows, self.max_kl, name, self.seed, settings, **options)]
+            plans = [calibrate_to_kl(model, windows, self.max_kl, name, self.seed, settings, **options)]
         if not first:
             return
         show = console()

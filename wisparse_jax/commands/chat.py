@@ -25,7 +25,7 @@ class Chat(Writing):
     """At most so many tokens an answer."""
 
     def run(self) -> None:
-        """Read, answer, repeat."""
+        """Read questions from standard input and stream an answer to each, until the input ends."""
         writer = Writer(self, self.model)
         if not writer.chats:
             raise WisparseError(f"{self.model}: the model has no chat template; wisparse generate continues a text")

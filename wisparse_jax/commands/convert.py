@@ -50,7 +50,7 @@ class Convert:
     """Seed of sampled text."""
 
     def run(self) -> None:
-        """Write the checkpoint."""
+        """Convert the model and write its checkpoint, whole or not at all."""
         from wisparse_jax.files import check_new_folder
         from wisparse_jax.models.checkpoint import check_stored_dtype
         from wisparse_jax.models.loading import check_kinds

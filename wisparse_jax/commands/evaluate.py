@@ -56,7 +56,7 @@ class Evaluate(OnDevices):
     """Print one JSON object and nothing else."""
 
     def run(self) -> None:
-        """Evaluate and print."""
+        """Score the plans on the text and print the table, or JSON."""
         from wisparse_jax.arguments import check_count, check_seed, check_share
         from wisparse_jax.commands.plans import at_bits, named_plans, plan_of
         from wisparse_jax.commands.texts import SELF, evaluation_seed, note_own_texts, sampled_windows

@@ -1,4 +1,4 @@
-"""How good a plan is: perplexity, divergence, realised sparsity."""
+"""How good a plan is: perplexity, KL, realised sparsity."""
 
 from wisparse_jax.evaluation.quality import DenseRun as DenseRun
 from wisparse_jax.evaluation.quality import evaluate as evaluate

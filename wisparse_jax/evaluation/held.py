@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.control import Control
-from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihood
 from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
+from wisparse_jax.models.kl import kl_divergence, negative_log_likelihood
 from wisparse_jax.models.rules import Rules, layer_skips, mean_skipped, scaled_rules
 
 

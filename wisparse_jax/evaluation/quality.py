@@ -1,4 +1,4 @@
-"""Perplexity, divergence and realised sparsity of plans, against one dense run of the same windows."""
+"""Perplexity, KL and realised sparsity of plans, against one dense run of the same windows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from wisparse_jax.evaluation.shares import at_shares, check_rivals
 from wisparse_jax.evaluation.windows import DENSE_FIRST
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.control import Control
-from wisparse_jax.models.divergence import kl_divergence, negative_log_likelihood
 from wisparse_jax.models.forward import BlockCache, Cache, Params, block, head, layout, rms_norm, top_params
+from wisparse_jax.models.kl import kl_divergence, negative_log_likelihood
 from wisparse_jax.models.mesh import data_size, mesh_of, on_host, spread
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import BlockRules, Rules, layer_skips, mean_skipped

@@ -54,14 +54,14 @@ class Score:
 class SparseScore(Score):
     """The same for a sparse model, with its KL(dense || sparse) in nats per token and its realised sparsity."""
 
-    kl: Float64[np.ndarray, " windows"]
+    window_kl: Float64[np.ndarray, " windows"]
     token_sparsity: Float64[np.ndarray, "windows positions"]
     layer_sparsity: Float64[np.ndarray, "blocks 7"]
 
     @property
-    def divergence(self) -> Figure:
+    def kl(self) -> Figure:
         """Mean KL(dense || sparse) per token."""
-        return Figure.over(self.kl)
+        return Figure.over(self.window_kl)
 
     @property
     def sparsity(self) -> Figure:
@@ -99,13 +99,13 @@ class Evaluation:
         At the share of their common rival; without one at what each skips.
         """
         known = self.sparse if self.common_rival(first, second) is None else self.sparse | self.matched
-        return Figure.over(known[first].kl - known[second].kl)
+        return Figure.over(known[first].window_kl - known[second].window_kl)
 
     def ratio(self, name: str) -> float:
         """A plan's KL at its rival's share, of the rival's; nan for a plan without one."""
         if name not in self.rivals:
             return math.nan
-        return self.matched[name].divergence.mean / self.sparse[self.rivals[name]].divergence.mean
+        return self.matched[name].kl.mean / self.sparse[self.rivals[name]].kl.mean
 
     def as_json(self, name: str | None = None) -> dict[str, Any]:
         """The dense figures and, for one plan, the sparse ones; numbers that are not finite become null."""
@@ -115,14 +115,14 @@ class Evaluation:
             score = self.sparse[name]
             for key, figure in (
                 ("perplexity", score.perplexity),
-                ("kl", score.divergence),
+                ("kl", score.kl),
                 ("sparsity", score.sparsity),
             ):
                 out |= {key: figure.mean, f"{key}_error": figure.error}
             if name in self.rivals:
                 at = self.matched[name]
                 out |= {"rival": self.rivals[name], "sparsity_at_rival": at.sparsity.mean}
-                out |= {"kl_at_rival": at.divergence.mean, "kl_at_rival_error": at.divergence.error}
+                out |= {"kl_at_rival": at.kl.mean, "kl_at_rival_error": at.kl.error}
                 out["kl_of_rival"] = self.ratio(name)
             out["sparsity_spread"] = float(score.token_sparsity.std())
             out["layer_sparsity"] = [dict(zip(LAYERS, row, strict=True)) for row in score.layer_sparsity.tolist()]

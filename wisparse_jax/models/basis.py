@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.formats import is_rounded
+from wisparse_jax.models.parameters import Params
 
-Params = dict[str, Any]
 _READERS = {"q": "attn_norm", "k": "attn_norm", "v": "attn_norm", "gate": "mlp_norm", "up": "mlp_norm"}
 _WRITERS = ("o", "down")
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

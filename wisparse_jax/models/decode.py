@@ -33,8 +33,8 @@ def group_thresholds(thresholds: Thresholds, planes: int = 1) -> list[GroupThres
     A layer of several planes has one row for each of them: its own, or the layer's again for each.
     """
 
-    def rows(limits: Float[Array, "..."]) -> Float[Array, "planes _"]:
-        return limits if limits.ndim == 2 else jnp.broadcast_to(limits, (planes, len(limits)))
+    def rows(thresholds: Float[Array, "..."]) -> Float[Array, "planes _"]:
+        return thresholds if thresholds.ndim == 2 else jnp.broadcast_to(thresholds, (planes, len(thresholds)))
 
     return [{g: jnp.concatenate([rows(b[n]) for n in ns]) for g, ns in INPUT_GROUPS.items()} for b in thresholds]
 

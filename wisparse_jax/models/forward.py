@@ -20,9 +20,8 @@ from kernels_pallas.select.reference import rms_norm
 from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight, as_weight
 from wisparse_jax.models.config import LlamaConfig
+from wisparse_jax.models.parameters import Params as Params
 from wisparse_jax.models.rules import LayerRules, Rules, ScaledRules
-
-Params = dict[str, Any]
 
 
 class BlockCache(NamedTuple):

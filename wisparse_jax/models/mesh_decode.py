@@ -45,7 +45,7 @@ def mesh_token_logits(
     part = part_of(config, size)
 
     def step(
-        params: Params, tokens: Array, start: Array, cache: Cache, limits: Any, slot: Array, factors: Array | None
+        params: Params, tokens: Array, start: Array, cache: Cache, thresholds: Any, slot: Array, factors: Array | None
     ) -> tuple[Array, Cache, list[Array]]:
         own: list[Array] | None = None if skipped is None else []
         logits, cache = kernel_token_logits(
@@ -55,7 +55,7 @@ def mesh_token_logits(
             slot,
             start,
             cache,
-            limits,
+            thresholds,
             implementation,
             interpret,
             axis=MODEL,
@@ -66,12 +66,12 @@ def mesh_token_logits(
 
     rows = DATA if len(tokens) % mesh.shape[DATA] == 0 else None
     whole, row, kept = PartitionSpec(), PartitionSpec(rows), PartitionSpec(rows, None, MODEL)
-    limits = {group: PartitionSpec(None, MODEL if group in SUMMED else None) for group in INPUT_GROUPS}
+    thresholds = {group: PartitionSpec(None, MODEL if group in SUMMED else None) for group in INPUT_GROUPS}
     vocab = MODEL if config.vocab_size % size == 0 else None
     logits, cache, shares = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(param_specs(config, params, size), row, row, kept, [limits] * config.num_blocks, whole, row),
+        in_specs=(param_specs(config, params, size), row, row, kept, [thresholds] * config.num_blocks, whole, row),
         out_specs=(PartitionSpec(rows, vocab), kept, row),
         check_vma=False,
     )(params, tokens, start, cache, thresholds, slot, factors)

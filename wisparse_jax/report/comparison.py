@@ -126,15 +126,15 @@ def _figures(result: Evaluation, name: str, target: float, plan: SparsityPlan | 
     score, teal = result.sparse[name], _key("teal", target)
     row: Row = {
         "evaluation_tokens": result.tokens,
-        "kl": score.divergence.mean, "kl_error": score.divergence.error,
+        "kl": score.kl.mean, "kl_error": score.kl.error,
         "perplexity": score.perplexity.mean, "perplexity_error": score.perplexity.error,
         "dense_perplexity": result.dense.perplexity.mean,
         "realised": score.sparsity.mean, "realised_error": score.sparsity.error,
     }  # fmt: skip
     if name == teal or name in result.rivals:
         gap, at = result.paired(name, teal), result.matched.get(name, score)
-        row |= {"kl_at_teal": at.divergence.mean, "minus_teal": gap.mean, "minus_teal_error": gap.error}
-        row["teal_ratio"] = at.divergence.mean / result.sparse[teal].divergence.mean
+        row |= {"kl_at_teal": at.kl.mean, "minus_teal": gap.mean, "minus_teal_error": gap.error}
+        row["teal_ratio"] = at.kl.mean / result.sparse[teal].kl.mean
     if plan is None:
         return row
     row |= {

@@ -39,7 +39,7 @@ def exponents(plans: Plans, canvas: Any) -> None:
     _tables(canvas, tables, "exponent", 0.0, max(float(table.max()) for table in tables.values()) or 1.0)
 
 
-def divergences(plans: Plans, canvas: Any) -> None:
+def held_out_kl(plans: Plans, canvas: Any) -> None:
     """Held-out KL against realised sparsity, of the plans and of what they were compared with."""
     canvas.set_size_inches(_WIDTH, 3.6)
     axes = canvas.subplots()
@@ -108,7 +108,7 @@ def drawable(plans: Plans) -> dict[str, tuple[str, Callable[[Plans, Any], None]]
     if any(np.ptp(plan.exponents) > 0 for plan in plans.values()):
         figures["exponents"] = ("Exponents by block and layer", exponents)
     if any("plan" in plan.held_out for plan in plans.values()):
-        figures["divergence"] = ("Held-out KL against sparsity", divergences)
+        figures["held_out_kl"] = ("Held-out KL against sparsity", held_out_kl)
     if any(_predicted(plan) is not None for plan in plans.values()):
         figures["predicted"] = ("Predicted against held-out KL", predictions)
     if any(_curves(plan.history) for plan in plans.values()):

@@ -46,7 +46,7 @@ def share_table(evaluation: Evaluation) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for name, rival in evaluation.rivals.items():
         at = evaluation.matched[name]
-        figures = f"{evaluation.sparse[name].divergence:.4f}", f"{at.divergence:.4f}", f"{at.sparsity.mean:.4f}"
+        figures = f"{evaluation.sparse[name].kl:.4f}", f"{at.kl:.4f}", f"{at.sparsity.mean:.4f}"
         table.add_row(name, rival, *figures, f"{evaluation.ratio(name):.3f}")
     return table
 
@@ -111,7 +111,7 @@ def timing_table(timings: Mapping[str, Mapping[str, float]]) -> Table:
 def _cells(score: SparseScore) -> list[str]:
     return [
         f"{score.perplexity:.2f}",
-        f"{score.divergence:.4f}",
+        f"{score.kl:.4f}",
         f"{score.sparsity:.4f}",
         f"{score.token_sparsity.std():.4f}",
     ]

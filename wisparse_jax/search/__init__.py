@@ -5,7 +5,7 @@ from wisparse_jax.search.methods import METHODS as METHODS
 from wisparse_jax.search.methods import Method as Method
 from wisparse_jax.search.pipeline import calibrate as calibrate
 from wisparse_jax.search.pipeline import calibrate_targets as calibrate_targets
-from wisparse_jax.search.pipeline import calibrate_to_divergence as calibrate_to_divergence
+from wisparse_jax.search.pipeline import calibrate_to_kl as calibrate_to_kl
 from wisparse_jax.search.pipeline import with_budgets as with_budgets
 from wisparse_jax.search.problem import Allocation as Allocation
 from wisparse_jax.search.problem import BudgetProblem as BudgetProblem

@@ -18,7 +18,7 @@ from wisparse_jax.search.problem import BudgetProblem, Table
 from wisparse_jax.search.progress import Progress
 from wisparse_jax.search.state import Arrays, SearchState, Spent
 
-Divergences = Float64[np.ndarray, " windows"]  # held-out windows' KL
+WindowKL = Float64[np.ndarray, " windows"]  # held-out windows' KL
 
 
 class Context:
@@ -82,18 +82,18 @@ class Context:
         if new.held_out is None or old.held_out is None:
             return new
         with self.stage("held out"):
-            before = self.judge.uniform_divergences(old.held_out, 0.0, planes, old.held_out_runs)
-            after = self.judge.uniform_divergences(new.held_out, exponent, planes, new.held_out_runs)
+            before = self.judge.uniform_kl(old.held_out, 0.0, planes, old.held_out_runs)
+            after = self.judge.uniform_kl(new.held_out, exponent, planes, new.held_out_runs)
         new = new.recorded(f"{name}, held-out KL", [float(before.mean()), float(after.mean())])
         return self._decided(name, old, new, before, after)
 
-    def held_out_kl(self, draft: Draft) -> Divergences:
+    def held_out_kl(self, draft: Draft) -> WindowKL:
         """Of each window, at just its sparsities: the thresholds are those of the held-out windows, not of the plan."""
         assert draft.held_out is not None
         sparse = sparse_at(draft.held_out, draft.exponents, draft.sparsities)
-        return self.judge.divergences(sparse, draft.held_out_runs)
+        return self.judge.window_kl(sparse, draft.held_out_runs)
 
-    def _decided(self, name: str, old: Draft, new: Draft, before: Divergences, after: Divergences) -> Draft:
+    def _decided(self, name: str, old: Draft, new: Draft, before: WindowKL, after: WindowKL) -> Draft:
         kept, why = self.judge.verdict(before, after)
         chosen = new if kept else dataclasses.replace(old, history=new.history)
         return chosen.noted(f"{name}: {why}") if why else chosen

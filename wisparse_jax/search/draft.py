@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wisparse_jax.calibration.dense import Calibration
-from wisparse_jax.calibration.sparse_run import Biases, Thresholds
+from wisparse_jax.calibration.sparse_run import Biases, ScoreThresholds
 from wisparse_jax.search.problem import BudgetProblem, Table
 from wisparse_jax.sparsity.planes import PlaneCurves
 
@@ -29,7 +29,7 @@ class Draft:
     target: float = 0.0
     own_gains: bool = False  # the score's gains are the plan's own, not the norms of the weights that it runs with
     biases: Biases | None = None
-    thresholds: Thresholds | None = None
+    thresholds: ScoreThresholds | None = None
     planes: PlaneCurves | None = None  # of weights in planes: then sparsities are shares of their bits
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # on the windows that are held out
     history: dict[str, Any] = dataclasses.field(default_factory=dict)

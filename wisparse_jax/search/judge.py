@@ -85,24 +85,24 @@ class Judge:
         known = [DenseRun(run.params, run.inputs[-1], run.caches) for run in runs if run is not None]
         return evaluate(self.model, self.windows, plans, self.settings.sparse_share, known=known)
 
-    def divergence(self, sparse: Model, runs: Runs) -> float:
+    def kl(self, sparse: Model, runs: Runs) -> float:
         """KL(dense || sparse) on the windows, nats per token."""
-        return float(self.divergences(sparse, runs).mean())
+        return float(self.window_kl(sparse, runs).mean())
 
-    def divergences(self, sparse: Model, runs: Runs) -> Float64[np.ndarray, " windows"]:
+    def window_kl(self, sparse: Model, runs: Runs) -> Float64[np.ndarray, " windows"]:
         """The same of each window."""
-        return self.evaluate({"plan": sparse}, runs).sparse["plan"].kl
+        return self.evaluate({"plan": sparse}, runs).sparse["plan"].window_kl
 
-    def uniform_divergences(
+    def uniform_kl(
         self, held_out: Calibration, exponent: float, planes: str | None, runs: Runs
     ) -> Float64[np.ndarray, " windows"]:
         """The same of one share everywhere, of channels, or of the bits of planes; the windows' own scores set the
         thresholds."""
         if planes is not None:
-            return self.divergences(uniform_planes(held_out, planes, UNREAD_BITS), runs)
+            return self.window_kl(uniform_planes(held_out, planes, UNREAD_BITS), runs)
         shape = (held_out.config.num_blocks, len(LAYERS))
         exponents = np.full(shape, exponent)
-        return self.divergences(sparse_at(held_out, exponents, np.full(shape, self.settings.basis_sparsity)), runs)
+        return self.window_kl(sparse_at(held_out, exponents, np.full(shape, self.settings.basis_sparsity)), runs)
 
     def verdict(self, before: Float64[np.ndarray, " windows"], after: Float64[np.ndarray, " windows"]) -> Verdict:
         """Whether a part is kept that changes the windows' KL."""
@@ -115,7 +115,7 @@ class Judge:
         result = self.evaluate({"plan": sparse} | baselines, runs)
         out: dict[str, Any] = {"windows": len(self.windows), "dense_perplexity": result.dense.perplexity.mean}
         for name, score in result.sparse.items():
-            figures = {"kl": score.divergence, "perplexity": score.perplexity, "sparsity": score.sparsity}
+            figures = {"kl": score.kl, "perplexity": score.perplexity, "sparsity": score.sparsity}
             out[name] = {key: figure.mean for key, figure in figures.items()}
         return out
 
@@ -123,7 +123,7 @@ class Judge:
 def sparse_at(calibration: Calibration, exponents: Table, sparsities: Table, more: Calibration | None = None) -> Model:
     """The model of a calibration at sparsities that its own text realises, with further windows or without."""
     found = sparse_thresholds(calibration, exponents, sparsities, more=more)
-    rules = threshold_rules(calibration.gains, exponents, found.taus)
+    rules = threshold_rules(calibration.gains, exponents, found.values)
     return Model(calibration.config, calibration.params, rules)
 
 

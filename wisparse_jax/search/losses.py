@@ -22,7 +22,6 @@ from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.settings import Settings, setting
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import INPUT_GROUPS, LlamaConfig
-from wisparse_jax.models.divergence import divergence_of_states
 from wisparse_jax.models.forward import (
     BlockCache,
     Cache,
@@ -33,10 +32,11 @@ from wisparse_jax.models.forward import (
     layout,
     self_attention,
 )
+from wisparse_jax.models.kl import kl_of_states
 from wisparse_jax.models.mesh import data_size, mesh_of, on_host
 from wisparse_jax.sparsity.score import ChannelGains, block_rules
 
-# Exponents, taus and the like of every candidate, `[chunks, chunk, ...]` each.
+# Exponents, thresholds and the like of every candidate, `[chunks, chunk, ...]` each.
 Candidates = tuple[Array, ...]
 _BEFORE_ATTENTION = len(INPUT_GROUPS["attn_in"])  # of a block's layers, q, k and v: the first ones
 # Exponents and thresholds of candidates for one block in, each candidate's error out.
@@ -69,20 +69,20 @@ class BlockLoss:
         )
 
     def __call__(
-        self, exponents: Float64[np.ndarray, "candidates 7"], taus: Float64[np.ndarray, "candidates 7"]
+        self, exponents: Float64[np.ndarray, "candidates 7"], thresholds: Float64[np.ndarray, "candidates 7"]
     ) -> Float64[np.ndarray, " candidates"]:
         """The loss of each candidate."""
-        before = np.concatenate([table[:, :_BEFORE_ATTENTION] for table in (exponents, taus)], axis=1)
+        before = np.concatenate([table[:, :_BEFORE_ATTENTION] for table in (exponents, thresholds)], axis=1)
         _, rows, attention = np.unique(before, axis=0, return_index=True, return_inverse=True)
         # A power of two of them, so that few different numbers are compiled for.
-        rows = np.resize(rows, min(1 << (len(rows) - 1).bit_length(), len(taus)))
-        distinct = _padded(self._chunk, exponents[rows], taus[rows])
-        candidates = _padded(self._chunk, exponents, taus, attention.reshape(-1))
+        rows = np.resize(rows, min(1 << (len(rows) - 1).bit_length(), len(thresholds)))
+        distinct = _padded(self._chunk, exponents[rows], thresholds[rows])
+        candidates = _padded(self._chunk, exponents, thresholds, attention.reshape(-1))
         loss = _block_losses(*self._static, *self._arrays, distinct, candidates)
-        return _comparable(on_host(loss).astype(np.float64)[: len(taus)], self._where)
+        return _comparable(on_host(loss).astype(np.float64)[: len(thresholds)], self._where)
 
 
-class DivergenceLoss:
+class KLLoss:
     """Mean over tokens of KL(dense || sparse) of the whole model, for many candidates at once.
 
     Candidates are spread over all given devices, each with the whole model; where the weights lie on a mesh, over its
@@ -117,7 +117,7 @@ class DivergenceLoss:
     def __call__(
         self,
         exponents: Float64[np.ndarray, "blocks 7"],
-        taus: Float64[np.ndarray, "candidates blocks 7"],
+        thresholds: Float64[np.ndarray, "candidates blocks 7"],
     ) -> Float64[np.ndarray, " candidates"]:
         """The divergence of each candidate, nats per token; all share the exponents.
 
@@ -125,9 +125,9 @@ class DivergenceLoss:
             WisparseError: no candidate has a finite one.
         """
         shares = 1 if self._mesh is None else self._mesh.shape[self._mesh.axis_names[0]]
-        candidates = _padded(self._chunk, np.broadcast_to(exponents, taus.shape), taus, shares=shares)
-        loss = _divergences(*self._static, self._mesh, *self._arrays, candidates)
-        return _comparable(on_host(loss).astype(np.float64)[: len(taus)], "the model")
+        candidates = _padded(self._chunk, np.broadcast_to(exponents, thresholds.shape), thresholds, shares=shares)
+        loss = _kl_of_candidates(*self._static, self._mesh, *self._arrays, candidates)
+        return _comparable(on_host(loss).astype(np.float64)[: len(thresholds)], "the model")
 
 
 def _comparable(losses: Float64[np.ndarray, " candidates"], where: str) -> Float64[np.ndarray, " candidates"]:
@@ -164,17 +164,19 @@ def _block_losses(
     distinct: Candidates,
     candidates: Candidates,
 ) -> Float[Array, " candidates"]:
-    """The candidates are exponents, taus, and which of the `distinct` ones is the same before the o projection."""
+    """The candidates are exponents, thresholds, and which of `distinct` is the same before the o projection."""
     where = layout(config, 1, inputs.shape[1], first)
 
     def losses(x: Array, target: Array, kv: BlockCache) -> Array:
-        def before(alpha: Array, tau: Array) -> Array:
-            return self_attention(config, window, params, x[None], where, _row(kv), block_rules(gains, alpha, tau))[0]
+        def before(alpha: Array, threshold: Array) -> Array:
+            return self_attention(
+                config, window, params, x[None], where, _row(kv), block_rules(gains, alpha, threshold)
+            )[0]
 
         attention = _each(before, distinct)
 
-        def after(alpha: Array, tau: Array, which: Array) -> Array:
-            out = after_attention(config, params, x[None], attention[which], block_rules(gains, alpha, tau))
+        def after(alpha: Array, threshold: Array, which: Array) -> Array:
+            out = after_attention(config, params, x[None], attention[which], block_rules(gains, alpha, threshold))
             return jnp.sum(jnp.square((out[0] - target).astype(jnp.float32)))
 
         return _each(after, candidates)
@@ -183,7 +185,7 @@ def _block_losses(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _divergences(
+def _kl_of_candidates(
     config: LlamaConfig,
     first: int,
     mesh: Mesh | None,
@@ -194,7 +196,7 @@ def _divergences(
     caches: Cache,
     candidates: Candidates,
 ) -> Float[Array, " candidates"]:
-    run = functools.partial(_own_divergences, config, first)
+    run = functools.partial(_own_kl, config, first)
     if mesh is not None:
         axis = mesh.axis_names[0]  # along the others lies the model
         whole, own = PartitionSpec(), PartitionSpec(axis)
@@ -203,7 +205,7 @@ def _divergences(
     return run(params, gains, tokens, hidden, caches, candidates)
 
 
-def _own_divergences(
+def _own_kl(
     config: LlamaConfig,
     first: int,
     params: Params,
@@ -216,10 +218,10 @@ def _own_divergences(
     where: Layout = layout(config, 1, tokens.shape[1], first)
 
     def losses(ids: Array, dense: Array, kv: Cache) -> Array:
-        def one(alpha: Array, tau: Array) -> Array:
-            rules = [block_rules(own, alpha[b], tau[b]) for b, own in enumerate(gains)]
+        def one(alpha: Array, threshold: Array) -> Array:
+            rules = [block_rules(own, alpha[b], threshold[b]) for b, own in enumerate(gains)]
             out, _ = hidden_states(config, params, ids[None], where, [_row(c) for c in kv], rules)
-            return jnp.mean(divergence_of_states(params, dense, out[0]))
+            return jnp.mean(kl_of_states(params, dense, out[0]))
 
         return _each(one, candidates)
 

@@ -18,11 +18,11 @@ from wisparse_jax.search.stages import (
     DenseRun,
     Exponents,
     FinalExponents,
+    FinalThresholds,
     PlaneBudgets,
     Planes,
     Score,
     Stage,
-    Thresholds,
     Training,
 )
 
@@ -52,7 +52,7 @@ class Method:
     @property
     def all_stages(self) -> tuple[Stage, ...]:
         """The stages from first to last, with those that every search has."""
-        return (DenseRun(), *self.stages, Thresholds(), Comparison())
+        return (DenseRun(), *self.stages, FinalThresholds(), Comparison())
 
 
 Choice = str | Method | Callable[[BudgetProblem], Allocation]

@@ -116,7 +116,7 @@ def calibrate_targets(
     return plans
 
 
-def calibrate_to_divergence(
+def calibrate_to_kl(
     model: Model,
     tokens: Tokens,
     max_kl: float,
@@ -145,7 +145,7 @@ def calibrate_to_divergence(
     rough, near = {0: 0.0}, (0, highest + 1)  # KL by steps of sparsity; those that keep the bound, and not
     while near[1] - near[0] > 1:
         middle = sum(near) // 2
-        rough[middle] = search.held_out_divergence(_steps(middle))
+        rough[middle] = search.held_out_kl(_steps(middle))
         near = (middle, near[1]) if rough[middle] <= max_kl else (near[0], middle)
     plans: dict[int, SparsityPlan] = {}
     low, high, guess = 0, highest + 1, near[0]

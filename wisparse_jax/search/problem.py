@@ -15,7 +15,7 @@ from wisparse_jax.calibration.gradients import layer_costs
 from wisparse_jax.calibration.settings import GradientSettings, Settings, setting
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.search.greedy_path import Path, greedy_path, increments
-from wisparse_jax.search.losses import BlockLoss, DivergenceLoss, LossSettings
+from wisparse_jax.search.losses import BlockLoss, KLLoss, LossSettings
 from wisparse_jax.search.state import SearchState, Spent, identity_of
 from wisparse_jax.sparsity.budget import project_to_mean
 
@@ -30,7 +30,7 @@ class BudgetSettings(LossSettings, GradientSettings):
     """Settings of what allocators may ask."""
 
     max_sparsity: float = setting(0.95, share=True)  # of any layer
-    block_tokens: int = setting(4_096)  # sparse positions on which the divergence of candidates is measured
+    block_tokens: int = setting(4_096)  # sparse positions on which the KL of candidates is measured
     # sparsity that one step of a greedy path adds to the largest layer
     layer_step: float = setting(0.02, share=True, least=1e-4)
     layer_tokens: int = setting(2_048)  # sparse positions on which the errors of a path's steps are measured
@@ -50,7 +50,7 @@ class Evidence:
     def __init__(self) -> None:
         self.paths: list[Path] | None = None
         self.costs: Float64[np.ndarray, "blocks 7 levels"] | None = None
-        self.loss: DivergenceLoss | None = None
+        self.loss: KLLoss | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -128,20 +128,20 @@ class BudgetProblem:
         """The sparsities that costs are measured at."""
         return np.linspace(0.0, self.max_sparsity, LEVELS)
 
-    def divergence(self, sparsities: Float64[np.ndarray, "candidates blocks 7"]) -> Float64[np.ndarray, " candidates"]:
+    def kl(self, sparsities: Float64[np.ndarray, "candidates blocks 7"]) -> Float64[np.ndarray, " candidates"]:
         """KL(dense || sparse) of candidates, nats per token; infinite where it is not a number."""
-        self.spent.tokens += len(sparsities) * self._divergence.tokens
+        self.spent.tokens += len(sparsities) * self._kl_loss.tokens
         return self._journal(self._ask, sparsities)
 
     def _ask(self, sparsities: Float64[np.ndarray, "candidates blocks 7"]) -> Float64[np.ndarray, " candidates"]:
         statistics = enumerate(self.calibration.statistics)
         thresholds = [block.thresholds(self.exponents[b], sparsities[:, b]) for b, block in statistics]
-        return self._divergence(self.exponents, np.stack(thresholds, axis=1))
+        return self._kl_loss(self.exponents, np.stack(thresholds, axis=1))
 
     @property
-    def _divergence(self) -> DivergenceLoss:
+    def _kl_loss(self) -> KLLoss:
         if self.known.loss is None:
-            self.known.loss = DivergenceLoss(self.calibration, self._settings.block_tokens, self._settings.chunk)
+            self.known.loss = KLLoss(self.calibration, self._settings.block_tokens, self._settings.chunk)
         return self.known.loss
 
     @property

@@ -69,7 +69,7 @@ class Search:
             target=float(target),
             exponents=draft.exponents,
             sparsities=draft.sparsities,
-            thresholds=draft.thresholds.taus,
+            thresholds=draft.thresholds.values,
             realised=draft.thresholds.realised,
             layer_weights=calibration.config.layer_weights,
             fingerprint=calibration.fingerprint,
@@ -88,17 +88,15 @@ class Search:
             version=__version__,
         )  # fmt: skip
 
-    def held_out_divergence(self, target: float) -> float:
+    def held_out_kl(self, target: float) -> float:
         """The KL of a target's plan without what is searched or trained for it, on the held-out windows."""
         if target == 0:
             return 0.0
         draft = self._run(target, tuple(stage for stage in self._own if stage.rough))
         if draft.planes is not None:
-            return self.context.judge.divergence(
-                in_planes(draft.planes, draft.calibration, target), draft.held_out_runs
-            )
+            return self.context.judge.kl(in_planes(draft.planes, draft.calibration, target), draft.held_out_runs)
         sparse = sparse_at(draft.calibration, draft.exponents, draft.sparsities, draft.held_out)
-        return self.context.judge.divergence(sparse, draft.held_out_runs)
+        return self.context.judge.kl(sparse, draft.held_out_runs)
 
     def close(self) -> None:
         """End the search: its bar stays as it is."""

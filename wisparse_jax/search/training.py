@@ -25,10 +25,10 @@ from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight
 from wisparse_jax.calibration.dense import Calibration
 from wisparse_jax.calibration.sparse_run import Biases
-from wisparse_jax.calibration.statistics import tau_between
+from wisparse_jax.calibration.statistics import threshold_between
 from wisparse_jax.models.config import LAYERS, LlamaConfig
-from wisparse_jax.models.divergence import divergence_of_states
 from wisparse_jax.models.forward import BlockCache, Params, block, layout, rms_norm, top_params
+from wisparse_jax.models.kl import kl_of_states
 from wisparse_jax.models.mesh import on_host
 from wisparse_jax.sparsity.score import ChannelGains, score_weights
 
@@ -62,14 +62,14 @@ class _SoftRule(NamedTuple):
         fixed = lax.stop_gradient(self.log_gains)
         scores = size * wide(jnp.exp(fixed))
         rows = scores.reshape(-1, scores.shape[-1])
-        tau, _ = tau_between(rows[:: max(1, len(rows) // QUANTILE_TOKENS)].ravel(), self.sparsity)
-        distance = jnp.log(size + _TINY) + wide(self.log_gains) - jnp.log(tau + _TINY)
+        threshold, _ = threshold_between(rows[:: max(1, len(rows) // QUANTILE_TOKENS)].ravel(), self.sparsity)
+        distance = jnp.log(size + _TINY) + wide(self.log_gains) - jnp.log(threshold + _TINY)
         # How many scores lie near the threshold says how far it moves when the gains do.
         near = jax.nn.sigmoid(lax.stop_gradient(distance) / WIDTH)
         near = near * (1.0 - near)
         moved = jnp.sum(near * wide(self.log_gains - fixed)) / (jnp.sum(near) + _TINY)
         soft = jax.nn.sigmoid((distance - moved) / WIDTH)
-        kept = (scores >= tau).astype(jnp.float32)
+        kept = (scores >= threshold).astype(jnp.float32)
         return dot(inputs * (lax.stop_gradient(kept - soft) + soft).astype(inputs.dtype), weight)
 
 
@@ -116,7 +116,7 @@ def train(
     table = jnp.asarray(sparsities, jnp.float32)
     own = [{"gains": gains, "biases": biases} for gains, biases in zip(*start, strict=True)]
     states = [optax.scale_by_adam().init(part) for part in own]
-    best, curve, stale = own, [_held_out_divergences(held_out, own, table, batch)], 0
+    best, curve, stale = own, [_held_out_kl(held_out, own, table, batch)], 0
     least = curve[0].mean()
     rng, before = np.random.default_rng(seed), own
     ticks = iter(progress(range(steps)))
@@ -131,7 +131,7 @@ def train(
             fall = 0.5 * (1.0 + np.cos(np.pi * step / steps))
             scaled = {"gains": jnp.float32(rates[0] * fall), "biases": jnp.float32(rates[1] * fall)}
             own, states = _step(training, own, states, table, rows, scaled)
-        curve.append(_held_out_divergences(held_out, own, table, batch))
+        curve.append(_held_out_kl(held_out, own, table, batch))
         stale += 1
         if curve[-1].mean() < least:
             best, least, stale = own, curve[-1].mean(), 0
@@ -165,16 +165,14 @@ def _forward(calibration: Calibration, own: list[Any], table: Array, rows: np.nd
     return xs
 
 
-def _held_out_divergences(
-    calibration: Calibration, own: list[Any], table: Array, batch: int
-) -> Float64[np.ndarray, " windows"]:
+def _held_out_kl(calibration: Calibration, own: list[Any], table: Array, batch: int) -> Float64[np.ndarray, " windows"]:
     """The mean KL of each window."""
     parts, count = [], len(calibration.tokens)
     for at in range(0, count, batch):
-        # The last batch is filled up with its own last window.
-        rows = np.minimum(np.arange(at, at + batch), count - 1)
+        # The last batch is filled up from the start: its scores set the thresholds, which copies of one window move.
+        rows = np.arange(at, at + batch) % count
         x = _forward(calibration, own, table, rows)[-1]
-        values = _divergence(calibration.config, top_params(calibration.params), x, calibration.hidden[rows])
+        values = _window_kl(calibration.config, top_params(calibration.params), x, calibration.hidden[rows])
         parts.append(on_host(values).astype(np.float64)[: count - at])
     return np.concatenate(parts)
 
@@ -226,7 +224,7 @@ def step_block(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _divergence(
+def _window_kl(
     config: LlamaConfig,
     top: Params,
     x: Float[Array, "windows positions hidden"],
@@ -234,7 +232,7 @@ def _divergence(
 ) -> Float[Array, " windows"]:
     """KL(dense || sparse) of each window; `dense` is normed already."""
     out = rms_norm(x, top["norm"], config.norm_eps)
-    return jnp.mean(divergence_of_states(top, dense, out), axis=1)
+    return jnp.mean(kl_of_states(top, dense, out), axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -244,4 +242,4 @@ def _gradient(
     x: Float[Array, "windows positions hidden"],
     dense: Float[Array, "windows positions hidden"],
 ) -> Float[Array, "windows positions hidden"]:
-    return jax.grad(lambda x: jnp.mean(_divergence(config, top, x, dense)))(x)
+    return jax.grad(lambda x: jnp.mean(_window_kl(config, top, x, dense)))(x)

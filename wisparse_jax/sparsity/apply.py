@@ -100,8 +100,8 @@ def threshold_rules(
     gains: list[ChannelGains], exponents: Float64[np.ndarray, "blocks 7"], thresholds: Float64[np.ndarray, "blocks 7"]
 ) -> Rules:
     """The threshold of every channel, on |x_i|, from those of every layer, on the score."""
-    alpha, tau = jnp.asarray(exponents, jnp.float32), jnp.asarray(thresholds, jnp.float32)
-    return [block_rules(block, alpha[b], tau[b]) for b, block in enumerate(gains)]
+    alpha, threshold = jnp.asarray(exponents, jnp.float32), jnp.asarray(thresholds, jnp.float32)
+    return [block_rules(block, alpha[b], threshold[b]) for b, block in enumerate(gains)]
 
 
 def with_biases(rules: Rules, biases: list[dict[str, Float[Array, "_"]]]) -> Rules:

@@ -107,7 +107,7 @@ class SparsityPlan:
         target = 1 - bits / self.planes.stored_bits
         skipped = self.planes.skipped(self.layer_weights, target)
         sparsities = self.planes.layer_shares(skipped)
-        first = self.planes.thresholds(skipped)[:, :, 0]
+        first = self.planes.thresholds_at(skipped)[:, :, 0]
         return dataclasses.replace(
             self, target=target, sparsities=sparsities, realised=sparsities, thresholds=first, held_out={}
         )

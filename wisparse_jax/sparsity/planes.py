@@ -36,7 +36,7 @@ class PlaneCurves(NamedTuple):
 
     format: str  # of the weights, one that has planes
     levels: Float64[np.ndarray, " levels"]  # shares, ascending from 0
-    taus: Float64[np.ndarray, "blocks 7 planes levels"]  # on the score, ascending
+    thresholds: Float64[np.ndarray, "blocks 7 planes levels"]  # on the score, ascending
     costs: Float64[np.ndarray, "blocks 7 planes levels"]  # nats per token, second order, ascending from 0
     gains: list[ChannelGains]  # float32 [planes, in]
 
@@ -85,12 +85,12 @@ class PlaneCurves(NamedTuple):
         cells = np.ndindex(skipped.shape)
         return float(sum(np.interp(skipped[cell], self.levels, self.costs[cell]) for cell in cells))
 
-    def thresholds(self, skipped: Float64[np.ndarray, "blocks 7 planes"]) -> Float64[np.ndarray, "blocks 7 planes"]:
-        """tau of each plane, on its score; 0 where it is read for every channel."""
+    def thresholds_at(self, skipped: Float64[np.ndarray, "blocks 7 planes"]) -> Float64[np.ndarray, "blocks 7 planes"]:
+        """The threshold of each plane, on its score; 0 where it is read for every channel."""
         out = np.zeros(skipped.shape)
         for cell in np.ndindex(skipped.shape):
             if skipped[cell] > 0:
-                out[cell] = np.interp(skipped[cell], self.levels, self.taus[cell])
+                out[cell] = np.interp(skipped[cell], self.levels, self.thresholds[cell])
         return out
 
     def rules(self, layer_weights: tuple[int, ...], target: float) -> Rules:
@@ -103,9 +103,9 @@ class PlaneCurves(NamedTuple):
         Raises:
             PlanError: a target that the curves do not reach.
         """
-        taus = self.thresholds(self.skipped(layer_weights, target))
+        thresholds = self.thresholds_at(self.skipped(layer_weights, target))
         return [
-            {name: ChannelRule(plane_thresholds(gains[name], taus[b, i])) for i, name in enumerate(LAYERS)}
+            {name: ChannelRule(plane_thresholds(gains[name], thresholds[b, i])) for i, name in enumerate(LAYERS)}
             for b, gains in enumerate(self.gains)
         ]
 
@@ -120,7 +120,7 @@ def check_curves(planes: PlaneCurves, blocks: int) -> None:
     if levels.ndim != 1 or len(levels) < 2 or levels[0] != 0 or not (np.diff(levels) > 0).all() or not levels[-1] < 1:
         raise PlanError("planes.levels: expected shares that ascend from 0 and stay below 1")
     shape = (blocks, len(LAYERS), count, len(levels))
-    for name in ("taus", "costs"):
+    for name in ("thresholds", "costs"):
         curves = getattr(planes, name)
         if curves.shape != shape:
             raise PlanError(f"planes.{name}: expected the shape {list(shape)}, found {list(curves.shape)}")
@@ -129,8 +129,8 @@ def check_curves(planes: PlaneCurves, blocks: int) -> None:
 
 
 def plane_thresholds(
-    gains: Float[Array, "planes in_channels"], taus: Float64[np.ndarray, " planes"]
+    gains: Float[Array, "planes in_channels"], thresholds: Float64[np.ndarray, " planes"]
 ) -> Float[Array, "planes in_channels"]:
     """The smallest |x_i| that each plane of each channel is read for; no plane without those above it."""
-    own = jnp.asarray(taus, jnp.float32)[:, None] / score_weights(gains, jnp.float32(1.0))
+    own = jnp.asarray(thresholds, jnp.float32)[:, None] / score_weights(gains, jnp.float32(1.0))
     return lax.cummax(own, axis=0)

@@ -50,10 +50,10 @@ def score_weights(
 
 
 def channel_thresholds(
-    gains: Float[Array, " in_channels"], exponent: Float[Array, ""], tau: Float[Array, ""]
+    gains: Float[Array, " in_channels"], exponent: Float[Array, ""], threshold: Float[Array, ""]
 ) -> Float[Array, " in_channels"]:
     """The smallest |x_i| that is kept, per channel: `tau / max(g_i^alpha, 1e-4)`."""
-    return tau / score_weights(gains, exponent)
+    return threshold / score_weights(gains, exponent)
 
 
 def block_rules(gains: ChannelGains, exponents: Float[Array, "7"], thresholds: Float[Array, "7"]) -> BlockRules:

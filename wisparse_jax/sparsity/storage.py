@@ -41,7 +41,7 @@ FORMAT, WITH_PLANES, READABLE = 2, 3, (1, 2, 3)
 LARGEST_JSON = 16 << 20
 _TABLES: tuple[str, ...] = ("exponents", "sparsities", "thresholds", "realised")
 _WIDTH = 120  # characters of a line of JSON
-_CURVES = ("levels", "taus", "costs")
+_CURVES = ("levels", "thresholds", "costs")
 _PLANE_GAIN = "plane_gain"
 _VECTORS = {"gains": "gain", "biases": "bias"}  # field of a plan -> name of its tensors
 

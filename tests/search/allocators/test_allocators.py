@@ -14,7 +14,7 @@ from wisparse_jax.search import SearchSettings
 from wisparse_jax.search.allocators import ALLOCATORS, get_allocator
 from wisparse_jax.search.allocators.evolution import evolve
 from wisparse_jax.search.allocators.paper import UNIT, equal_layers
-from wisparse_jax.search.losses import DivergenceLoss
+from wisparse_jax.search.losses import KLLoss
 from wisparse_jax.search.problem import BudgetProblem
 from wisparse_jax.sparsity.budget import cheapest, lower_hull, project_to_mean
 
@@ -61,7 +61,7 @@ def test_an_unknown_allocator_is_refused():
 def test_what_was_asked_is_counted_in_tokens(calibration):
     problem = BudgetProblem(calibration, np.zeros((3, 7)), QUICK, 0)
     assert problem.spent.tokens == 0
-    problem.divergence(np.full((5, 3, 7), 0.5))
+    problem.kl(np.full((5, 3, 7), 0.5))
     assert problem.spent.tokens == 5 * 48  # two windows of 24 sparse positions
     _ = problem.costs
     assert problem.spent.tokens == 5 * 48 + 3 * 96  # a backward pass counts as two
@@ -74,13 +74,13 @@ def test_what_was_asked_is_counted_in_tokens(calibration):
 
 def test_candidates_are_evaluated_with_the_layers_that_they_get(calibration, monkeypatch):
     problem, seen = BudgetProblem(calibration, np.zeros((3, 7)), QUICK, 0), []
-    ask = DivergenceLoss.__call__
+    ask = KLLoss.__call__
 
-    def listen(self, exponents, taus):
-        seen.append(taus)
-        return ask(self, exponents, taus)
+    def listen(self, exponents, thresholds):
+        seen.append(thresholds)
+        return ask(self, exponents, thresholds)
 
-    monkeypatch.setattr(DivergenceLoss, "__call__", listen)
+    monkeypatch.setattr(KLLoss, "__call__", listen)
     budgets = problem.within_budget(np.array([[0.4, 0.5, 0.6], [0.7, 0.4, 0.4]]))
     asked = []
     monkeypatch.setattr(problem, "_journal", lambda ask, s: (asked.append(s), ask(s))[1])
@@ -90,14 +90,14 @@ def test_candidates_are_evaluated_with_the_layers_that_they_get(calibration, mon
     blocks = candidates @ (problem.weights / problem.weights.sum())
     np.testing.assert_allclose(candidates, problem.on_paths(blocks), atol=1e-12)
     assert np.ptp(candidates, axis=2).min() > 0.01  # not all layers of a block alike
-    taus = [s.thresholds(np.zeros(7), candidates[:, b]) for b, s in enumerate(calibration.statistics)]
-    np.testing.assert_array_equal(np.concatenate(seen), np.stack(taus, axis=1))
+    thresholds = [s.thresholds(np.zeros(7), candidates[:, b]) for b, s in enumerate(calibration.statistics)]
+    np.testing.assert_array_equal(np.concatenate(seen), np.stack(thresholds, axis=1))
     assert any(np.allclose(found.sparsities, one, atol=1e-12) for one in candidates)
     np.testing.assert_allclose(problem.on_paths(budgets) @ problem.weights / problem.weights.sum(), budgets)
 
 
 class Known(BudgetProblem):
-    """A problem of eight blocks whose divergence is a formula of the block budgets."""
+    """A problem of eight blocks whose KL is a formula of the block budgets."""
 
     blocks = 8  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
@@ -106,7 +106,7 @@ class Known(BudgetProblem):
         self.settings = dataclasses.replace(SearchSettings(population=16, generations=25), **changes)
         self.asked, self.progress = [], iter
 
-    def divergence(self, layers):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def kl(self, layers):  # pyright: ignore[reportIncompatibleMethodOverride]
         self.asked.append(layers[:, :, 0])
         return self.loss(layers[:, :, 0])
 
@@ -163,9 +163,9 @@ def test_infinite_losses_neither_win_nor_spoil_the_strategy(algorithm):
 
 def test_losses_that_are_not_numbers_become_infinite(calibration):
     zero = np.zeros((3, 7))
-    loss = DivergenceLoss(calibration, 48, 2)
-    taus = np.stack([zero, np.full_like(zero, np.nan)])
-    found = loss(zero, taus)
+    loss = KLLoss(calibration, 48, 2)
+    thresholds = np.stack([zero, np.full_like(zero, np.nan)])
+    found = loss(zero, thresholds)
     assert found[0] == pytest.approx(0, abs=1e-6) and np.argmin(found) == 0 and not np.isnan(found).any()
 
 

@@ -1,4 +1,4 @@
-"""Block budgets by an evolution strategy on the model's KL divergence (WiSparse, Alg. 3, repaired).
+"""Block budgets by an evolution strategy on the model's KL (WiSparse, Alg. 3, repaired).
 
 The paper's own evolution moves single blocks by 0.005, less than the roughness of the loss, forgets its parent, and
 evaluates blocks whose layers all have one sparsity, which is not how they end. Here a distribution over all blocks at
@@ -48,13 +48,13 @@ def evolution(problem: BudgetProblem) -> Allocation:
 
 
 def evolve(problem: BudgetProblem) -> tuple[Float64[np.ndarray, " blocks"], dict[str, Any]]:
-    """The block sparsities of least divergence found, their mean the target.
+    """The block sparsities of least KL found, their mean the target.
 
     Every candidate is moved onto the budget, and evaluated with the layers of its blocks' greedy paths; the uniform one
     is a candidate, so the result is never worse than it on the tokens of the search.
 
     Returns:
-        The best budget, and the history: the uniform divergence, the best of each generation, and the evaluations.
+        The best budget, and the history: the KL of uniform budgets, the best of each generation, and the evaluations.
     """
     import jax
     import jax.numpy as jnp
@@ -71,14 +71,14 @@ def evolve(problem: BudgetProblem) -> tuple[Float64[np.ndarray, " blocks"], dict
         params = strategy.default_params.replace(std_init=settings.initial_std)
         # Types as `tell` returns them, or its next call is compiled anew.
         state = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), strategy.init(start, zero, params))
-    least = uniform = float(problem.divergence(problem.on_paths(np.tile(best, (settings.population, 1))))[0])
+    least = uniform = float(problem.kl(problem.on_paths(np.tile(best, (settings.population, 1))))[0])
     curve: list[float] = []
     for _ in problem.progress(range(settings.generations)):
         key, ask, tell = jax.random.split(key, 3)
         with _promotion():
             moves, state = strategy.ask(ask, state, params)
         candidates = problem.within_budget(problem.target + np.asarray(moves, np.float64))
-        values = problem.divergence(problem.on_paths(candidates))
+        values = problem.kl(problem.on_paths(candidates))
         # A strategy ranks or sums what it is told: infinity would spoil its sums.
         told = np.where(np.isfinite(values), values, 10 * values[np.isfinite(values)].max())
         with _promotion():

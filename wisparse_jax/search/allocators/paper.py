@@ -43,7 +43,7 @@ def paper(problem: BudgetProblem) -> Allocation:
     moved, curve = max(1, int(0.1 * blocks)), []
     for _ in problem.progress(range(settings.paper_generations)):
         offspring = np.stack([_mutated(units, moved, highest, rng) for _ in range(settings.paper_offspring)])
-        values = problem.divergence(equal_layers(problem.within_budget(offspring * UNIT)))
+        values = problem.kl(equal_layers(problem.within_budget(offspring * UNIT)))
         units = offspring[int(np.argmin(values))]
         curve.append(float(values.min()))
     budget = problem.within_budget(units[None] * UNIT)

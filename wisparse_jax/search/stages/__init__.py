@@ -12,10 +12,11 @@ from wisparse_jax.search.stages.exponents import FinalExponents as FinalExponent
 from wisparse_jax.search.stages.planes import PlaneBudgets as PlaneBudgets
 from wisparse_jax.search.stages.planes import Planes as Planes
 from wisparse_jax.search.stages.score import Score as Score
-from wisparse_jax.search.stages.thresholds import Thresholds as Thresholds
+from wisparse_jax.search.stages.thresholds import FinalThresholds as FinalThresholds
 from wisparse_jax.search.stages.training import Training as Training
 
 # In the order in which they run.
 STAGES: tuple[type[Stage], ...] = (
-    DenseRun, Basis, Planes, PlaneBudgets, Score, Exponents, Budgets, FinalExponents, Training, Thresholds, Comparison
+    DenseRun, Basis, Planes, PlaneBudgets, Score, Exponents, Budgets, FinalExponents, Training, FinalThresholds,
+    Comparison,
 )  # fmt: skip

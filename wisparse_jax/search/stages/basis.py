@@ -38,7 +38,7 @@ SOLVE = 8  # Cayley's transform of a matrix, and back, in products of two such m
 
 @dataclasses.dataclass(frozen=True)
 class BasisSettings(JudgeSettings, GradientSettings):
-    """Of the basis."""
+    """Settings of the basis."""
 
     basis: str = switch(*BASES)
     absolute_steps: int = setting(300, largest=10**6, zero=True)
@@ -70,7 +70,7 @@ class Basis(Stage):
         return dataclasses.replace(self, kind=self.kind if own.basis == "method" else own.basis, settings=own)
 
     def check(self, model: Model, method: str) -> None:
-        """Refuse rounded weights."""
+        """Refuse weights that are rounded already, which no basis can be folded into."""
         if self.kind != "none" and is_rounded(model.params):
             raise WisparseError(
                 f"{method} looks for a basis, which rounded weights cannot be folded into: calibrate the model as it "

@@ -51,7 +51,7 @@ def _sparse(draft: Draft) -> Model:
     calibration = draft.calibration
     if draft.planes is not None:
         return in_planes(draft.planes, calibration, draft.target)
-    rules = threshold_rules(calibration.gains, draft.exponents, draft.thresholds.taus)
+    rules = threshold_rules(calibration.gains, draft.exponents, draft.thresholds.values)
     if draft.biases is not None:
         rules = with_biases(rules, draft.biases)
     return Model(calibration.config, calibration.params, rules)

@@ -54,7 +54,7 @@ class Planes(Stage):
         blocks = range(draft.calibration.config.num_blocks)
         gains = [{name: jnp.asarray(arrays[f"{b}.{name}"]) for name in LAYERS} for b in blocks]
         levels = LEVELS.astype(np.float32).astype(np.float64)
-        curves = PlaneCurves(self.format, levels, arrays["taus"], arrays["costs"], gains)
+        curves = PlaneCurves(self.format, levels, arrays["thresholds"], arrays["costs"], gains)
         return dataclasses.replace(draft, planes=curves, exponents=np.ones(draft.exponents.shape))
 
     def _find(self, search: Context, draft: Draft) -> Arrays:
@@ -63,7 +63,7 @@ class Planes(Stage):
         curves = plane_curves(calibration, self.format, planes, tokens, search.seed, self.magnitudes)
         search.spent.tokens += 2 * BACKWARD * tokens
         gains = {f"{b}.{name}": np.asarray(row[name]) for b, row in enumerate(curves.gains) for name in LAYERS}
-        return {"taus": curves.taus, "costs": curves.costs} | gains
+        return {"thresholds": curves.thresholds, "costs": curves.costs} | gains
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from wisparse_jax.calibration.sparse_run import Thresholds as Found
-from wisparse_jax.calibration.sparse_run import sparse_thresholds
+from wisparse_jax.calibration.sparse_run import ScoreThresholds, sparse_thresholds
 from wisparse_jax.search.context import Context
 from wisparse_jax.search.draft import Draft
 from wisparse_jax.search.stages.base import Part, Size, Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class Thresholds(Stage):
+class FinalThresholds(Stage):
     """The thresholds that realise the sparsities on all windows, held-out ones included."""
 
     rows = ("thresholds",)
@@ -27,8 +26,8 @@ class Thresholds(Stage):
         if draft.planes is not None:  # the curves have them: along a run in planes they are the same, to 1 % of the KL
             with search.stage("thresholds"):
                 skipped = draft.planes.skipped(draft.calibration.config.layer_weights, draft.target)
-                first = draft.planes.thresholds(skipped)[:, :, 0]
-            return dataclasses.replace(draft, thresholds=Found(first, draft.sparsities))
+                first = draft.planes.thresholds_at(skipped)[:, :, 0]
+            return dataclasses.replace(draft, thresholds=ScoreThresholds(first, draft.sparsities))
         with search.stage("thresholds"):
             thresholds = sparse_thresholds(
                 draft.calibration, draft.exponents, draft.sparsities, draft.biases, draft.held_out

@@ -15,7 +15,7 @@ def kl_divergence(dense: Float[Array, "*batch vocab"], sparse: Float[Array, "*ba
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
 
-def divergence_of_states(
+def kl_of_states(
     params: Params, dense: Float[Array, "*batch hidden"], sparse: Float[Array, "*batch hidden"]
 ) -> Float[Array, "*batch"]:
     """`KL(dense || sparse)` in nats of what one head predicts from final, normed states; `params` hold the head."""
