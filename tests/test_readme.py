@@ -70,6 +70,8 @@ def test_the_example_runs(
     plan = ws.SparsityPlan.load(tmp_path / "plan")
     assert plan.method == "wisparse-plus" and plan.target == 0.5 and plan.mean_sparsity == pytest.approx(0.5)
     held_out, figures, text = capsys.readouterr().out.split("\n", 2)
-    assert "'kl':" in held_out and text.strip()
+    ((plan_kl, uniform_kl),) = re.findall(r"^held-out KL ([\d.]+), with uniform sparsity ([\d.]+)$", held_out)
+    assert float(plan_kl) == pytest.approx(plan.held_out["plan"]["kl"], abs=1e-4) and float(uniform_kl) > 0
+    assert text.strip()
     dense, kl, sparsity = (float(number) for number in re.findall(r"([\d.]+) ± ", figures))
     assert dense > 1 and kl > 0 and 0.3 < sparsity < 0.7
