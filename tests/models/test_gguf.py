@@ -327,6 +327,21 @@ NEUTRAL: dict[str, Any] = {
     "rope.scaling.original_context_length": 128,
     "general.type": "model",
 }
+
+
+def test_what_is_no_model_is_not_called_an_adapter(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"general\.type = 'mmproj': expected a model$"):
+        hf_config(GgufFile(write(tmp_path / "m.gguf", **{"general.type": "mmproj"})))
+
+
+def test_tokens_that_llama_cpp_never_chooses_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.gguf", tokenizer=BYTE_LEVEL | {"suppress_tokens": [3]})
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.ggml\.suppress_tokens = \[3\] is not supported; expected no such"
+    ):
+        hf_config(GgufFile(file))
+
+
 CHANGING: dict[str, Any] = {
     "attention.sliding_window": 16,
     "attention.scale": 0.3,
@@ -371,13 +386,23 @@ def with_tokens(*texts: str, kind: int = 3, **keys: int) -> dict[str, Any]:
 
 
 ENDS: dict[str, tuple[dict[str, Any], list[int]]] = {
-    "Qwen without an end of a turn": (with_tokens("<|endoftext|>", "<|im_end|>", eos_token_id=4), [4, 5]),
-    "a key first": (with_tokens("<|endoftext|>", "<|im_end|>", eos_token_id=4, eot_token_id=7), [4, 7, 5]),
-    "Llama 3": (with_tokens("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", eos_token_id=6), [6, 4, 5]),
+    "Qwen without an end of a turn": (with_tokens("<|endoftext|>", "<|im_end|>", eos_token_id=4), [4, 2, 5]),
+    "a key first": (with_tokens("<|endoftext|>", "<|im_end|>", eos_token_id=4, eot_token_id=7), [4, 7, 2, 5]),
+    "Llama 3": (with_tokens("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", eos_token_id=6), [6, 2, 4, 5]),
     "Gemma's": (with_tokens("<end_of_turn>"), [2, 4]),
     "files of code": (with_tokens("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"), [2, 4, 5, 6]),
     "an end of a part": (with_tokens("<|end|>", "<|return|>", "<|call|>"), [2, 5, 6]),
     "an end of a message": (with_tokens("<|end|>", "<|return|>"), [2, 4, 5]),
+    "a part that eos names": (with_tokens("<|end|>", "<|return|>", "<|calls|>", eos_token_id=4), [2, 5, 6]),
+    "Gemma 4's, whose </s> is a word": (with_tokens("<turn|>", "<|tool_response>", "<eos>"), [4, 5, 6]),
+    "MiniMax's, Kimi's": (with_tokens("[e~[", "[PAD]"), [2, 4, 5]),
+    "a turn beside </s>": (with_tokens("<|im_end|>", eos_token_id=4), [4, 2]),
+    "keys of code": (
+        with_tokens("a", "b", "c", fim_pad_token_id=4, fim_rep_token_id=5, fim_sep_token_id=6),
+        [2, 4, 5, 6],
+    ),
+    "a key of code before texts": (with_tokens("a", "<PAD>", "<|file_sep|>", fim_pad_token_id=4), [2, 4, 6]),
+    "a key of code of no token": (with_tokens("<PAD>", fim_pad_token_id=10_000), [2, 10_000, 4]),
     "of any kind": (with_tokens("<|im_end|>", kind=4), [2, 4]),
     "none": (BYTE_LEVEL, [2]),
     "SentencePiece without keys": ({"model": "llama", "tokens": ["<unk>", "<s>", "</s>"]}, [2]),
@@ -397,6 +422,14 @@ def test_what_ends_an_answer_is_special_whatever_the_file_says(tmp_path: Path) -
     assert made.encode("x<|im_end|>", bos=False)[-1] == 4
     assert made.decode([4]) == ""
     assert load(tmp_path / "out").config.eos_token_ids == (2, 4)
+
+
+def test_tokens_without_a_text_are_named_as_llama_cpp_does(tmp_path: Path) -> None:
+    tokens = [*BYTE_LEVEL["tokens"][:-2], "", ""]
+    convert(write(tmp_path / "m.gguf", tokenizer=BYTE_LEVEL | {"tokens": tokens, "merges": ["a b"]}), tmp_path / "out")
+    made = load_tokenizer(tmp_path / "out")
+    assert len(made.inner) == 96
+    assert made.decode([94, 95]) == "[EMPTY_94][EMPTY_95]"
 
 
 def test_chat_templates_and_end_tokens_travel(tmp_path: Path) -> None:
@@ -466,6 +499,11 @@ BAD: dict[str, tuple[dict[str, Any], type[WisparseError], str]] = {
         {"tokenizer": BYTE_LEVEL | {"model": "bert"}},
         WisparseError,
         "tokenizer.ggml.model = 'bert' is not",
+    ),
+    "a text of two tokens": (
+        {"tokenizer": BYTE_LEVEL | {"tokens": [*BYTE_LEVEL["tokens"][:-1], "ab"]}},
+        WisparseError,
+        "tokenizer.ggml.tokens: 'ab' is token 92 and token 95",
     ),
     "no merges": (
         {"tokenizer": {k: v for k, v in BYTE_LEVEL.items() if k != "merges"}},

@@ -37,6 +37,7 @@ _NAMES = (
     | {f"blocks.*.{name}.bias": f"blk.*.{theirs}.bias" for name, theirs in LAYER_NAMES.items()}
 )
 
+_SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding", "fim_pad", "fim_rep", "fim_sep")
 _WHOLE, _NUMBER, _TEXT, _FLAG = (int,), (int, float), (str,), (bool,)
 # Metadata that is read, without the architecture's name: of which type it is, or its entries where it is a list.
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -47,12 +48,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "rope.scale_linear": _NUMBER,
     **dict.fromkeys(("general.architecture", "general.type", "rope.scaling.type"), _TEXT),
     **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), _TEXT),
-    **{f"tokenizer.ggml.{name}_token_id": _WHOLE for name in ("bos", "eos", "eot", "eom", "unknown", "padding")},
+    **{f"tokenizer.ggml.{name}_token_id": _WHOLE for name in _SPECIAL},
     **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"), _FLAG),
 }
 _LISTS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.chat_templates"), _TEXT),
-    "tokenizer.ggml.token_type": _WHOLE,
+    **dict.fromkeys(("tokenizer.ggml.token_type", "tokenizer.ggml.suppress_tokens"), _WHOLE),
     "tokenizer.ggml.scores": _NUMBER,
 }
 _IN_WORDS = {_WHOLE: "a whole number", _NUMBER: "a number", _TEXT: "text", _FLAG: "true or false"}

@@ -49,20 +49,28 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_ext_factor": (0, -1),
     "attention.causal": (True,),
 }
-# Texts of tokens that end an answer, whatever the keys say: of turns and messages, and of what fills in code.
+# Texts of tokens that end an answer, whatever the keys say: of texts, turns and messages.
 _ENDS = {
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
-    *("<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>"),
-    *("<｜end▁of▁sentence｜>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>"),  # noqa: RUF001 - as DeepSeek has it
-    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~["),
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - as DeepSeek has it
 }
-# Where one of these pairs is there, `<|end|>` closes a part of a message, not the message.
-_CLOSING = (
-    ("<|return|>", "<|call|>"),
-    ("<|return|>", "<|calls|>"),
-    ("<|flush|>", "<|call|>"),
-    ("<|flush|>", "<|calls|>"),
-)
+# What ends a piece of code that is filled in: by a key of its own, and by these texts where there is no such key.
+_ENDS_OF_CODE = {
+    "fim_pad": {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"},
+    "fim_rep": {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"},
+    "fim_sep": {"<|file_sep|>"},
+}
+# A text that is no end where one of these sets of ends is there: `<|end|>` then closes a part of a message, and `</s>`
+# is a word of the vocabulary.
+_NO_ENDS = {
+    "<|end|>": (
+        *({"<|return|>", "<|call|>"}, {"<|return|>", "<|calls|>"}),
+        *({"<|flush|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}),
+    ),
+    "</s>": ({"<|tool_response>"},),
+}
 # Of a SentencePiece vocabulary whose file does not say.
 _SENTENCEPIECE = {"bos": 1, "eos": 2, "unknown": 0}
 
@@ -74,10 +82,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         ConfigError: a model that is not supported; names the file, the key and its value.
     """
     if (kind := file["general.type"]) not in (None, "model"):
-        raise ConfigError(
-            f"{file.path}: general.type = {shown(kind)}: expected a model; an adapter is merged into its model first: "
-            "llama-export-lora"
-        )
+        merged = "; an adapter is merged into its model first: llama-export-lora" if kind == "adapter" else ""
+        raise ConfigError(f"{file.path}: general.type = {shown(kind)}: expected a model{merged}")
     family = file["general.architecture"]
     if family not in FAMILIES:
         raise ConfigError(
@@ -96,6 +102,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         if file[key] not in (None, head_dim):
             raise ConfigError(f"{file.path}: {key} = {file[key]!r}: expected the head dimension, {head_dim}")
     _refuse_other_keys(file, family, head_dim)
+    if suppressed := file[key := "tokenizer.ggml.suppress_tokens"]:
+        raise ConfigError(f"{file.path}: {key} = {shown(suppressed)} is not supported; expected no such key")
     embedding = file.tensors.get("token_embd.weight")
     biases = {name: f"blk.0.{theirs}.bias" in file.tensors for name, theirs in LAYER_NAMES.items()}
     theta = _shortest(file[f"{family}.rope.freq_base"], 10000.0)
@@ -141,11 +149,17 @@ def end_tokens(file: GgufFile) -> list[int]:
     Files that give an instruction model no end of a turn are common; llama.cpp finds it among the tokens.
     """
     tokens: list[str] = file["tokenizer.ggml.tokens"] or []
-    named = [special_id(file, name) for name in ("eos", "eot", "eom")]
-    found = {token: i for i, token in enumerate(tokens) if token in _ENDS}
-    if any(found.keys() >= set(pair) for pair in _CLOSING):
-        found.pop("<|end|>", None)
-    return list(dict.fromkeys(i for i in (*named, *found.values()) if i is not None))
+    named = [special_id(file, name) for name in ("eos", "eot", "eom", *_ENDS_OF_CODE)]
+    texts = _ENDS.union(*(texts for name, texts in _ENDS_OF_CODE.items() if not _names_a_token(file, name, tokens)))
+    ends = list(dict.fromkeys(i for i in (*named, *(i for i, t in enumerate(tokens) if t in texts)) if i is not None))
+    there = {tokens[i] for i in ends if 0 <= i < len(tokens)}
+    dropped = {text for text, beside in _NO_ENDS.items() if any(there >= some for some in beside)}
+    return [i for i in ends if not (0 <= i < len(tokens) and tokens[i] in dropped)]
+
+
+def _names_a_token(file: GgufFile, name: str, tokens: list[str]) -> bool:
+    found = special_id(file, name)
+    return found is not None and 0 <= found < len(tokens)
 
 
 def _refuse_other_keys(file: GgufFile, family: str, head_dim: int) -> None:

@@ -46,6 +46,11 @@ def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
     tokens, kinds = file["tokenizer.ggml.tokens"], file["tokenizer.ggml.token_type"]
     if not tokens or not kinds or len(tokens) != len(kinds):
         raise WisparseError(f"{file.path}: tokenizer.ggml.tokens and .token_type: expected one kind for every token")
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]  # as llama.cpp names them
+    first: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if (other := first.setdefault(token, i)) != i:
+            raise WisparseError(f"{file.path}: tokenizer.ggml.tokens: {shown(token)} is token {other} and token {i}")
     model = file["tokenizer.ggml.model"]
     if model not in ("gpt2", "llama"):
         raise WisparseError(f"{file.path}: tokenizer.ggml.model = {model!r} is not supported; expected gpt2 or llama")
