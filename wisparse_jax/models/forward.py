@@ -251,7 +251,7 @@ def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, 
 
 
 def _row_of_a_tied_head(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Array, "*ones vocab"]:
-    """`dot` with the embedding as it lies, which XLA's CPU product of one row reads five times as fast as transposed."""
+    """`dot` with the embedding as it lies, which a CPU reads five times as fast as transposed."""
     how = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
     return jnp.matmul(weight.values.T, hidden.reshape(-1, 1), **how).reshape(*hidden.shape[:-1], -1)
 
