@@ -97,3 +97,8 @@ def test_zero_has_no_sign() -> None:
     figure = Figure(-1e-9, 0.00123)
     assert f"{figure:.4f}" == "0.0000 ± 0.0012" and f"{figure:+.4f}" == "+0.0000 ± 0.0012"
     assert f"{Figure(-0.01, 0.002):+.3f}" == "-0.010 ± 0.002" and str(Figure(-0.0, 1.0)) == "0 ± 1"
+
+
+def test_an_error_that_one_window_leaves_unknown_is_left_out() -> None:
+    figure = Figure.over(np.array([0.25]))
+    assert (str(figure), f"{figure:.4f}", f"{figure:+.2f}") == ("0.25", "0.2500", "+0.25")

@@ -13,7 +13,7 @@ import wisparse_jax as ws
 from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.inference import Sample, sample_windows
-from wisparse_jax.inference.loop import decode_implementation, token_logits
+from wisparse_jax.inference.steps import decode_implementation, token_logits
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout

@@ -9,7 +9,7 @@ import pytest
 
 from wisparse_jax.inference import Sample
 from wisparse_jax.inference.generate import token_stream
-from wisparse_jax.inference.loop import kernel_step, masked_step
+from wisparse_jax.inference.steps import kernel_step, masked_step
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.control import LEAST, MOST, Control
 from wisparse_jax.models.decode import group_thresholds

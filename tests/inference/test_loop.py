@@ -9,8 +9,9 @@ import pytest
 import wisparse_jax as ws
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.commands.writer import Writer
-from wisparse_jax.inference import GREEDY, Sample, loop
-from wisparse_jax.inference.loop import LoopState, decode_implementation, token_loop
+from wisparse_jax.inference import GREEDY, Sample, steps
+from wisparse_jax.inference.loop import LoopState, token_loop
+from wisparse_jax.inference.steps import decode_implementation
 from wisparse_jax.models.rules import ChannelRule
 from wisparse_jax.testing import tiny_config
 
@@ -100,9 +101,9 @@ def test_the_loop_goes_on_where_it_was_left():
     ],
 )
 def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, fits, expected):
-    monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
-    monkeypatch.setattr(loop, "mosaic_problem", lambda: None if hopper else "needs another GPU")
-    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None if fits else "has no room")
+    monkeypatch.setattr(steps, "choose_kernels", lambda *_, **__: "triton")
+    monkeypatch.setattr(steps, "mosaic_problem", lambda: None if hopper else "needs another GPU")
+    monkeypatch.setattr(steps, "fused_step_problem", lambda *_: None if fits else "has no room")
     rules = [{"q": ChannelRule(jnp.zeros(2))}] if sparse else None
     assert decode_implementation(tiny_config(), {}, rules, batch) == expected
 
@@ -110,32 +111,32 @@ def test_which_step_a_gpu_takes(monkeypatch, sparse, batch, hopper, fits, expect
 @pytest.mark.parametrize("implementation", [None, "mosaic"])
 def test_a_command_asks_before_there_are_weights(monkeypatch, implementation):
     """On a Hopper GPU, where what decodes depends on them."""
-    monkeypatch.setattr(loop, "choose_kernels", lambda named, **_: named or "triton")
-    monkeypatch.setattr(loop, "mosaic_problem", lambda: None)
+    monkeypatch.setattr(steps, "choose_kernels", lambda named, **_: named or "triton")
+    monkeypatch.setattr(steps, "mosaic_problem", lambda: None)
     options = Generate("demo", prompt="x", implementation=implementation)
     assert Writer(options, "demo").config.num_blocks == 8
 
 
 def test_a_device_may_take_the_kernels_for_more_sequences(monkeypatch):
     """As many as its own step was measured for: here two by the one that takes several, one by the other."""
-    monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
-    monkeypatch.setattr(loop, "mosaic_problem", lambda: None)
-    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: None)
-    monkeypatch.setattr(loop, "largest_batch", {"mosaic": 1, "triton": 2}.get)
+    monkeypatch.setattr(steps, "choose_kernels", lambda *_, **__: "triton")
+    monkeypatch.setattr(steps, "mosaic_problem", lambda: None)
+    monkeypatch.setattr(steps, "fused_step_problem", lambda *_: None)
+    monkeypatch.setattr(steps, "largest_batch", {"mosaic": 1, "triton": 2}.get)
     rules = [{"q": ChannelRule(jnp.zeros(2))}]
     assert [decode_implementation(tiny_config(), {}, rules, n) for n in (1, 2, 3)] == ["mosaic", "triton", "xla"]
     assert [decode_implementation(tiny_config(), {}, None, n) for n in (1, 2, 3)] == ["mosaic", "xla", "xla"]
 
 
 def test_a_dense_model_is_not_for_the_triton_step(monkeypatch):
-    monkeypatch.setattr(loop, "choose_kernels", lambda *_, **__: "triton")
+    monkeypatch.setattr(steps, "choose_kernels", lambda *_, **__: "triton")
     with pytest.raises(ws.WisparseError, match="'triton' runs sparse models only; this one is dense"):
         decode_implementation(tiny_config(), {}, None, 1, "triton")
 
 
 def test_what_a_step_that_is_named_cannot_run_is_refused(monkeypatch):
-    monkeypatch.setattr(loop, "choose_kernels", lambda named, **_: named)
-    monkeypatch.setattr(loop, "fused_step_problem", lambda *_: "has no room")
+    monkeypatch.setattr(steps, "choose_kernels", lambda named, **_: named)
+    monkeypatch.setattr(steps, "fused_step_problem", lambda *_: "has no room")
     rules = [{"q": ChannelRule(jnp.zeros(2))}]
     assert decode_implementation(tiny_config(), {}, rules, 16, "triton") == "triton"
     with pytest.raises(ws.WisparseError, match="'triton' takes at most 16 sequences, found 17"):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernels_pallas.formats import FORMATS
-from wisparse_jax.inference.loop import kernel_step
+from wisparse_jax.inference.steps import kernel_step
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits
 from wisparse_jax.models.forward import empty_cache

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
-from wisparse_jax.inference.loop import kernel_step, masked_step, token_logits
+from wisparse_jax.inference.steps import kernel_step, masked_step, token_logits
 from wisparse_jax.models import weights
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.checkpoint import convert

@@ -7,7 +7,7 @@ import pytest
 
 from kernels_pallas.fused_block import FusedConfig
 from kernels_pallas.implementation import mosaic_problem
-from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.forward import empty_cache

@@ -18,6 +18,7 @@ import wisparse_jax as ws
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.decoder import Decoder
 from wisparse_jax.models.fingerprint import flat, model_fingerprint
+from wisparse_jax.models.forward import head
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.testing import tiny_config
@@ -152,6 +153,17 @@ def test_a_dense_model_goes_through_jit_and_grad(folder: Path) -> None:
     moved = jax.tree.map(lambda leaf: leaf, model)
     moved.params["norm"] = moved.params["norm"].at[3].add(step)
     assert (loss(moved) - loss(model)) / step == pytest.approx(float(gradient.params["norm"][3]), rel=0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_row_of_a_tied_head_is_a_row_of_many(dtype: str) -> None:
+    """On a CPU one row in float32 is multiplied the other way round."""
+    keys = jax.random.split(jax.random.key(0))
+    rows, embed = (jax.random.normal(key, (n, 96)).astype(dtype) for key, n in zip(keys, (3, 4096), strict=True))
+    single = jnp.concatenate([jax.jit(head)({"embed": embed}, row[None]) for row in rows])
+    assert single.dtype == jnp.float32 and single.shape == (3, 4096)
+    np.testing.assert_allclose(single, head({"embed": embed}, rows), atol=1e-4 if dtype == "float32" else 0.3)
+    assert jax.jit(head)({"embed": embed}, rows[None, :1]).shape == (1, 1, 4096)
 
 
 def test_the_former_names_warn_and_do_the_same(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.inference.loop import token_logits
+from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
 from wisparse_jax.models.model import Model

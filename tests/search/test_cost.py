@@ -89,8 +89,8 @@ def test_targets_share_what_does_not_depend_on_them(config):
     [
         (1e-5, 1e-5, None),  # below half a minute by the dense model alone: training is not timed
         (2e-4, 2e-4, None),  # below a minute
-        (1e-3, 1e-2, "about 10 minutes on this device, compiling aside (210 thousand tokens forwarded)"),
-        (1e-2, 1e-2, "about 45 minutes on this device, compiling aside (210 thousand tokens forwarded)"),
+        (1e-3, 1e-2, "about 7 minutes on this device, compiling aside (180 thousand tokens forwarded)"),
+        (1e-2, 1e-2, "about 40 minutes on this device, compiling aside (180 thousand tokens forwarded)"),
     ],
 )
 def test_what_takes_long_is_said(demo, monkeypatch, forward, training, said):

@@ -14,20 +14,23 @@ from wisparse_jax.models.config import LAYERS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Figure:
-    """A mean over windows and its standard error."""
+    """A mean over windows and its standard error, nan where one window leaves it unknown."""
 
     mean: float
     error: float
 
     def __str__(self) -> str:
-        return f"{self.mean:z.4g} ± {self.error:.2g}"
+        return f"{self.mean:z.4g}{self._error('.2g')}"
 
     def __format__(self, spec: str) -> str:
         """Both numbers as `spec` says, such as `.4f`; a sign, as in `+.4f`, is the mean's, and zero has no minus."""
         if not spec:
             return str(self)
         digits = spec.removeprefix("+")
-        return f"{self.mean:{'+' * (digits != spec)}z{digits}} ± {self.error:{digits}}"
+        return f"{self.mean:{'+' * (digits != spec)}z{digits}}{self._error(digits)}"
+
+    def _error(self, spec: str) -> str:
+        return "" if math.isnan(self.error) else f" ± {self.error:{spec}}"
 
     @staticmethod
     def over(windows: Float64[np.ndarray, " windows"]) -> Figure:

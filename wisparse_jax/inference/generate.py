@@ -11,8 +11,9 @@ from jaxtyping import Int32
 
 from wisparse_jax.arguments import check_count
 from wisparse_jax.errors import WisparseError
-from wisparse_jax.inference.loop import decode, decode_implementation, prefill, tokens_together
+from wisparse_jax.inference.loop import decode, prefill, tokens_together
 from wisparse_jax.inference.sampling import GREEDY, NOT_FINITE, Sample
+from wisparse_jax.inference.steps import decode_implementation
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.control import Control
 from wisparse_jax.models.keys import seed_words

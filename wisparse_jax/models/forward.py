@@ -242,9 +242,18 @@ def head(params: Params, hidden: Float[Array, "*batch hidden"]) -> Float[Array, 
     """Logits of final hidden states, float32; a tied model multiplies with its embedding."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"].T
     weight = Weight.of(weight) if isinstance(weight, dict) else as_weight(weight)
-    if hidden.size == hidden.shape[-1] and weight.format.column_scales:
+    one_row = hidden.size == hidden.shape[-1]
+    if one_row and weight.format.column_scales:
         return lax.platform_dependent(hidden, weight, cuda=_one_row, default=dot).astype(jnp.float32)
+    if one_row and "lm_head" not in params and hidden.dtype == jnp.float32:
+        return lax.platform_dependent(hidden, weight, cpu=_row_of_a_tied_head, default=dot)
     return dot(hidden, weight).astype(jnp.float32)
+
+
+def _row_of_a_tied_head(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Array, "*ones vocab"]:
+    """`dot` with the embedding as it lies, which a CPU reads five times as fast as transposed."""
+    how = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    return jnp.matmul(weight.values.T, hidden.reshape(-1, 1), **how).reshape(*hidden.shape[:-1], -1)
 
 
 def _one_row(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Array, "*ones vocab"]:

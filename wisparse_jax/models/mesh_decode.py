@@ -66,12 +66,12 @@ def mesh_token_logits(
 
     rows = DATA if len(tokens) % mesh.shape[DATA] == 0 else None
     whole, row, kept = PartitionSpec(), PartitionSpec(rows), PartitionSpec(rows, None, MODEL)
-    thresholds = {group: PartitionSpec(None, MODEL if group in SUMMED else None) for group in INPUT_GROUPS}
+    split = {group: PartitionSpec(None, MODEL if group in SUMMED else None) for group in INPUT_GROUPS}
     vocab = MODEL if config.vocab_size % size == 0 else None
     logits, cache, shares = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(param_specs(config, params, size), row, row, kept, [thresholds] * config.num_blocks, whole, row),
+        in_specs=(param_specs(config, params, size), row, row, kept, [split] * config.num_blocks, whole, row),
         out_specs=(PartitionSpec(rows, vocab), kept, row),
         check_vma=False,
     )(params, tokens, start, cache, thresholds, slot, factors)
