@@ -330,8 +330,9 @@ NEUTRAL: dict[str, Any] = {
 
 
 def test_what_is_no_model_is_not_called_an_adapter(tmp_path: Path) -> None:
+    kind: dict[str, Any] = {"general.type": "mmproj"}
     with pytest.raises(ConfigError, match=r"general\.type = 'mmproj': expected a model$"):
-        hf_config(GgufFile(write(tmp_path / "m.gguf", **{"general.type": "mmproj"})))
+        hf_config(GgufFile(write(tmp_path / "m.gguf", **kind)))
 
 
 def test_tokens_that_llama_cpp_never_chooses_are_refused(tmp_path: Path) -> None:
