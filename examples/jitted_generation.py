@@ -16,8 +16,7 @@ from jax import lax
 
 import wisparse_jax as ws
 from wisparse_jax.inference import sample_windows
-from wisparse_jax.inference.steps import token_logits
-from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
+from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout, token_logits
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -17,9 +17,8 @@ from wisparse_jax.benchmark.dense_step import dense_logits, fused
 from wisparse_jax.benchmark.random_model import calibrated, random_cache, random_params, spread_shares, with_biases
 from wisparse_jax.benchmark.table import add_ratios, report
 from wisparse_jax.cli import main
-from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
-from wisparse_jax.models.forward import hidden_states, layout
+from wisparse_jax.models.forward import hidden_states, layout, token_logits
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import rules_of

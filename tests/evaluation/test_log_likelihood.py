@@ -10,8 +10,7 @@ import pytest
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.evaluation.log_likelihood import Request, score_continuations
 from wisparse_jax.evaluation.windows import DENSE_FIRST
-from wisparse_jax.inference.steps import token_logits
-from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.forward import empty_cache, token_logits
 from wisparse_jax.search import SearchSettings, calibrate
 from wisparse_jax.sparsity import apply
 from wisparse_jax.testing import count_compilations

@@ -13,10 +13,10 @@ import wisparse_jax as ws
 from kernels_pallas.implementation import mosaic_problem
 from wisparse_jax.commands.generate import Generate
 from wisparse_jax.inference import Sample, sample_windows
-from wisparse_jax.inference.steps import decode_implementation, token_logits
+from wisparse_jax.inference.steps import decode_implementation
 from wisparse_jax.models.config import LAYERS, read_config
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
-from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
+from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout, token_logits
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.parameters import param_shapes
 from wisparse_jax.models.rules import rules_of

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import wisparse_jax as ws
-from wisparse_jax.inference.steps import kernel_step, masked_step, token_logits
+from wisparse_jax.inference.steps import kernel_step, masked_step
 from wisparse_jax.models import weights
 from wisparse_jax.models.basis import Basis
 from wisparse_jax.models.checkpoint import convert
 from wisparse_jax.models.config import LAYERS
 from wisparse_jax.models.decode import group_thresholds
-from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.forward import empty_cache, token_logits
 from wisparse_jax.models.loading import load
 from wisparse_jax.models.mesh import make_mesh, param_shardings, place_on
 from wisparse_jax.models.mesh_decode import mesh_token_logits

@@ -7,10 +7,9 @@ import pytest
 
 from kernels_pallas.fused_block import FusedConfig
 from kernels_pallas.implementation import mosaic_problem
-from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits, zero_thresholds
-from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.forward import empty_cache, token_logits
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import rules_of
 from wisparse_jax.testing import tiny_config, tiny_model

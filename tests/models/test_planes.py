@@ -10,10 +10,9 @@ from kernels_pallas.formats import FORMATS
 from kernels_pallas.fused_block import FusedConfig
 from kernels_pallas.implementation import mosaic_problem
 from kernels_pallas.weight import Weight
-from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import INPUT_GROUPS, LAYERS
 from wisparse_jax.models.decode import fused_step_problem, group_thresholds, kernel_token_logits
-from wisparse_jax.models.forward import empty_cache
+from wisparse_jax.models.forward import empty_cache, token_logits
 from wisparse_jax.models.mesh import param_specs
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.parameters import flat

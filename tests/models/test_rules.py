@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import LAYERS
-from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout
+from wisparse_jax.models.forward import empty_cache, head, hidden_states, layout, token_logits
 from wisparse_jax.models.model import Model
 from wisparse_jax.models.rules import ChannelRule, merge_biases, rules_of, thresholds_of
 from wisparse_jax.testing import tiny_config, tiny_model

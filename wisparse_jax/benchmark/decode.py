@@ -29,19 +29,12 @@ from wisparse_jax.benchmark.realised import realised
 from wisparse_jax.benchmark.table import add_ratios
 from wisparse_jax.inference import GREEDY
 from wisparse_jax.inference.loop import LoopState, token_loop
-from wisparse_jax.inference.steps import (
-    ControlledLogits,
-    NextLogits,
-    decode_implementation,
-    kernel_step,
-    masked_step,
-    token_logits,
-)
+from wisparse_jax.inference.steps import ControlledLogits, NextLogits, decode_implementation, kernel_step, masked_step
 from wisparse_jax.models.config import LAYERS, LlamaConfig
 from wisparse_jax.models.control import Control
 from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.formats import block_format, is_rounded
-from wisparse_jax.models.forward import Cache, Params
+from wisparse_jax.models.forward import Cache, Params, token_logits
 from wisparse_jax.models.quantise import quantise_params
 from wisparse_jax.models.rules import Thresholds, rules_of
 from wisparse_jax.models.widen import widen

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.control import Control
-from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
+from wisparse_jax.models.forward import Cache, Params, token_logits
 from wisparse_jax.models.kl import kl_divergence, negative_log_likelihood
-from wisparse_jax.models.rules import Rules, layer_skips, mean_skipped, scaled_rules
+from wisparse_jax.models.rules import Rules, mean_skipped, scaled_rules
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -45,13 +45,12 @@ def held_scores(
     def step(carry: tuple[Cache, Control], at: Array) -> tuple[tuple[Cache, Control], tuple[Array, ...]]:
         cache, control = carry
         tokens, targets = (lax.dynamic_index_in_dim(ids, at + n, axis=1, keepdims=False) for n in (0, 1))
-        own, records = scaled_rules(rules, control.factors), []
-        where = layout(config, batch, 1, at, start)
-        hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, own, records)
-        logits, shares = head(params, hidden[:, 0]), layer_skips(own, records, params["blocks"])[:, 0]
+        shares: list[Array] = []
+        own = scaled_rules(rules, control.factors)
+        logits, cache = token_logits(config, params, tokens, at, start, cache, own, shares)
         dense = lax.dynamic_index_in_dim(dense_logits, at - first, axis=1, keepdims=False)
-        skipped = mean_skipped(config, shares)
-        out = negative_log_likelihood(logits, targets), kl_divergence(dense, logits), skipped, shares
+        skipped = mean_skipped(config, shares[0])
+        out = negative_log_likelihood(logits, targets), kl_divergence(dense, logits), skipped, shares[0]
         return (cache, control.after(skipped, running)), out
 
     _, (nll, kl, skipped, shares) = lax.scan(step, (cache, control), jnp.arange(first, length - 1))

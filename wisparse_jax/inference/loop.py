@@ -13,23 +13,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from wisparse_jax.inference.sampling import SamplingValues, also_seen, choose, penalised, seen_in
-from wisparse_jax.inference.steps import kernel_step, masked_step, token_logits
+from wisparse_jax.inference.steps import kernel_step, masked_step
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.control import Control
-from wisparse_jax.models.decode import (
-    group_thresholds,
-    kernel_token_logits,
-    zero_thresholds,
-)
+from wisparse_jax.models.decode import group_thresholds, kernel_token_logits, zero_thresholds
 from wisparse_jax.models.formats import block_format
-from wisparse_jax.models.forward import Cache, Params, empty_cache, head, hidden_states, layout
+from wisparse_jax.models.forward import Cache, Params, empty_cache, head, hidden_states, layout, token_logits
 from wisparse_jax.models.keys import row_keys
 from wisparse_jax.models.mesh_decode import mesh_token_logits
-from wisparse_jax.models.rules import (
-    Rules,
-    merge_biases,
-    thresholds_of,
-)
+from wisparse_jax.models.rules import Rules, merge_biases, thresholds_of
 
 
 class LoopState(NamedTuple):

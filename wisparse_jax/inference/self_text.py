@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Int, Int32, Key
 from wisparse_jax.bars import bar
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.inference.openers import NONE, Openers
-from wisparse_jax.inference.steps import token_logits
 from wisparse_jax.models.config import LlamaConfig
-from wisparse_jax.models.forward import Params, empty_cache
+from wisparse_jax.models.forward import Params, empty_cache, token_logits
 from wisparse_jax.models.keys import random_key
 from wisparse_jax.models.mesh import mesh_of, on_host, spread
 from wisparse_jax.models.model import Model

@@ -1,6 +1,6 @@
 """The step of one token: which implementation runs it, and its logits.
 
-It is `hidden_states` with a cache, dense or by rules, or for a sparse model the kernels' step, which takes the same
+It is `token_logits`, dense or by rules, or for a sparse model the kernels' step, which takes the same
 arguments and gives the same logits.
 """
 
@@ -20,10 +20,10 @@ from kernels_pallas.tuned import largest_batch
 from wisparse_jax.errors import WisparseError
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.decode import GroupThresholds, fused_step_problem, kernel_token_logits
-from wisparse_jax.models.forward import Cache, Params, head, hidden_states, layout
+from wisparse_jax.models.forward import Cache, Params, token_logits
 from wisparse_jax.models.mesh import data_size, mesh_of
 from wisparse_jax.models.mesh_decode import mesh_token_logits
-from wisparse_jax.models.rules import Rules, ScaledRules, layer_skips, mean_skipped, scaled_rules
+from wisparse_jax.models.rules import Rules, mean_skipped, scaled_rules
 
 # The newest tokens, their slot, where rows start and the cache in; logits and the cache with the tokens out.
 NextLogits = Callable[
@@ -91,36 +91,14 @@ def decode_implementation(
     return "triton" if rules is not None and batch <= largest_batch("triton") else "xla"
 
 
-def token_logits(
-    config: LlamaConfig,
-    params: Params,
-    tokens: Int[Array, " batch"],
-    slot: Int[Array, ""],
-    start: Int[Array, " batch"],
-    cache: Cache,
-    rules: Rules | ScaledRules | None,
-    skipped: list[Array] | None = None,
-) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """The logits after one more token a row, and the cache with it.
-
-    `skipped`, if given beside rules, receives the share of channels that each row skipped, weighted by parameter count.
-    """
-    where = layout(config, len(tokens), 1, slot, start)
-    records: list[dict[str, Any]] | None = None if skipped is None else []
-    hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules, records)
-    if skipped is not None and records is not None and rules is not None:
-        skipped.append(mean_skipped(config, layer_skips(rules, records, params["blocks"])[:, 0]))
-    return head(params, hidden[:, 0]), cache
-
-
 def masked_step(config: LlamaConfig, params: Params, rules: Rules) -> ControlledLogits:
     """The step of `token_loop` by masked-dense products."""
 
     def step(tokens: Array, slot: Array, start: Array, cache: Cache, factors: Array) -> tuple[Array, Cache, Array]:
-        skipped: list[Array] = []
+        shares: list[Array] = []
         own = scaled_rules(rules, factors)
-        logits, cache = token_logits(config, params, tokens, slot, start, cache, own, skipped)
-        return logits, cache, skipped[0]
+        logits, cache = token_logits(config, params, tokens, slot, start, cache, own, shares)
+        return logits, cache, mean_skipped(config, shares[0])
 
     return step
 

@@ -21,7 +21,7 @@ from kernels_pallas.sparse_linear.reference import dot
 from kernels_pallas.weight import Weight, as_weight
 from wisparse_jax.models.config import LlamaConfig
 from wisparse_jax.models.parameters import Params as Params
-from wisparse_jax.models.rules import LayerRules, Rules, ScaledRules
+from wisparse_jax.models.rules import LayerRules, Rules, ScaledRules, layer_skips
 
 
 class BlockCache(NamedTuple):
@@ -261,6 +261,28 @@ def _one_row(hidden: Float[Array, "*ones hidden"], weight: Weight) -> Float[Arra
     whole = jnp.sum(hidden.reshape(-1, 1).astype(jnp.float32) * weight.values.astype(jnp.float32), axis=0)
     scaled = whole if weight.scales is None else whole * weight.scales
     return scaled.astype(hidden.dtype).reshape(*hidden.shape[:-1], -1)
+
+
+def token_logits(
+    config: LlamaConfig,
+    params: Params,
+    tokens: Int[Array, " batch"],
+    slot: Int[Array, ""],
+    start: Int[Array, " batch"],
+    cache: Cache,
+    rules: Rules | ScaledRules | None,
+    shares: list[Array] | None = None,
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """The logits after one more token a row, and the cache with it.
+
+    `shares`, if given beside rules, receives the share that each layer skipped for each row, `[batch, blocks, 7]`.
+    """
+    where = layout(config, len(tokens), 1, slot, start)
+    records: list[dict[str, Any]] | None = None if shares is None else []
+    hidden, cache = hidden_states(config, params, tokens[:, None], where, cache, rules, records)
+    if shares is not None and records is not None and rules is not None:
+        shares.append(layer_skips(rules, records, params["blocks"])[:, 0])
+    return head(params, hidden[:, 0]), cache
 
 
 @functools.partial(jax.jit, static_argnums=0)
