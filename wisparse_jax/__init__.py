@@ -74,6 +74,7 @@ _NOW = {
     "load_sparse": "load(..., plan=...)",
     "apply_plans": "apply(model, plans)",
     "convert_with_plan": "convert(..., plan=...)",
+    "calibrate_to_divergence": "calibrate_to_kl",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Names that `Model`, `load`, `apply` and `convert` took the place of; the next version is without them."""
+"""Names that others took the place of; the next version is without them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from wisparse_jax.errors import PlanError
 from wisparse_jax.models.model import Model
+from wisparse_jax.search import calibrate_to_kl as calibrate_to_divergence  # noqa: F401
 from wisparse_jax.sparsity import SparsityPlan, apply, convert, load, own_plan
 
 

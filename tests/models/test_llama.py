@@ -177,6 +177,7 @@ def test_the_former_names_warn_and_do_the_same(folder: Path, tmp_path: Path) -> 
         assert len(caught) == 1 and name not in ws.__all__
         return found
 
+    assert former("calibrate_to_divergence") is ws.calibrate_to_kl
     former("convert_with_plan")(folder, tmp_path / "out", plan, dtype="float32")
     made = {
         "Llama": former("Llama").from_params(model.config, model.params).with_rules(sparse.rules),
