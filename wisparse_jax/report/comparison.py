@@ -134,7 +134,7 @@ def _figures(result: Evaluation, name: str, target: float, plan: SparsityPlan | 
     if name == teal or name in result.rivals:
         gap, at = result.paired(name, teal), result.matched.get(name, score)
         row |= {"kl_at_teal": at.kl.mean, "minus_teal": gap.mean, "minus_teal_error": gap.error}
-        row["teal_ratio"] = at.kl.mean / result.sparse[teal].kl.mean
+        row["teal_ratio"] = 1.0 if name == teal else result.ratio(name)
     if plan is None:
         return row
     row |= {
